@@ -1,0 +1,71 @@
+# Every command of Firn. `make` alone lists them in the order of the flow.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+SHELL := /bin/sh
+
+# PYTHON=... uses an environment of your own (torch 2.9 or newer); without it a .venv is made from pyproject.toml.
+ifdef PYTHON
+RUN := $(PYTHON)
+else
+RUN := .venv/bin/python
+SET_UP := .venv/.ready
+SET_UP_CHECKS := .venv/.ready-to-check
+endif
+BASE_PYTHON ?= python3
+
+# Variables become flags of the same name: DATASET=colon is --dataset 'colon'. Defaults live in the command itself.
+flag = $(if $($(1)),--$(2) '$($(1))')
+COMMON = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,SEED,seed)
+RECIPE = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,WEIGHTS,weights)
+EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict)
+TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
+COMPARE = $(COMMON) $(call flag,LABELS,labels)
+
+.PHONY: help setup demo extract train-heads compare test check format clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
+
+setup: $(SET_UP) ## make .venv from pyproject.toml (the other targets do it themselves)
+
+demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights needed
+	$(RUN) -m pipeline extract --dataset phantom --backbone squeezenet1_1 --maps 1
+	$(RUN) -m pipeline train-heads --dataset phantom --backbone squeezenet1_1
+	$(RUN) -m pipeline compare --dataset phantom
+
+extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE WEIGHTS
+	$(RUN) -m pipeline extract $(EXTRACT)
+
+train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL LABELS SEED
+	$(RUN) -m pipeline train-heads $(TRAIN)
+
+compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS
+	$(RUN) -m pipeline compare $(COMPARE)
+
+test: $(SET_UP_CHECKS) ## run the tests (set up if need be)
+	$(RUN) -m pytest $(TESTS)
+
+check: $(SET_UP_CHECKS) ## format, lint and types, changing nothing
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+format: $(SET_UP_CHECKS) ## rewrite the code in the project's format
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean: ## remove artifacts/ (never data/)
+	rm -rf artifacts
+
+.venv/.ready: pyproject.toml
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Firn needs Python 3.11 or newer, and $(BASE_PYTHON) is older or missing; run: make $(MAKECMDGOALS) BASE_PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up .venv (torch is large: a few minutes, once)" >&2
+	$(BASE_PYTHON) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.ready-to-check: .venv/.ready
+	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,44 @@
+"""What can go wrong through no fault of the program: what was expected, what came and what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["BadDataset", "BadDownload", "BadPicture", "BadWeights", "CacheError", "FirnError", "UnknownName", "unknown"]
+
+
+class FirnError(Exception):
+    """A mistake in the input or the surroundings; the command line prints it in one line and exits with 2."""
+
+
+class UnknownName(FirnError):
+    """A name that is not a row of the table it was looked up in."""
+
+
+class BadDataset(FirnError):
+    """A data set that is missing, empty or not laid out in any known way."""
+
+
+class BadDownload(FirnError):
+    """A download that did not arrive whole."""
+
+
+class BadPicture(FirnError):
+    """A file that cannot be decoded into pixels."""
+
+
+class BadWeights(FirnError):
+    """A weights file that is missing, unsafe to load or does not fit the backbone."""
+
+
+class CacheError(FirnError):
+    """Features that are missing, partial, stale or damaged; the message names the command that mends it."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
+    """Say that `name` is no `kind`, list the `known` ones and guess what was meant."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return UnknownName(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")

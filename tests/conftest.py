@@ -1,0 +1,46 @@
+"""Tiny real things for all tests: drawn pictures on the disk, artifacts in a folder of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_pictures = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no ../shared/data: real pictures missing")
+needs_weights = pytest.mark.skipif(
+    not (SHARED / "weights").is_dir(), reason="no ../shared/weights: real weights missing"
+)
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every test artifacts and data folders of its own and no weights but the bundled ones."""
+    monkeypatch.setenv("FIRN_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("FIRN_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("FIRN_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def draw(folder: Path, *, per_class: int = 12, test: int = 4, seed: int = 0, size: int = 48) -> Path:
+    """Draw `per_class` pictures of two classes (bright disc or not) into train/ and test/ class folders."""
+    rng = np.random.default_rng(seed)
+    yy, xx = np.mgrid[:size, :size]
+    for split, count in (("train", per_class), ("test", test)):
+        for name, bright in (("normal", 0), ("spot", 60)):
+            target = folder / split / name
+            target.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                noise = rng.integers(40, 120, (size, size))
+                at = rng.integers(size // 4, 3 * size // 4, 2)
+                disc = (yy - at[0]) ** 2 + (xx - at[1]) ** 2 < (size // 6) ** 2
+                Image.fromarray((noise + bright * disc).astype(np.uint8)).save(target / f"{split}{i:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def spots(tmp_path: Path) -> Path:
+    """Return a folder of 32 drawn pictures: 12 + 4 of each of two classes."""
+    return draw(tmp_path / "spots")

@@ -1,0 +1,72 @@
+"""The road is one way: pipeline -> models -> features, and the fast verbs import no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "features": {"features"},
+    "models": {"features", "models"},
+    "pipeline": {"features", "models", "pipeline"},
+}
+MODULES = [p for package in MAY_IMPORT for p in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Return the top-level names that a module imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_flow_one_way(path: Path) -> None:
+    """No stage imports a later one."""
+    package = path.relative_to(ROOT).parts[0]
+    assert imported(path) & set(MAY_IMPORT) <= MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
+    """A module has a docstring, at most 300 lines, and its public functions have docstrings too."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or node.name == "render" or _nested(tree, node), node.name
+
+
+def _nested(tree: ast.Module, wanted: ast.AST) -> bool:
+    """Tell whether a function is defined inside another one."""
+    inside = (n for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f)
+    return any(node is wanted for node in inside)
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["pipeline.__main__", "features.datasets", "features.cache", "features.views", "models.heads", "models.metrics"],
+)
+def test_no_torch_where_none_is_needed(module: str) -> None:
+    """These import without torch, so that a no-op answers in under a second."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_packages_come_from_this_repository() -> None:
+    """A distribution called `features` or `models` in site-packages does not win."""
+    code = "import features, models, pipeline; print(features.__file__, models.__file__, pipeline.__file__)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert all(Path(p).is_relative_to(ROOT) for p in shown.stdout.split())
