@@ -1,0 +1,57 @@
+"""The table of pictures that every source of data is reduced to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["SPLITS", "Dataset", "Source", "Stamps"]
+
+SPLITS = ("train", "val", "test")
+
+
+class Stamps(NamedTuple):
+    """What the file system says of each picture without reading it; equal stamps mean equal bytes."""
+
+    size: NDArray[np.int64]  # (n,) bytes
+    mtime: NDArray[np.int64]  # (n,) ns
+    ctime: NDArray[np.int64]  # (n,) ns
+
+
+class Source(Protocol):
+    """Where the bytes of the pictures come from."""
+
+    @property
+    def where(self) -> str:
+        """Return the folder or file that a person would look into."""
+
+    def read(self, picture: str) -> bytes:
+        """Return the encoded bytes of one picture (JPEG, PNG, ..., or `.npy` for a row of an array)."""
+
+    def stamps(self, pictures: list[str]) -> Stamps:
+        """Return size and times of each picture, for noticing change without reading."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures with label, split and group; row i of every column is picture `ids[i]`, and ids are sorted."""
+
+    name: str  # the folder under artifacts/, made of [a-z0-9._-]
+    classes: tuple[str, ...]  # label k is classes[k]
+    ids: list[str]  # (n,) path relative to the root, '/' as separator; unique and sorted
+    labels: NDArray[np.int64]  # (n,)
+    splits: NDArray[np.str_]  # (n,) one of SPLITS
+    groups: NDArray[np.str_]  # (n,) patient, slide or source patch; the id itself where nothing is known
+    source: Source
+    grouped_by: str = ""  # what a group is ("patient"); empty where none is known
+    split_by: str = "publisher"  # "publisher", or how Firn made the split
+    label_views: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # view -> class -> merged class
+    note: str = ""  # licence, citation, "synthetic"
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.ids)

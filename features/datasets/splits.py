@@ -1,0 +1,100 @@
+"""Which pictures are kept back for the test, so that no patient is on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.datasets.dataset import Dataset
+from features.errors import BadDataset
+
+__all__ = ["SPLIT_NAMES", "TEST_SHARE", "settle_splits", "split_by_group", "straddling"]
+
+TEST_SHARE = 0.2
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
+    """Return the data set with every picture in train, val or test, and `split_by` saying who decided.
+
+    A split that came with the pictures is kept, groups on both sides included; `split_by` then says how many, and
+    `straddling` which. Where val but no test came, val is the test: its pictures are the only ones meant to score on.
+    Where nothing is held out (no split, or train alone), a fifth of each class is drawn as test, by group.
+    Raises BadDataset where train lacks a class or a class has too few groups to draw from.
+    """
+    given = set(np.unique(dataset.splits).tolist())
+    if given <= {"", "train"}:
+        return _drawn(dataset, seed)
+    splits, split_by = dataset.splits, "publisher"
+    if "test" not in given:
+        splits, split_by = np.where(splits == "val", "test", splits), "publisher, whose val is taken as test"
+    both = len(straddling(dataset.groups, splits)) if dataset.grouped_by else 0
+    if both:
+        split_by += f"; groups ({dataset.grouped_by}) in more than one split: {both}"
+    _require_classes(dataset, dataset.labels[splits == "train"], "has no picture in train")
+    return replace(dataset, splits=splits, split_by=split_by)
+
+
+def _drawn(dataset: Dataset, seed: int) -> Dataset:
+    # ids are unique and sorted: where they are the groups, their rank serves as well and is a hundred times faster
+    groups = dataset.groups if dataset.grouped_by else np.arange(len(dataset))
+    test = split_by_group(dataset.labels, groups, test=TEST_SHARE, seed=seed)
+    unit = dataset.grouped_by or "picture"
+    for side in (test, ~test):
+        _require_classes(dataset, dataset.labels[side], f"lands on one side of a test split drawn by {unit}")
+    split_by = f"Firn, {TEST_SHARE:.0%} of each class drawn as test by {unit}, seed {seed}"
+    return replace(dataset, splits=np.where(test, "test", "train"), split_by=split_by)
+
+
+def _require_classes(dataset: Dataset, labels: NDArray[np.int64], fault: str) -> None:
+    for label, name in enumerate(dataset.classes):
+        if not (labels == label).any():
+            raise BadDataset(f"{dataset.source.where}: class {name!r} {fault}; add some or leave the class out")
+
+
+def split_by_group(
+    labels: NDArray[np.int64], groups: NDArray[Any], *, test: float = TEST_SHARE, seed: int = 0
+) -> NDArray[np.bool_]:
+    """Draw whole groups for the test until it has about the share `test` of each class; return (n,) True for test.
+
+    Each group counts for its rarest class. Within a class groups come in random order, those larger than the whole
+    share last, and are taken while at least half of one fits; the first is taken always where there are two.
+    The draw depends on `seed` and the names of the groups, not on the order of the rows.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    _, label, frequency = np.unique(labels, return_inverse=True, return_counts=True)
+    rarity = np.argsort(np.argsort(frequency, kind="stable"), kind="stable")
+    stratum = np.full(len(names), len(frequency))
+    np.minimum.at(stratum, group, rarity[label])
+    size = np.bincount(group)
+    share = test * np.bincount(stratum, weights=size)[stratum]
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = np.lexsort((shuffled, np.where(size > share, size, 0), stratum))
+    _, first, count = np.unique(stratum[order], return_index=True, return_counts=True)
+    drawn = np.cumsum(size[order]) - size[order]
+    before = drawn - np.repeat(drawn[first], count)
+    taken = before + size[order] / 2 <= share[order]
+    taken[first[count > 1]] = True
+    chosen = np.zeros(len(names), bool)
+    chosen[order] = taken
+    return chosen[group]
+
+
+def straddling(groups: NDArray[np.str_], splits: NDArray[np.str_]) -> list[str]:
+    """Return the names of the groups that lie in more than one split, sorted."""
+    names, group = np.unique(groups, return_inverse=True)
+    _, split = np.unique(splits, return_inverse=True)
+    present = np.zeros((len(names), int(split.max(initial=0)) + 1), bool)
+    present[group, split] = True
+    return [str(name) for name in names[present.sum(axis=1) > 1]]
