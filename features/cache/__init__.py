@@ -1,0 +1,14 @@
+"""The HDF5 store: one entry per data set, backbone and recipe; immutable shards and one master over them.
+
+key      what changes the numbers, and the words for how two keys differ
+digests  the digest of every picture's bytes, remembered by size and times
+shards   immutable files of rows, named by their own content, with a checksum per block of rows
+master   `features.h5`: which picture is which row, and virtual datasets over the shards
+entry    the folder: its state in words, reading, refreshing
+"""
+
+from features.cache.digests import Digests
+from features.cache.entry import Entry, State, entries, open_entry
+from features.cache.key import Key
+
+__all__ = ["Digests", "Entry", "Key", "State", "entries", "open_entry"]

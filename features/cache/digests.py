@@ -1,0 +1,69 @@
+"""The digest of every picture's bytes, remembered by size and times so that a no-op reads no picture.
+
+The idea is git's index: a file whose size, mtime and ctime are as they were has the bytes it had. The file is a
+memo; when it is missing or damaged the pictures are read again.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from features.datasets.dataset import Stamps
+from features.files import write_whole
+
+__all__ = ["UNKNOWN", "Digests"]
+
+UNKNOWN = b""  # the digest of a picture that has to be read first
+RACY_NS = 2_000_000_000  # a file touched this short a time before it was read may change within one tick
+
+
+class Digests(NamedTuple):
+    """sha256 of each picture, in the order of `ids`; UNKNOWN where the picture has to be read."""
+
+    ids: NDArray[np.bytes_]  # (n,) utf-8, sorted
+    sha256: NDArray[np.bytes_]  # (n,) S64 hex, or UNKNOWN
+    stamps: NDArray[np.int64]  # (n, 3) size, mtime, ctime
+
+    @classmethod
+    def of(cls, ids: list[str], stamps: Stamps, memo: Digests | None = None) -> Digests:
+        """Return the digests of the sorted `ids`, taken from `memo` where the stamps are the same."""
+        names = np.char.encode(np.asarray(ids, dtype=np.str_), "utf-8") if ids else np.empty(0, "S1")
+        now = np.stack([stamps.size, stamps.mtime, stamps.ctime], axis=1).astype(np.int64)
+        sha256 = np.full(len(ids), UNKNOWN, dtype="S64")
+        if memo is not None and len(memo.ids) and len(names):
+            at = np.searchsorted(memo.ids, names).clip(max=len(memo.ids) - 1)
+            same = (memo.ids[at] == names) & (memo.stamps[at] == now).all(axis=1)
+            sha256[same] = memo.sha256[at[same]]
+        return cls(names, sha256, now)
+
+    def known(self) -> NDArray[np.bool_]:
+        """Return which pictures have a digest, (n,)."""
+        return np.asarray(self.sha256 != UNKNOWN)
+
+    def save(self, path: Path, *, clock: int) -> None:
+        """Write the memo; digests of files changed within two seconds before `clock` (ns) are not trusted."""
+        trusted = self.known() & (self.stamps[:, 1:].max(axis=1, initial=0) < clock - RACY_NS)
+        image = io.BytesIO()
+        with h5py.File(image, "w", libver=("v110", "v110")) as file:
+            file["ids"], file["sha256"], file["stamps"] = self.ids[trusted], self.sha256[trusted], self.stamps[trusted]
+        data = image.getbuffer()
+        write_whole(path, [xxhash.xxh3_128_digest(data), data])
+
+    @classmethod
+    def load(cls, path: Path) -> Digests | None:
+        """Return the memo, or None where it is missing or damaged."""
+        try:
+            data = path.read_bytes()
+            if xxhash.xxh3_128_digest(memoryview(data)[16:]) != data[:16]:
+                return None
+            with h5py.File(io.BytesIO(data[16:]), "r") as file:
+                return cls(file["ids"][...], file["sha256"][...], file["stamps"][...])
+        except (OSError, KeyError, ValueError):
+            return None

@@ -1,0 +1,204 @@
+"""One entry of the cache: the folder of a key, its state in words, and how its master is brought up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.cache.digests import Digests
+from features.cache.key import Key
+from features.cache.master import Manifest, Rows, read_master, write_master
+from features.cache.shards import Shard, write_shard
+from features.datasets.dataset import Dataset
+from features.errors import CacheError
+from features.files import artifacts_root, remove_leftovers, slug
+
+__all__ = ["Entry", "State", "cache_root", "entries", "open_entry"]
+
+
+class State(NamedTuple):
+    """What an entry is to a data set, and why."""
+
+    word: Literal["missing", "partial", "stale", "ready"]
+    why: str
+
+
+def cache_root(dataset: str) -> Path:
+    """Return the folder of all entries of a data set."""
+    return artifacts_root() / "cache" / slug(dataset)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder with `features.h5` and `shards/`; making one touches no file."""
+
+    folder: Path
+    key: Key
+
+    @property
+    def master(self) -> Path:
+        """Return the path of the master."""
+        return self.folder / "features.h5"
+
+    @property
+    def shards(self) -> Path:
+        """Return the folder of the shards."""
+        return self.folder / "shards"
+
+    def manifest(self) -> Manifest | None:
+        """Return what the master says, or None where there is no master. CacheError where it is damaged."""
+        try:
+            key, manifest = read_master(self.master)
+        except FileNotFoundError:
+            return None
+        if key != self.key:
+            differences = "; ".join(self.key.differences(key)) or "another schema"
+            raise CacheError(f"{self.master} belongs to another key ({differences}); run: make cache-repair")
+        return manifest
+
+    def files(self, part: str) -> list[str]:
+        """Return the shard files of one part, sorted; hidden temporary files are nobody's business here."""
+        prefix = f"{slug(part)}-"
+        names = os.listdir(self.shards) if self.shards.is_dir() else []
+        return sorted(n for n in names if n.startswith(prefix) and n.endswith(".h5") and len(n) == len(prefix) + 35)
+
+    def scan(self, part: str) -> tuple[NDArray[np.bytes_], Rows]:
+        """Return every picture that has a committed row: sha256 (m,) sorted and unique, and where its row lies."""
+        names = self.files(part)
+        digests = [np.array(self.digests_in(name), dtype="S64") for name in names]
+        sizes = [len(d) for d in digests]
+        shard_of = np.repeat(np.arange(len(names), dtype=np.int32), sizes)
+        row_of = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes] or [np.empty(0, np.int32)])
+        sha256, first = np.unique(np.concatenate(digests or [np.empty(0, "S64")]), return_index=True)
+        return sha256, Rows(names, shard_of[first], row_of[first])
+
+    def digests_in(self, shard: str) -> list[bytes]:
+        """Return whose rows a shard holds, in the order of its rows. CacheError where it is damaged."""
+        with Shard(self.shards / shard) as opened:
+            digests: list[bytes] = opened.sha256.tolist()
+        return digests
+
+    def commit(self, part: str, sha256: NDArray[np.bytes_], arrays: Mapping[str, NDArray[np.generic]]) -> Path:
+        """Write one shard; from its return on its rows survive a power cut."""
+        return write_shard(self.shards, part, self.key.to_json(), sha256, arrays)
+
+    def clean(self) -> list[Path]:
+        """Remove what dead writers left behind; for writers only."""
+        self.shards.mkdir(parents=True, exist_ok=True)
+        return remove_leftovers(self.folder) + remove_leftovers(self.shards)
+
+    def state(self, dataset: Dataset, digests: Digests, parts: Iterable[str]) -> State:
+        """Compare the master with a data set: ready, or what is missing, and why. Reads no picture and no shard."""
+        manifest = self.manifest()
+        if manifest is None:
+            return State("partial", "interrupted before the master was written") if self.files("pooled") else MISSING
+        lacking = [part for part in parts if part not in manifest.parts]
+        if lacking:
+            return State("partial", f"no {', '.join(lacking)} yet")
+        wanted = digests.known() & ~np.isin(digests.sha256, _left_out(manifest))
+        new = len(dataset) - int(wanted.sum()) - int((digests.known() & ~wanted).sum())
+        new += int((~np.isin(digests.sha256[wanted], manifest.sha256)).sum())
+        if new:
+            return State("partial", f"{new:,} of {len(dataset):,} pictures are new, changed or not done yet")
+        if missing := self._lost(manifest):
+            return State("partial", f"{len(missing)} shards are gone, {missing[0]} first")
+        if not _same_manifest(manifest, dataset, digests, wanted):
+            return State("stale", "names, labels, splits or groups changed; the features are all there")
+        return State("ready", f"{len(manifest.ids):,} pictures")
+
+    def _lost(self, manifest: Manifest) -> list[str]:
+        """Return the shards that the master needs and the folder lacks."""
+        lost: list[str] = []
+        for part, rows in manifest.parts.items():
+            used = {rows.shards[i] for i in np.unique(rows.shard).tolist()}
+            lost += sorted(used.difference(self.files(part)))
+        return lost
+
+    def refresh(
+        self, dataset: Dataset, digests: Digests, left_out: Mapping[str, str], versions: Mapping[str, str]
+    ) -> Manifest:
+        """Write the master anew from the shards on the disk and what the data set says now; features stay untouched."""
+        pooled, where = self.scan("pooled")
+        have = digests.known() & np.isin(digests.sha256, pooled)
+        sha256 = digests.sha256[have]
+        parts = {"pooled": where.take(np.searchsorted(pooled, sha256))}
+        for part in self._map_parts():
+            done, rows = self.scan(part)
+            if np.isin(sha256, done).all():
+                parts[part] = rows.take(np.searchsorted(done, sha256))
+        kept = {s: reason for s, reason in left_out.items() if s.encode() in set(digests.sha256.tolist())}
+        about = {**_about(dataset), "wanted": len(dataset), "versions": dict(versions)}
+        manifest = Manifest(
+            digests.ids[have], sha256, dataset.labels[have], *_text_columns(dataset, have), parts, kept, about
+        )
+        write_master(self.master, self.key, manifest)
+        return manifest.order()
+
+    def _map_parts(self) -> list[str]:
+        """Return the parts besides `pooled` of which there are shards."""
+        return [part for part in (f"maps/{block}" for block in self.key.blocks) if self.files(part)]
+
+
+MISSING = State("missing", "nothing extracted yet")
+
+
+def _left_out(manifest: Manifest) -> NDArray[np.bytes_]:
+    return np.array([s.encode() for s in manifest.left_out], dtype="S64")
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    """Return what stage two needs to know of the data set when the pictures are not at hand."""
+    return {
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "label_views": {view: dict(merged) for view, merged in dataset.label_views.items()},
+        "grouped_by": dataset.grouped_by,
+        "split_by": dataset.split_by,
+        "note": dataset.note,
+    }
+
+
+def _text_columns(dataset: Dataset, have: NDArray[np.bool_]) -> tuple[NDArray[np.bytes_], NDArray[np.bytes_]]:
+    """Return splits and groups as UTF-8 bytes."""
+    columns = (np.char.encode(c[have], "utf-8") if have.any() else np.empty(0, "S1") for c in _texts(dataset))
+    splits, groups = columns
+    return splits, groups
+
+
+def _texts(dataset: Dataset) -> Sequence[NDArray[np.str_]]:
+    return (dataset.splits, dataset.groups)
+
+
+def _same_manifest(manifest: Manifest, dataset: Dataset, digests: Digests, wanted: NDArray[np.bool_]) -> bool:
+    """Tell whether names, contents, labels, splits and groups are those in the master."""
+    about = {k: v for k, v in manifest.about.items() if k not in ("wanted", "versions")}
+    if len(manifest.ids) != int(wanted.sum()) or about != json.loads(json.dumps(_about(dataset))):
+        return False
+    order = np.argsort(manifest.ids, kind="stable")
+    pairs = zip(
+        (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups),
+        (digests.ids[wanted], digests.sha256[wanted], dataset.labels[wanted], *_text_columns(dataset, wanted)),
+        strict=True,
+    )
+    return all(np.array_equal(old[order], new) for old, new in pairs)
+
+
+def open_entry(dataset: str, key: Key) -> Entry:
+    """Return the entry of a data set for a key; touches no file."""
+    return Entry(cache_root(dataset) / key.folder(), key)
+
+
+def entries(dataset: str) -> list[Entry]:
+    """Return every entry of a data set that has a master, newest last; damaged masters are named by their readers."""
+    found = []
+    for master in sorted(cache_root(dataset).glob("*/features.h5"), key=lambda p: (p.stat().st_mtime_ns, p)):
+        key, _ = read_master(master)
+        found.append(Entry(master.parent, key))
+    return found
