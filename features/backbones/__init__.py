@@ -1,0 +1,12 @@
+"""Frozen torchvision CNNs: the table BACKBONES, their blocks (taps), weights and preprocessing.
+
+table    the hand-checked rows; every other torchvision CNN classifier goes through the same mechanism
+weights  where a state dict comes from, how it is read safely, its digest
+taps     the network cut after the last tap: pictures -> {block: feature map}
+recipe   all of the above in plain values that need no torch, remembered between runs
+"""
+
+from features.backbones.recipe import Recipe, load_recipe
+from features.backbones.table import BACKBONES, Row
+
+__all__ = ["BACKBONES", "Recipe", "Row", "load_recipe"]

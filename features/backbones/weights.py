@@ -1,0 +1,135 @@
+"""Where a backbone's weights come from, how they are read without running anybody's code, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.errors import BadWeights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["BUNDLED", "digest", "find", "read_state", "select"]
+
+BUNDLED = Path(__file__).parent / "bundled"
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def find(name: str, file: str, given: str | Path | None = None) -> Path | None:
+    """Return the weights file of a backbone, or None where it has to be downloaded.
+
+    In this order: the `given` file, `$FIRN_WEIGHTS/<name>.safetensors|.pth|.pt`, the bundled ones, torchvision's own
+    download under the name `file`. Raises BadWeights where the given file or folder is not there.
+    """
+    if given is not None:
+        if not Path(given).is_file():
+            raise BadWeights(f"no weights file {given}; give an existing .pth or .safetensors as WEIGHTS=")
+        return Path(given)
+    folders = [BUNDLED]
+    if chosen := os.environ.get("FIRN_WEIGHTS"):
+        if not Path(chosen).is_dir():
+            raise BadWeights(f"FIRN_WEIGHTS={chosen} is no folder; unset it or point it at <backbone>.pth files")
+        folders.insert(0, Path(chosen))
+    candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
+    return next((path for path in [*candidates, _downloads() / file] if path.is_file()), None)
+
+
+def _downloads() -> Path:
+    """Return the folder of torch.hub's downloads, without importing torch."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
+
+
+def download(name: str, url: str) -> Path:
+    """Download torchvision's weights with torch.hub, which checks the hash in the file's name."""
+    import torch
+
+    target = _downloads() / url.rsplit("/", 1)[-1]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=target.stem.rsplit("-", 1)[-1], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise BadWeights(
+            f"no weights for {name}, and torchvision's download failed ({error}); put the file at {target} "
+            f"or as {name}.pth into the folder FIRN_WEIGHTS, or use BACKBONE=squeezenet1_1, which is bundled"
+        ) from None
+    return target
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a `.safetensors` or a `torch.save` file, bare or under a `model` or `state_dict` key.
+
+    Only tensors are read (`weights_only=True`): a pickle that would run code is refused with BadWeights.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise BadWeights(
+            f"{path} holds more than tensors and would have to run code to load; "
+            "save it anew with torch.save(model.state_dict(), path)"
+        ) from None
+    except Exception as error:  # torch, zipfile and safetensors raise many kinds for a broken file
+        raise BadWeights(f"cannot read weights from {path}: {type(error).__name__}: {_first_line(error)}") from None
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, torch.Tensor) for v in content.values())
+    ):
+        raise BadWeights(f"{path} is no state dict: expected names -> tensors, bare or under 'model' or 'state_dict'")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
+
+
+def select(
+    state: Mapping[str, Tensor], used: Mapping[str, Tensor], known: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Return float32 tensors for the part of the network in use.
+
+    `used` are the tensors of the network up to its last tap, `known` those of the whole network: a classifier that is
+    missing or has another number of classes is no fault. Raises BadWeights naming what is missing, unexpected or of
+    another shape.
+    """
+    counters = {name for name in used if name.endswith("num_batches_tracked")}  # not used in eval mode, often left out
+    missing = sorted(set(used) - set(state) - counters)
+    unexpected = sorted(set(state) - set(known))
+    misshapen = [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in used.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if faults:
+        raise BadWeights(f"{path} does not fit the backbone: {'; '.join(faults)} tensors")
+    return {name: state[name].float() for name in used if name in state and name not in counters}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names, shapes and float32 values, so the same numbers in another file are the same."""
+    hasher = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].float().contiguous().numpy()
+        hasher.update(f"{name}{values.shape}".encode())
+        hasher.update(values.data)
+    return hasher.hexdigest()

@@ -1,0 +1,200 @@
+"""Every row of BACKBONES: the same features as torchvision's own extractor, frozen, keyed by its weights."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import SHARED, needs_weights
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from features.backbones import BACKBONES, load_recipe
+from features.backbones.taps import cut, load_backbone, network, row
+from features.errors import BadWeights, UnknownName
+from features.extraction.forward import Forward, to_arrays
+
+REAL = ("alexnet", "mobilenet_v2", "resnet18", "resnet50", "squeezenet1_1")
+
+
+SIDE = 128  # the networks are convolutional, so equality needs no full-size picture
+
+
+def random_network(name: str) -> nn.Module:
+    """Return a backbone's whole network with random weights and random batch-norm statistics."""
+    torch.manual_seed(0)
+    model = network(row(name), "meta").to_empty(device="cpu")
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            scale = (6 / max(1, tensor[0].numel())) ** 0.5 if tensor.ndim > 1 else 0.1
+            tensor.uniform_(0.5, 1.5) if key.endswith("running_var") else tensor.uniform_(-scale, scale)
+    return model
+
+
+def random_weights(name: str, folder: Path) -> nn.Module:
+    """Write random weights for the part of a backbone in use, and return the whole network."""
+    model = random_network(name)
+    torch.save(cut(model, row(name).blocks).state_dict(), folder / f"{name}.pth")
+    return model
+
+
+def expected(model: nn.Module, name: str, pixels: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return what torchvision's create_feature_extractor gives on the same pictures, pooled."""
+    recipe = load_recipe(name)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
+    extractor = create_feature_extractor(
+        model.eval(), {node: block for block, node in row(name).blocks.items()}, suppress_diff_warning=True
+    )
+    with torch.inference_mode():
+        maps = extractor((torch.from_numpy(pixels).float() / 255).expand(-1, 3, -1, -1).sub(mean).div(std))
+    out = {f"maps/{block}": m for block, m in maps.items()}
+    out |= {f"pooled/{block}/avg": m.mean((2, 3)) for block, m in maps.items()}
+    return out | {f"pooled/{block}/max": m.amax((2, 3)) for block, m in maps.items()}
+
+
+def assert_same_features(model: nn.Module, name: str, channels: int) -> None:
+    """Compare the float32 forward stage with torchvision's extractor: 1e-5 relative to each block's size."""
+    recipe = load_recipe(name)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, channels, SIDE, SIDE), dtype=np.uint8)
+    last = list(recipe.blocks)[-1]
+    forward = Forward(recipe, maps=[last], stored="float32", batch_size=2)
+    got = to_arrays(forward(pixels))
+    wanted = expected(model, name, pixels)
+    assert set(got) == {n for n in wanted if n.startswith("pooled/")} | {f"maps/{last}"}
+    for block, shape in recipe.blocks.items():
+        assert wanted[f"maps/{block}"].shape[1] == shape[0]
+    for key, array in got.items():
+        reference = wanted[key].numpy()
+        assert np.linalg.norm(array - reference) <= 1e-5 * np.linalg.norm(reference), key
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_random_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features equal torchvision's extractor for every row, and nothing in the network has changed or can learn."""
+    monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
+    model = random_weights(name, tmp_path)
+    assert_same_features(model, name, channels=3)
+    frozen = load_backbone(load_recipe(name))
+    assert not frozen.training
+    assert not any(p.requires_grad for p in frozen.parameters())
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    with torch.inference_mode():
+        frozen(torch.rand(1, 3, SIDE, SIDE))
+    assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
+
+
+@needs_weights
+@pytest.mark.parametrize("name", REAL)
+def test_real_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features equal torchvision's extractor with the real weights, on grey pictures."""
+    monkeypatch.setenv("FIRN_WEIGHTS", str(SHARED / "weights"))
+    model = network(row(name))
+    state = torch.load(SHARED / "weights" / f"{name}.pth", weights_only=True)
+    model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    assert_same_features(model, name, channels=1)
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES if BACKBONES[n].architecture != "inception_v3"])
+def test_row_is_what_torchvision_says(name: str) -> None:
+    """File name, blocks and preprocessing agree with torchvision's own weights."""
+    line = BACKBONES[name]
+    weights = torchvision.models.get_weight(line.weights)
+    assert weights.url.endswith(line.file)
+    assert weights.transforms().crop_size == [224]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("wide_resnet50_2", ["layer1", "layer2", "layer3", "layer4"]),
+        (
+            "regnet_y_400mf",
+            ["trunk_output.block1", "trunk_output.block2", "trunk_output.block3", "trunk_output.block4"],
+        ),
+        ("mnasnet0_5", ["layers.8", "layers.9", "layers.11", "layers.16"]),
+        ("vgg11", ["features.9", "features.14", "features.19", "features.20"]),
+    ],
+)
+def test_other_torchvision_networks(name: str, blocks: list[str]) -> None:
+    """A CNN without a row gets a tap at the end of each stage."""
+    assert list(row(name).blocks) == blocks
+
+
+def test_unknown_and_transformer_names() -> None:
+    """A typing error is answered with a guess, a transformer with a word."""
+    with pytest.raises(UnknownName, match="did you mean resnet50"):
+        load_recipe("resnet05")
+    with pytest.raises(UnknownName, match="vit_b_16 is a transformer"):
+        load_recipe("vit_b_16")
+
+
+def test_bundled_weights_need_no_download() -> None:
+    """squeezenet1_1 is in the repository; its recipe is remembered and then needs no torch."""
+    recipe = load_recipe("squeezenet1_1")
+    assert recipe.file.is_relative_to(Path(__file__).parents[1])
+    assert list(recipe.blocks.values())[-1] == (512, 13, 13)
+    assert load_recipe("squeezenet1_1") == recipe
+
+
+def test_same_numbers_in_another_file_have_the_same_digest(tmp_path: Path) -> None:
+    """The digest is of tensors: bare, wrapped under `model`, or with a DataParallel prefix."""
+    bundled = load_recipe("squeezenet1_1")
+    from safetensors.torch import load_file
+
+    state = load_file(bundled.file)
+    digests = set()
+    for number, content in enumerate(
+        (state, {"model": state, "epoch": 3}, {"state_dict": {f"module.{k}": v.float() for k, v in state.items()}})
+    ):
+        torch.save(content, tmp_path / f"{number}.pth")
+        digests.add(load_recipe("squeezenet1_1", tmp_path / f"{number}.pth").weights)
+    assert digests == {bundled.weights}
+    state["features.0.bias"][0] += 0.5
+    torch.save(state, tmp_path / "changed.pth")
+    assert load_recipe("squeezenet1_1", tmp_path / "changed.pth").weights != bundled.weights
+
+
+class Harmful:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        """Name the code."""
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"features.0.weight": torch.zeros(2)}, r"49 missing .* 1 misshapen \(features\.0\.weight is \(2,\), not"),
+        ({"head.weight": torch.zeros(2)}, r"1 unexpected \(head\.weight\)"),
+        ([1, 2], "is no state dict"),
+        ({"model": {}}, "is no state dict"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path: Path, content: object, message: str) -> None:
+    """The message counts and names what is missing, unexpected or misshapen."""
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(BadWeights, match=message):
+        load_recipe("squeezenet1_1", tmp_path / "w.pth")
+
+
+def test_unsafe_and_broken_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A pickle with code is refused without running it; text, a cut file and a missing file are told apart."""
+    torch.save({"model": Harmful()}, tmp_path / "unsafe.pth")
+    with pytest.raises(BadWeights, match="would have to run code"):
+        load_recipe("squeezenet1_1", tmp_path / "unsafe.pth")
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(BadWeights):
+        load_recipe("squeezenet1_1", tmp_path / "bare.pth")
+    assert "run" not in capfd.readouterr().out
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("hello")
+        with pytest.raises(BadWeights, match=f"{name}"):
+            load_recipe("squeezenet1_1", tmp_path / name)
+    with pytest.raises(BadWeights, match="no weights file"):
+        load_recipe("squeezenet1_1", tmp_path / "none.pth")
