@@ -1,0 +1,136 @@
+"""How often do the intervals hold the truth, and how often do the tests cry wolf?
+
+Run: python -m benchmarks.coverage [--samples 1000] [--bootstrap 500] [--designs NAME ...]
+
+Each design draws test sets from a known world. The truth of a metric is its value in a sample of that world so large
+that its own error does not matter. Nominal: 95 % coverage, 5 % false alarms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.metrics import METRICS, Interval, bootstrap_test, delong, delong_test, score
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class World(NamedTuple):
+    """Where test sets come from: a normal score with a share of its variance between the patients."""
+
+    positives: int  # patients of class 1; of a mixed world, all patients
+    negatives: int  # patients of class 0
+    pictures: int  # most pictures a patient; 1: no clusters
+    shift: float  # distance of the classes in standard deviations
+    between: float = 0.0  # share of the variance between patients
+    mixed: bool = False  # a patient has pictures of both classes
+    confidence: float = 1.5  # the log odds given out are this times the right ones
+
+
+DESIGNS: dict[str, World] = {
+    "single, AUC 0.86": World(60, 60, 1, 1.5),
+    "single, AUC 0.98": World(60, 60, 1, 3.0),
+    "single, small": World(20, 20, 1, 1.5),
+    "single, rare positives": World(40, 400, 1, 1.5),
+    "single, near 1": World(100, 100, 1, 4.0),
+    "patients": World(50, 50, 6, 1.5, 0.6),
+    "patients, near 1": World(50, 50, 6, 3.0, 0.6),
+    "patients, mixed": World(80, 0, 6, 1.5, 0.6, mixed=True),
+    "patients, few": World(15, 15, 6, 1.5, 0.6),
+    "patients, calibrated": World(50, 50, 6, 1.5, 0.6, confidence=1.0),
+}
+SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "f1", "brier", "ece", "log_loss")
+
+
+def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Ints, Floats, Ints]:
+    """Return y (n,), proba (n, 2) and groups (n,) of a test set with `times` the world's patients."""
+    patients = times * (world.positives + world.negatives)
+    groups = np.repeat(np.arange(patients), random.integers(1, world.pictures + 1, patients))
+    y = (groups < times * world.positives).astype(np.int64)
+    if world.mixed:
+        y = (random.random(len(groups)) < random.beta(1, 1, patients)[groups]).astype(np.int64)
+    shared = random.normal(size=patients)[groups] * math.sqrt(world.between)
+    latent = shared + random.normal(size=len(groups)) * math.sqrt(1 - world.between) + world.shift * (y - 0.5)
+    positive = np.clip(1 / (1 + np.exp(-world.confidence * world.shift * latent)), 1e-9, 1 - 1e-9)
+    return y, np.stack([1 - positive, positive], axis=1), groups
+
+
+def truth(world: World, *, size: int = 1_000_000, seed: int = 12345) -> dict[str, float]:
+    """Return each metric in a test set of about `size` pictures with the same mix of classes."""
+    times = 1 + size // ((world.positives + world.negatives) * (world.pictures + 1) // 2)
+    y, proba, _ = draw(world, np.random.default_rng(seed), times)
+    return {name: METRICS[name](y, proba) for name in SHOWN}
+
+
+def coverage(world: World, samples: int, n_bootstrap: int, *, size: int = 1_000_000, seed: int = 0) -> dict[str, float]:
+    """Return the share of `samples` test sets whose interval holds the truth, by metric and for DeLong's variants."""
+    known, random = truth(world, size=size), np.random.default_rng(seed)
+    held: dict[str, list[bool]] = {name: [] for name in (*SHOWN, "auc plain", "auc unclustered")}
+    for number in range(samples):
+        y, proba, groups = draw(world, random)
+        intervals = score(y, proba, groups, n_bootstrap=n_bootstrap, seed=number)
+        for name in SHOWN:
+            held[name].append(_holds(intervals[name], known[name]))
+        held["auc plain"].append(_holds(_plain(y, proba[:, 1], groups), known["roc_auc"]))
+        alone = score(y, proba, n_bootstrap=0)["roc_auc"]
+        held["auc unclustered"].append(_holds(alone, known["roc_auc"]))
+    return {name: float(np.mean(row)) for name, row in held.items()}
+
+
+def false_alarms(world: World, samples: int, n_bootstrap: int, *, seed: int = 0) -> dict[str, float]:
+    """Return how often the paired tests call two equally good models different at 5 %."""
+    random, alarms = np.random.default_rng(seed), []
+    for number in range(samples):
+        y, proba, groups = draw(world, random)
+        logit = np.log(proba[:, 1] / proba[:, 0])
+        a, b = (1 / (1 + np.exp(-(logit + random.normal(size=len(y))))) for _ in range(2))
+        first, second = (np.stack([1 - p, p], axis=1) for p in (a, b))
+        test = bootstrap_test("pr_auc", y, first, second, groups, n_bootstrap=n_bootstrap, seed=number)
+        alarms.append((delong_test(y, a, b, groups).p_value < 0.05, test.p_value < 0.05))
+    return dict(zip(("DeLong test", "bootstrap test"), np.mean(alarms, axis=0).tolist(), strict=True))
+
+
+def _holds(interval: Interval, value: float) -> bool:
+    return interval.low <= value <= interval.high
+
+
+def _plain(y: Ints, column: Floats, groups: Ints) -> Interval:
+    estimate = delong(y, column, groups)
+    half = 1.959964 * float(np.sqrt(estimate.covariance[0, 0]))
+    auc = float(estimate.auc[0])
+    return Interval(auc, auc - half, auc + half)
+
+
+def _print_row(label: str, row: Mapping[str, float] | Sequence[str], width: int = 16) -> None:
+    cells = [f"{100 * v:.1f}" for v in row.values()] if isinstance(row, Mapping) else row
+    print(label.ljust(24), *(cell.rjust(width) for cell in cells), flush=True)
+
+
+def main() -> None:
+    """Print the table of coverages in per cent, then that of false alarms."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=1000, help="test sets a design")
+    parser.add_argument("--bootstrap", type=int, default=500, help="replicates a test set")
+    parser.add_argument("--designs", nargs="*", default=list(DESIGNS), choices=list(DESIGNS))
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    _print_row("coverage in %", [*SHOWN, "auc plain", "auc unclustered"])
+    for name in arguments.designs:
+        _print_row(name, coverage(DESIGNS[name], arguments.samples, arguments.bootstrap))
+    _print_row("false alarms in %", ["DeLong test", "bootstrap test"])
+    for name in arguments.designs:
+        _print_row(name, false_alarms(DESIGNS[name], arguments.samples, arguments.bootstrap))
+    error = 100 * math.sqrt(0.95 * 0.05 / arguments.samples)
+    print(f"{arguments.samples} test sets a design, standard error {error:.1f}; {time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Scores with intervals, paired tests, curves, calibration: all there is to say after any model.
+
+(y, proba, ids, groups) --sample--> checked --table--> value of each metric --resampling, delong--> interval --> report
+
+Class 1 of two is the positive one. Groups (patients, slides) are what is independent of each other: intervals and tests
+draw whole groups. Nothing here sees a model or a picture, and nothing imports torch.
+"""
+
+from models.metrics.calibration import (
+    CALIBRATIONS,
+    Calibration,
+    Isotonic,
+    Platt,
+    Reliability,
+    Temperature,
+    calibration_from_json,
+    fit_isotonic,
+    fit_platt,
+    fit_temperature,
+    reliability_curve,
+)
+from models.metrics.curves import Band, pr_curve_band, roc_curve_band
+from models.metrics.decisions import NetBenefit, net_benefit, operating_points
+from models.metrics.delong import DeLong, delong
+from models.metrics.intervals import Interval
+from models.metrics.paired import PairedTest, bootstrap_test, delong_test, holm, mcnemar
+from models.metrics.sample import BadPredictions
+from models.metrics.scoring import score
+from models.metrics.table import METRICS, Metric
+
+__all__ = [
+    "CALIBRATIONS",
+    "METRICS",
+    "BadPredictions",
+    "Band",
+    "Calibration",
+    "DeLong",
+    "Interval",
+    "Isotonic",
+    "Metric",
+    "NetBenefit",
+    "PairedTest",
+    "Platt",
+    "Reliability",
+    "Temperature",
+    "bootstrap_test",
+    "calibration_from_json",
+    "delong",
+    "delong_test",
+    "fit_isotonic",
+    "fit_platt",
+    "fit_temperature",
+    "holm",
+    "mcnemar",
+    "net_benefit",
+    "operating_points",
+    "pr_curve_band",
+    "reliability_curve",
+    "roc_curve_band",
+    "score",
+]

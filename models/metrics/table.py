@@ -1,0 +1,128 @@
+"""The table METRICS: one more metric is one more row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from models.metrics.delong import auc_interval
+from models.metrics.intervals import Bootstrap, Interval, basic_interval, log_interval, logit_interval
+from models.metrics.ranking import ratio
+from models.metrics.sample import Floats, Ints, Replicates, Sample, make_sample
+
+__all__ = ["BINS", "METRICS", "Metric", "bin_of"]
+
+BINS = 15  # as Guo et al. 2017
+SMALLEST = 1e-15  # a probability of 0 costs 34.5 in the log loss, not infinity
+
+
+def bin_of(score: Floats, bins: int) -> Ints:
+    """Return which of `bins` equal parts of 0 to 1 each score (n,) lies in; 1 belongs to the last."""
+    return np.minimum((score * bins).astype(np.int64), bins - 1)
+
+
+def _one_number(by_class: Floats) -> Floats:
+    """Reduce (b, K) to (b,): class 1 of two, the mean of the only column or of all classes where it is defined."""
+    if by_class.shape[1] == 2:
+        return by_class[:, 1]
+    return _mean_defined(by_class)
+
+
+def _mean_defined(by_class: Floats) -> Floats:
+    return ratio(np.nansum(by_class, axis=1), (~np.isnan(by_class)).sum(axis=1))
+
+
+def _recall(replicates: Replicates) -> Floats:
+    counts = replicates.confusion
+    return ratio(np.einsum("bkk->bk", counts), counts.sum(axis=2))
+
+
+def _specificity(replicates: Replicates) -> Floats:
+    counts = replicates.confusion
+    others = counts.sum(axis=(1, 2))[:, None] - counts.sum(axis=2)
+    false_alarms = counts.sum(axis=1) - np.einsum("bkk->bk", counts)
+    return ratio(others - false_alarms, others)
+
+
+def _f1(replicates: Replicates) -> Floats:
+    counts = replicates.confusion
+    return ratio(2 * np.einsum("bkk->bk", counts), counts.sum(axis=1) + counts.sum(axis=2))
+
+
+def _brier(replicates: Replicates) -> Floats:
+    sample = replicates.sample
+    distance = np.square(sample.proba - np.eye(sample.n_classes)[sample.y])
+    return replicates.mean(distance[:, 1] if sample.binary else distance.sum(axis=1))
+
+
+def _log_loss(replicates: Replicates) -> Floats:
+    sample = replicates.sample
+    given = sample.proba[np.arange(len(sample.y)), sample.y]
+    return replicates.mean(-np.log(np.clip(given, SMALLEST, 1)))
+
+
+def _ece(replicates: Replicates) -> Floats:
+    sample = replicates.sample
+    sure = sample.proba[:, 1] if sample.binary else sample.proba.max(axis=1)
+    happened = sample.y == (1 if sample.binary else sample.proba.argmax(axis=1))
+    gaps = sample.tally(bin_of(sure, BINS), BINS, happened - sure)
+    total: Floats = np.abs(replicates.weights @ gaps).sum(axis=1)
+    return total / replicates.total
+
+
+def _all_groups(sample: Sample) -> float:
+    return sample.n_groups
+
+
+def _each_class(sample: Sample) -> float:
+    """Return Satterthwaite's (1946) effective number for a mean over classes; 1 where a class has a single group."""
+    groups = sample.groups_by_class[sample.groups_by_class > 0].astype(np.float64)
+    if (groups == 1).any():
+        return 1.0
+    return float(1 + np.sum(1 / groups) ** 2 / np.sum(1 / (groups**2 * (groups - 1))))
+
+
+def _positives(sample: Sample) -> float:
+    return float(sample.groups_by_class[1]) if sample.binary else _each_class(sample)
+
+
+def _negatives(sample: Sample) -> float:
+    return float(sample.groups_by_class[0]) if sample.binary else _each_class(sample)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good predictions are; call it for its value, `score` for the interval."""
+
+    label: str
+    direction: int  # +1: more is better, -1: less is better
+    function: Callable[[Replicates], Floats]  # the value of each replicate, (b,); NaN where undefined
+    evidence: Callable[[Sample], float]  # how many independent groups the value rests on
+    interval: Bootstrap = logit_interval  # from the replicates
+    analytic: Callable[[Sample, float], Interval | None] | None = None  # the one to prefer, where it gives one
+
+    def __call__(self, y: ArrayLike, proba: ArrayLike, *, threshold: float | None = None) -> float:
+        """Return the value for y (n,) and proba (n, K), NaN where undefined; raises BadPredictions."""
+        sample = make_sample(y, proba, threshold=threshold)
+        return float(self.function(Replicates(sample, np.ones((1, sample.n_groups))))[0])
+
+
+# Two classes: class 1 is the positive one. More: the mean over the classes (macro), one against the rest, of those
+# where it is defined. Brier: (proba[:, 1] - y)^2, or the squared distance to the one-hot label (Brier 1950). ECE:
+# |share - mean probability| over 15 bins of proba[:, 1] or of the highest probability (Naeini 2015, Guo 2017);
+# it is biased upwards, the more the fewer the pictures, so that a well calibrated model's interval is too high.
+METRICS: dict[str, Metric] = {
+    "roc_auc": Metric("ROC AUC", +1, lambda r: _one_number(r.areas[0]), _each_class, analytic=auc_interval),
+    "pr_auc": Metric("PR AUC", +1, lambda r: _one_number(r.areas[1]), _each_class),
+    "accuracy": Metric("Accuracy", +1, lambda r: np.einsum("bkk->b", r.confusion) / r.total, _all_groups),
+    "balanced_accuracy": Metric("Balanced accuracy", +1, lambda r: _mean_defined(_recall(r)), _each_class),
+    "sensitivity": Metric("Sensitivity", +1, lambda r: _one_number(_recall(r)), _positives),
+    "specificity": Metric("Specificity", +1, lambda r: _one_number(_specificity(r)), _negatives),
+    "f1": Metric("F1", +1, lambda r: _one_number(_f1(r)), _each_class),
+    "brier": Metric("Brier score", -1, _brier, _all_groups, log_interval),
+    "ece": Metric("Calibration error", -1, _ece, _all_groups, basic_interval),
+    "log_loss": Metric("Log loss", -1, _log_loss, _all_groups, log_interval),
+}

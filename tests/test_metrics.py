@@ -1,0 +1,402 @@
+"""Metrics, curves, operating points and calibration against scikit-learn, brute force and known answers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as reference
+
+from features.errors import FirnError, UnknownName
+from models.metrics import (
+    CALIBRATIONS,
+    METRICS,
+    bootstrap_test,
+    calibration_from_json,
+    fit_isotonic,
+    fit_platt,
+    fit_temperature,
+    net_benefit,
+    operating_points,
+    pr_curve_band,
+    reliability_curve,
+    roc_curve_band,
+    score,
+)
+from models.metrics.resampling import resamples, strata
+from models.metrics.sample import make_sample
+from models.metrics.scoring import values
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def predictions(n: int, k: int, *, ties: bool = False, seed: int = 0) -> tuple[Ints, Floats, NDArray[np.str_]]:
+    """Return y, proba and groups of about three pictures; with `ties`, probabilities in steps of a tenth."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, k, n)
+    y[:k] = np.arange(k)
+    logits = random.normal(size=(n, k)) + 1.5 * np.eye(k)[y]
+    proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    if ties:
+        proba = np.round(proba, 1)
+        proba[np.arange(n), proba.argmax(axis=1)] += 1 - proba.sum(axis=1)
+    return y, proba, np.char.add("patient", random.integers(0, n // 3, n).astype(str))
+
+
+def as_scikit_learn(y: Ints, proba: Floats) -> dict[str, float]:
+    """Return each metric by scikit-learn, or as defined where it has none."""
+    k, decision = proba.shape[1], proba.argmax(axis=1)
+    one_hot = np.eye(k)[y]
+    average = "binary" if k == 2 else "macro"
+    ranked = proba[:, 1] if k == 2 else proba
+    flagged = y if k == 2 else one_hot
+    counts = reference.multilabel_confusion_matrix(y, decision, labels=range(k))
+    specificity = counts[:, 0, 0] / counts[:, 0].sum(axis=1)
+    return {
+        "roc_auc": reference.roc_auc_score(y, ranked, multi_class="ovr"),
+        "pr_auc": reference.average_precision_score(flagged, ranked, average="macro"),
+        "accuracy": reference.accuracy_score(y, decision),
+        "balanced_accuracy": reference.balanced_accuracy_score(y, decision),
+        "sensitivity": reference.recall_score(y, decision, average=average),
+        "specificity": float(specificity[1] if k == 2 else specificity.mean()),
+        "f1": reference.f1_score(y, decision, average=average),
+        "brier": reference.brier_score_loss(y, proba[:, 1])
+        if k == 2
+        else float(((proba - one_hot) ** 2).sum(1).mean()),
+        "ece": calibration_error(y, proba),
+        "log_loss": reference.log_loss(y, np.clip(proba, 1e-15, 1), labels=range(k)) if (proba > 0).all() else np.nan,
+    }
+
+
+def calibration_error(y: Ints, proba: Floats) -> float:
+    """Return the definition, picture by picture."""
+    sure = proba[:, 1] if proba.shape[1] == 2 else proba.max(axis=1)
+    happened = y == 1 if proba.shape[1] == 2 else y == proba.argmax(axis=1)
+    error = 0.0
+    for part in range(15):
+        inside = (sure >= part / 15) & ((sure < (part + 1) / 15) | (part == 14))
+        if inside.any():
+            error += inside.mean() * abs(happened[inside].mean() - sure[inside].mean())
+    return error
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("k", [2, 7])
+def test_every_metric_has_the_value_of_scikit_learn(k: int, ties: bool) -> None:
+    y, proba, groups = predictions(240, k, ties=ties)
+    expected = as_scikit_learn(y, proba)
+    assert list(expected) == list(METRICS)
+    intervals = score(y, proba, groups, n_bootstrap=50)
+    for name, value in expected.items():
+        if not np.isnan(value):
+            assert METRICS[name](y, proba) == pytest.approx(value, abs=1e-12), name
+            assert intervals[name].value == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("k", [2, 7])
+def test_a_replicate_equals_the_pictures_repeated(k: int, ties: bool) -> None:
+    y, proba, groups = predictions(150, k, ties=ties)
+    sample = make_sample(y, proba, groups)
+    weights = np.concatenate(list(resamples(sample, 12, 3)))
+    replicates = values(METRICS, sample, weights)
+    for row, weight in enumerate(weights.astype(int)):
+        rows = np.repeat(np.arange(len(y)), weight[sample.groups])
+        for name, value in as_scikit_learn(y[rows], proba[rows]).items():
+            if not np.isnan(value):
+                assert replicates[name][row] == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_direction_says_which_way_is_better(name: str) -> None:
+    y, proba, _ = predictions(200, 2)
+    perfect = np.eye(2)[y] * 0.998 + 0.001
+    assert METRICS[name].direction * (METRICS[name](y, perfect) - METRICS[name](y, proba)) > 0
+
+
+def test_threshold_decides_in_the_binary_case() -> None:
+    y, proba, _ = predictions(200, 2)
+    intervals = score(y, proba, threshold=0.2, n_bootstrap=0)
+    decision = proba[:, 1] >= 0.2
+    assert intervals["sensitivity"].value == reference.recall_score(y, decision)
+    assert intervals["specificity"].value == reference.recall_score(y, decision, pos_label=0)
+    assert METRICS["f1"](y, proba, threshold=0.2) == reference.f1_score(y, decision)
+    assert np.isnan(intervals["accuracy"].low), "no replicates, no bounds"
+
+
+def test_groups_are_drawn_whole_and_by_class_where_each_is_of_one_class() -> None:
+    y = np.array([0, 0, 0, 1, 1, 1, 1])
+    pure = make_sample(y, np.eye(2)[y], ["a", "a", "b", "c", "c", "d", "e"])
+    assert [part.tolist() for part in strata(pure)] == [[0, 1], [2, 3, 4]]
+    weights = np.concatenate(list(resamples(pure, 500, 0)))
+    assert (weights[:, :2].sum(axis=1) == 2).all() and (weights[:, 2:].sum(axis=1) == 3).all()
+    assert weights.mean(axis=0) == pytest.approx(1, abs=0.15)
+    mixed = make_sample(y, np.eye(2)[y], ["a", "a", "b", "a", "c", "d", "e"])
+    assert len(strata(mixed)) == 1
+    lonely = make_sample(y, np.eye(2)[y], ["a", "a", "a", "c", "c", "d", "e"])
+    assert len(strata(lonely)) == 1
+
+
+def test_copies_of_a_picture_in_its_group_tell_nothing_new() -> None:
+    y, proba, _ = predictions(60, 2)
+    names = np.arange(60).astype(str)
+    once = score(y, proba, names, n_bootstrap=300)
+    twice = score(np.tile(y, 2), np.tile(proba, (2, 1)), np.tile(names, 2), n_bootstrap=300)
+    alone = score(np.tile(y, 2), np.tile(proba, (2, 1)), n_bootstrap=300)
+    for name in METRICS:
+        assert twice[name] == pytest.approx(once[name], abs=1e-9), name
+        assert alone[name].high - alone[name].low < once[name].high - once[name].low, name
+
+
+def test_seed_fixes_the_bounds() -> None:
+    y, proba, groups = predictions(90, 3)
+    first, second = (score(y, proba, groups, n_bootstrap=80, seed=4) for _ in range(2))
+    other = score(y, proba, groups, n_bootstrap=80, seed=5)
+    assert first == second
+    assert first["pr_auc"].low != other["pr_auc"].low
+    wide = score(y, proba, groups, n_bootstrap=80, seed=4, level=0.99)["pr_auc"]
+    assert wide.low < first["pr_auc"].low < first["pr_auc"].value < first["pr_auc"].high < wide.high
+
+
+def test_degenerate_predictions_give_nan_or_defined_values_and_no_warning() -> None:
+    proba = np.array([[0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
+    one_class = score([1, 1, 1], proba, n_bootstrap=50)
+    assert np.isnan(one_class["roc_auc"]).all() and np.isnan(one_class["specificity"]).all()
+    assert one_class["sensitivity"].value == one_class["accuracy"].value == pytest.approx(2 / 3)
+    single = score([1], proba[:1], n_bootstrap=50)
+    assert single["accuracy"].value == 1 and np.isnan(single["accuracy"].low)
+    constant = score([0, 1, 0, 1], np.full((4, 2), 0.5), n_bootstrap=50)
+    assert constant["roc_auc"] == (0.5, 0.5, 0.5)
+    assert constant["brier"] == pytest.approx((0.25, 0.25, 0.25))
+    slip = np.array([[1 - 1e-9, 1e-9]] * 400 + [[1e-9, 1 - 1e-9]] * 400)
+    nearly = score([0] * 399 + [1] * 401, slip, ["x", *map(str, range(798)), "y"], n_bootstrap=50)
+    assert nearly["accuracy"].high < 1 and nearly["log_loss"].high > nearly["log_loss"].value
+    assert np.isnan(roc_curve_band([1, 1, 1], proba[:, 1], n_bootstrap=20).value).all()
+    assert np.isnan(list(operating_points([1, 1], [0.2, 0.3]).values())).all()
+
+
+def test_a_class_missing_in_the_test_set_does_not_count() -> None:
+    y, proba, _ = predictions(120, 4)
+    kept = y != 2
+    intervals = score(y[kept], proba[kept], n_bootstrap=50)
+    areas = [reference.roc_auc_score(y[kept] == k, proba[kept, k]) for k in (0, 1, 3)]
+    assert intervals["roc_auc"].value == pytest.approx(np.mean(areas), abs=1e-12)
+    recalls = reference.recall_score(y[kept], proba[kept].argmax(axis=1), labels=[0, 1, 3], average="macro")
+    assert intervals["sensitivity"].value == pytest.approx(recalls, abs=1e-12)
+    assert not np.isnan([interval.low for interval in intervals.values()]).any()
+
+
+def test_a_class_of_one_group_leaves_class_means_without_bounds() -> None:
+    y, proba = np.array([0, 0, 0, 1, 1, 1]), np.linspace([0.9, 0.1], [0.2, 0.8], 6)
+    intervals = score(y, proba, ["a", "b", "c", "d", "d", "d"], n_bootstrap=50)
+    assert np.isnan([intervals[name].low for name in ("roc_auc", "pr_auc", "sensitivity", "f1")]).all()
+    assert not np.isnan([intervals[name].low for name in ("accuracy", "specificity", "brier")]).any()
+
+
+def test_faultless_predictions_are_not_called_certain() -> None:
+    y = np.repeat([0, 1], 20)
+    intervals = score(y, np.eye(2)[y] * 0.8 + 0.1, n_bootstrap=50)
+    assert intervals["accuracy"] == pytest.approx((1.0, 0.025 ** (1 / 40), 1.0))
+    assert intervals["sensitivity"] == pytest.approx((1.0, 0.025 ** (1 / 20), 1.0))
+    assert intervals["roc_auc"][::2] == (1.0, 1.0) and 0.85 < intervals["roc_auc"].low < 0.95
+    reverse = score(1 - y, np.eye(2)[y] * 0.8 + 0.1, n_bootstrap=50)
+    assert reverse["roc_auc"] == pytest.approx((0.0, 0.0, 1 - intervals["roc_auc"].low))
+    assert reverse["accuracy"] == pytest.approx((0.0, 0.0, 1 - 0.025 ** (1 / 40)))
+
+
+@pytest.mark.parametrize(
+    ("y", "proba", "groups", "threshold", "words"),
+    [
+        ([0, 1], [[0.5, 0.5]], None, None, "expected y"),
+        ([], np.empty((0, 2)), None, None, "n > 0"),
+        ([0, 2], [[0.5, 0.5], [0.5, 0.5]], None, None, "whole numbers 0 to 1"),
+        ([0.0, 1.0], [[0.5, 0.5], [0.5, 0.5]], None, None, "whole numbers"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.9]], None, None, "row 1"),
+        ([0, 1], [[0.5, 0.5], [np.nan, 0.9]], None, None, "row 1"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], ["a"], None, "1 groups for 2 pictures"),
+        ([0, 1], [[0.2, 0.5, 0.3], [0.5, 0.5, 0.0]], None, 0.3, "two classes"),
+    ],
+)
+def test_bad_predictions_are_said_in_one_line(
+    y: object, proba: object, groups: object, threshold: float | None, words: str
+) -> None:
+    with pytest.raises(FirnError, match=words) as caught:
+        score(y, proba, groups, threshold=threshold)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_metric_is_named() -> None:
+    y, proba, _ = predictions(20, 2)
+    with pytest.raises(UnknownName, match="did you mean roc_auc"):
+        bootstrap_test("roc_acu", y, proba, proba)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_roc_curve_is_that_of_scikit_learn(ties: bool) -> None:
+    y, proba, groups = predictions(150, 2, ties=ties)
+    band = roc_curve_band(y, proba[:, 1], groups, n_bootstrap=200)
+    false, true, _ = reference.roc_curve(y, proba[:, 1], drop_intermediate=False)
+    between = (band.x > 0) & (np.abs(band.x[:, None] - false).min(axis=1) > 1e-9)
+    assert between.any()
+    assert band.value[between] == pytest.approx(np.interp(band.x[between], false, true), abs=1e-9)
+    assert (band.low <= band.high).all() and (np.diff(band.value) >= 0).all()
+    inner = slice(5, 30)
+    assert ((band.low <= band.value) & (band.value <= band.high))[inner].all() and (band.low < band.high)[inner].all()
+    assert band.x[[0, -1]].tolist() == [0, 1] and band.value[-1] == 1
+
+
+def test_curves_by_hand() -> None:
+    y, column = np.array([1, 0, 1, 1, 0]), np.array([0.9, 0.8, 0.7, 0.7, 0.1])
+    roc = roc_curve_band(y, column, grid=5, n_bootstrap=0)
+    assert roc.x.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert roc.value == pytest.approx([1 / 3, 1 / 3, 1, 1, 1])
+    assert np.isnan(roc.low).all()
+    pr = pr_curve_band(y, column, grid=7, n_bootstrap=0)
+    assert pr.value == pytest.approx([1, 1, 1, 0.75, 0.75, 0.75, 0.75])
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_area_below_the_pr_curve_is_its_metric(ties: bool) -> None:
+    y, proba, groups = predictions(150, 2, ties=ties)
+    band = pr_curve_band(y, proba[:, 1], groups, grid=20001, n_bootstrap=20)
+    assert band.value.mean() == pytest.approx(METRICS["pr_auc"](y, proba), abs=1e-3)
+    assert (band.low <= band.high).all() and band.low.mean() < band.value.mean() < band.high.mean()
+
+
+def test_bands_draw_whole_groups() -> None:
+    y, proba, _ = predictions(60, 2)
+    names = np.arange(60).astype(str)
+    for curve in (roc_curve_band, pr_curve_band):
+        once = curve(y, proba[:, 1], names, n_bootstrap=100)
+        twice = curve(np.tile(y, 2), np.tile(proba[:, 1], 2), np.tile(names, 2), n_bootstrap=100)
+        assert np.allclose(once, twice, atol=1e-12)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_operating_points_are_the_best_of_all_thresholds(ties: bool) -> None:
+    y, proba, _ = predictions(150, 2, ties=ties)
+    column = proba[:, 1]
+    points = operating_points(y, column, sensitivity=0.9)
+    assert list(points) == ["youden", "sensitivity>=0.9"]
+
+    def rates(threshold: float) -> tuple[float, float]:
+        decision = column >= threshold
+        return decision[y == 1].mean(), (~decision)[y == 0].mean()
+
+    every = [rates(t) for t in np.unique(column)]
+    assert sum(rates(points["youden"])) == pytest.approx(max(map(sum, every)))
+    sensitivity, specificity = rates(points["sensitivity>=0.9"])
+    assert sensitivity >= 0.9
+    assert specificity == max(right for found, right in every if found >= 0.9)
+    assert points["youden"] not in column, "halfway to the next lower score"
+
+
+def test_net_benefit_by_its_definition() -> None:
+    y, proba, _ = predictions(150, 2)
+    curve = net_benefit(y, proba[:, 1], [0.0, 0.1, 0.5])
+    for row, t in enumerate((0.0, 0.1, 0.5)):
+        treated = proba[:, 1] >= t
+        expected = (treated & (y == 1)).sum() / 150 - (treated & (y == 0)).sum() / 150 * t / (1 - t)
+        assert curve.model[row] == pytest.approx(expected)
+    assert curve.treat_all[0] == curve.model[0] == pytest.approx(y.mean())
+    assert curve.treat_all[2] == pytest.approx(2 * y.mean() - 1)
+    with pytest.raises(FirnError, match="thresholds 0 <= t < 1"):
+        net_benefit(y, proba[:, 1], [1.0])
+
+
+def test_reliability_curve_adds_up_to_the_calibration_error() -> None:
+    y, proba, _ = predictions(150, 2)
+    curve = reliability_curve(y, proba[:, 1])
+    gaps = np.abs(curve.predicted - curve.observed) * curve.pictures / 150
+    assert gaps.sum() == pytest.approx(METRICS["ece"](y, proba))
+    assert curve.pictures.sum() == 150 and (curve.pictures > 0).all()
+    assert ((curve.low <= curve.observed) & (curve.observed <= curve.high)).all()
+
+
+def test_wilson_bounds_are_those_of_statsmodels() -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
+    curve = reliability_curve([1, 0, 0, 1, 1, 1], [0.2, 0.2, 0.2, 0.9, 0.9, 0.9], bins=2)
+    for row, hits in enumerate((1, 3)):
+        expected = proportion_confint(hits, 3, method="wilson")
+        assert (curve.low[row], curve.high[row]) == pytest.approx(expected)
+
+
+def overconfident(k: int, factor: float) -> tuple[Ints, Floats]:
+    """Return labels, and probabilities whose logarithms are `factor` times too far apart."""
+    random = np.random.default_rng(1)
+    logits = random.normal(size=(4000, k)) * 1.5
+    right = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    y = (right.cumsum(axis=1) < random.random((4000, 1))).sum(axis=1)
+    wrong = np.exp(factor * logits)
+    return y, wrong / wrong.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_temperature_finds_the_factor(k: int) -> None:
+    y, proba = overconfident(k, 3.0)
+    fitted = fit_temperature(y, proba)
+    assert fitted.temperature == pytest.approx(3, rel=0.1)
+    assert METRICS["ece"](y, fitted(proba)) < METRICS["ece"](y, proba) / 3
+    assert (fitted(proba).argmax(axis=1) == proba.argmax(axis=1)).all()
+    loss = METRICS["log_loss"](y, fitted(proba))
+    for near in (0.98, 1.02):
+        assert loss < METRICS["log_loss"](y, type(fitted)(fitted.temperature * near)(proba))
+
+
+def test_platt_is_a_logistic_regression_on_smoothed_targets() -> None:
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+
+    y, proba = overconfident(2, 2.0)
+    y, proba = y[:300], proba[:300]
+    fitted = fit_platt(y, proba)
+    positives, negatives = y.sum(), (1 - y).sum()
+    targets = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    design = np.column_stack([np.log(proba[:, 1] / proba[:, 0]), np.ones(300)])
+    slope, intercept = GLM(targets, design, family=Binomial()).fit().params
+    assert (fitted.slope, *fitted.intercepts) == pytest.approx((slope, 0.0, intercept), abs=1e-4)
+
+
+def test_platt_stays_finite_where_the_classes_separate() -> None:
+    y = np.repeat([0, 1], 20)
+    proba = fit_platt(y, np.eye(2)[y])(np.eye(2)[y])
+    assert proba[-1, 1] == pytest.approx(21 / 22, abs=1e-3)
+
+
+def test_isotonic_is_that_of_scikit_learn() -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    y, proba, _ = predictions(200, 2, ties=True)
+    fitted = fit_isotonic(y, proba)
+    expected = IsotonicRegression(out_of_bounds="clip").fit(proba[:, 1], y)
+    new = np.linspace(0, 1, 57)
+    assert fitted(np.stack([1 - new, new], axis=1))[:, 1] == pytest.approx(expected.predict(new), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_every_calibration_mends_and_survives_json(name: str, k: int) -> None:
+    y, proba = overconfident(k, 3.0)
+    fitted = CALIBRATIONS[name](y[:2000], proba[:2000])
+    mended = fitted(proba[2000:])
+    assert mended.shape == (2000, k) and mended.sum(axis=1) == pytest.approx(1)
+    assert METRICS["ece"](y[2000:], mended) < METRICS["ece"](y[2000:], proba[2000:]) / 2
+    again = calibration_from_json(fitted.to_json())
+    assert again == fitted and (again(proba) == fitted(proba)).all()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kind": "magic"}', '{"kind": "platt"}', '{"kind": "platt", "a": 1}'])
+def test_other_text_is_no_calibration(text: str) -> None:
+    with pytest.raises(FirnError, match="expected a calibration"):
+        calibration_from_json(text)
+
+
+def test_metrics_import_without_the_heavy_libraries() -> None:
+    heavy = "{'torch', 'sklearn', 'statsmodels', 'scipy'}"
+    code = f"import sys, models.metrics; sys.exit(str({heavy} & sys.modules.keys() or ''))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
