@@ -87,7 +87,7 @@ def _sync_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove the temporary files of dead writers in `folder`; return them. For writers only, never for readers."""
     removed = []
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(".*~*~*~*.tmp"):
         _, host, process, *_ = [*path.name.split("~"), "", ""]
         with contextlib.suppress(OSError):
             if is_dead(path, host, process):
