@@ -1,0 +1,17 @@
+"""Bytes -> pixels: JPEG, PNG, TIFF, BMP, GIF, DICOM and `.npy`, grey or colour, 1 to 64 bits.
+
+bytes --formats--> image (grey or 8-bit colour) or three (deep colour) --geometry--> square --> uint8 or float32
+
+Eight-bit pictures keep their values. Deeper ones become float32 on the same 0..255 scale without losing their low bits:
+grey from the picture's own minimum..maximum (or the window that a DICOM file brings), colour from the full range.
+A colour picture whose three channels are the same everywhere is read as the one grey plane that it is.
+Whatever cannot be read raises `BadPicture`; no warning of any decoder gets out.
+"""
+
+from __future__ import annotations
+
+from features.images.decoding import decode, describe, pixels
+from features.images.geometry import PREPROCESS, Geometry
+from features.images.picture import MAX_PIXELS, Picture, PictureFacts
+
+__all__ = ["MAX_PIXELS", "PREPROCESS", "Geometry", "Picture", "PictureFacts", "decode", "describe", "pixels"]

@@ -1,0 +1,84 @@
+"""The three questions to an encoded picture: its facts, its planes, its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from features.errors import BadPicture
+from features.images.formats import open_picture
+from features.images.geometry import Geometry, fit
+from features.images.picture import MAX_PIXELS, Picture, PictureFacts
+from features.images.quiet import hushed
+
+__all__ = ["decode", "describe", "pixels"]
+
+
+def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return an encoded picture as (C, size, size): C is 1 for grey and 3 for colour, values are 0..255.
+
+    uint8 for 8-bit pictures; float32 for deeper ones, whose low bits it keeps. Contiguous and writable. Safe to call
+    from several threads, which then run side by side. Raises `BadPicture`, which begins with `name`, for anything that
+    cannot be read.
+    """
+    with _blaming(name):
+        square = [fit(plane, geometry) for plane in _planes(data)]
+        return _channels_first(square)
+
+
+def decode(data: bytes, *, name: str) -> Picture:
+    """Return an encoded picture in its own size: one image of mode L or RGB, or one of mode F for each channel.
+
+    See `features.images` for what becomes of deep, grey and transparent pictures. Raises `BadPicture`.
+    """
+    with _blaming(name):
+        return _planes(data)
+
+
+def describe(data: bytes, name: str) -> PictureFacts:
+    """Return what the header of an encoded picture says, without decoding it. Raises `BadPicture`."""
+    with _blaming(name):
+        return open_picture(data).facts
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Turn all that a decoder raises into `BadPicture` with `name`, and hush what it only warns of."""
+    try:
+        with hushed():
+            yield
+    except BadPicture as error:
+        raise BadPicture(f"{name}: {error}; replace the file or take it out of the data set") from None
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # decoders raise anything; a panic in the Rust of one of them is no Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadPicture(
+            f"{name}: cannot be decoded ({reason}); replace the file or take it out of the data set"
+        ) from error
+
+
+def _planes(data: bytes) -> Picture:
+    """Open, check the size before memory is taken, decode."""
+    opened = open_picture(data)
+    facts = opened.facts
+    if min(facts.width, facts.height) < 1:
+        raise BadPicture(f"expected a picture, got {facts.width} x {facts.height} pixels")
+    if facts.width * facts.height > MAX_PIXELS:
+        raise BadPicture(f"expected at most {MAX_PIXELS} pixels, got {facts.width} x {facts.height}")
+    if facts.frames != 1:
+        raise BadPicture(f"expected one picture, got {facts.frames} frames, which have to be files of their own")
+    return opened.decode()
+
+
+def _channels_first(square: list[Image.Image]) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return one image of mode L or RGB as uint8 (C, H, W), or images of mode F as float32, cut to 0..255."""
+    if square[0].mode == "F":
+        deep: NDArray[np.float32] = np.stack([np.asarray(plane) for plane in square])
+        return np.clip(deep, 0, 255, out=deep)  # bicubic overshoots
+    array: NDArray[np.uint8] = np.array(square[0])
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

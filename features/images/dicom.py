@@ -1,0 +1,200 @@
+"""DICOM: one frame of stored values, through modality and VOI transformations, to planes on the scale 0..255."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import BadPicture, unknown
+from features.images.codestream import coded_size
+from features.images.picture import (
+    MAX_PIXELS,
+    Opened,
+    Picture,
+    PictureFacts,
+    check_finite,
+    from_array,
+    full_scale,
+    planes,
+    stretched,
+)
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
+__all__ = ["open_dicom"]
+
+_PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_META_LENGTH = slice(140, 144)  # value of (0002,0000), which comes first after the preamble and "DICM"
+_MAX_INFLATED = 8 * MAX_PIXELS
+
+
+def open_dicom(data: bytes) -> Opened:
+    """Open a DICOM file, with or without preamble, compressed or not; more than one frame shows in the facts."""
+    import pydicom
+
+    if _DEFLATED in data[:1024]:
+        _check_inflated(data)
+    ds = pydicom.dcmread(io.BytesIO(data), force=True)
+    if not any(keyword in ds for keyword in _PIXEL_DATA):
+        raise BadPicture("a DICOM file without a picture")
+    facts = PictureFacts(
+        "DICOM",
+        int(ds.Columns),
+        int(ds.Rows),
+        int(ds.SamplesPerPixel),
+        int(ds.get("BitsStored") or ds.BitsAllocated),
+        str(ds.PhotometricInterpretation),
+        int(ds.get("NumberOfFrames") or 1),
+    )
+    return Opened(facts, partial(_decode, ds, facts))
+
+
+def _check_inflated(data: bytes) -> None:
+    """Refuse a deflated file that would inflate without end, before pydicom inflates it in one go."""
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    rest = data[_META_LENGTH.stop + int.from_bytes(data[_META_LENGTH], "little") :]
+    while rest and size <= _MAX_INFLATED:
+        size += len(inflater.decompress(rest, 1 << 20))
+        rest = inflater.unconsumed_tail
+    if size > _MAX_INFLATED:
+        raise BadPicture(f"expected at most {_MAX_INFLATED} bytes after inflating, got more")
+
+
+def _decode(ds: Dataset, facts: PictureFacts) -> Picture:
+    """Decode the one frame and show it as its photometric interpretation asks."""
+    from pydicom.pixels.utils import pixel_array
+
+    if facts.photometric not in _SHOWN:
+        raise BadPicture(str(unknown("photometric interpretation", facts.photometric, _SHOWN)))
+    if "TransferSyntaxUID" not in ds.file_meta:
+        ds.file_meta.TransferSyntaxUID = _transfer_syntax(ds)
+    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_coded(ds, facts)
+    return _SHOWN[facts.photometric](ds, pixel_array(ds), facts.bits)
+
+
+def _check_coded(ds: Dataset, facts: PictureFacts) -> None:
+    """Refuse a compressed frame that is larger than the file says, before its decoder takes memory for it."""
+    from pydicom.encaps import get_frame
+
+    size = coded_size(get_frame(ds.PixelData, 0, number_of_frames=1))
+    if size not in (None, (facts.width, facts.height)):
+        raise BadPicture(f"expected {facts.width} x {facts.height} pixels, got a frame of another size {size}")
+
+
+def _transfer_syntax(ds: Dataset) -> UID:
+    """Return the uncompressed transfer syntax that a file without meta information was read in."""
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    implicit, little = ds.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _monochrome(ds: Dataset, stored: NDArray[Any], bits: int, *, inverted: bool = False) -> Picture:
+    """Show grey values: modality LUT or rescale, then the first VOI LUT or window, else their own minimum..maximum.
+
+    Eight-bit values without any of these stay as they are. Padding does not count for minimum and maximum.
+    """
+    from pydicom.pixels.processing import apply_modality_lut
+
+    values = apply_modality_lut(stored, ds)
+    check_finite(values)  # before a window makes white of infinity
+    shown = _voi_lut(ds, values)
+    if shown is None:
+        shown = _windowed(ds, values)
+    if shown is None and values.dtype == np.uint8 and bits == 8:
+        return from_array(255 - values if inverted else values)
+    if shown is None:
+        signed = -values.astype(np.float64) if inverted else values
+        return planes(stretched(signed, among=_unpadded(ds, stored, signed)))
+    return planes(255 - shown if inverted else shown)
+
+
+def _voi_lut(ds: Dataset, values: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Return values through the first VOI LUT on the scale 0..255 (PS3.3 C.11.2.1.1), None where there is none."""
+    from pydicom.pixels.processing import apply_voi
+
+    if not ds.get("VOILUTSequence"):
+        return None
+    bits = int(ds.VOILUTSequence[0].LUTDescriptor[2])
+    return full_scale(apply_voi(np.rint(values).astype(np.int64), ds), 2**bits - 1)
+
+
+def _windowed(ds: Dataset, values: NDArray[Any]) -> NDArray[np.float32] | None:
+    """Return values through the first window on the scale 0..255, None where there is no window of positive width."""
+    center, width = (np.atleast_1d(ds.get(word) or 0).astype(float)[0] for word in ("WindowCenter", "WindowWidth"))
+    function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
+    if function not in _WINDOWS:
+        raise BadPicture(str(unknown("VOI LUT function", function, _WINDOWS)))
+    if not width > 0:
+        return None
+    unit = _WINDOWS[function](values.astype(np.float64), center, width)
+    return (np.clip(unit, 0, 1) * 255).astype(np.float32)
+
+
+def _linear(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
+    """PS3.3 C.11.2.1.2.1; a width of 1 is a threshold."""
+    return (x - (center - 0.5)) / max(width - 1, 1e-9) + 0.5
+
+
+def _linear_exact(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
+    """PS3.3 C.11.2.1.3.2."""
+    return (x - center) / width + 0.5
+
+
+def _sigmoid(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:
+    """PS3.3 C.11.2.1.3.1, 1 / (1 + exp(-4 t)), written as a tangent so that nothing overflows."""
+    return 0.5 + 0.5 * np.tanh(2 * (x - center) / width)
+
+
+def _unpadded(ds: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Return the values that are not padding (PS3.3 C.7.5.1.1.2), or all of them where all are."""
+    first = ds.get("PixelPaddingValue")
+    if first is None:
+        return values
+    last = ds.get("PixelPaddingRangeLimit", first)
+    seen = values[(stored < min(first, last)) | (stored > max(first, last))]
+    return seen if seen.size else values
+
+
+def _palette(ds: Dataset, stored: NDArray[Any], bits: int) -> Picture:
+    """Show indices through the palette; a palette of 8 bits stays 8 bits."""
+    from pydicom.pixels.processing import apply_color_lut
+
+    colour = apply_color_lut(stored, ds)[..., :3]
+    depth = int(ds.RedPaletteColorLookupTableDescriptor[2])
+    return from_array(colour, depth if int(colour.max()) < 2**depth else 0)
+
+
+def _colour(ds: Dataset, stored: NDArray[Any], bits: int) -> Picture:
+    """Show colour, which pydicom has turned into RGB."""
+    return from_array(stored, bits)
+
+
+_WINDOWS: dict[str, Callable[[NDArray[np.float64], float, float], NDArray[np.float64]]] = {
+    "LINEAR": _linear,
+    "LINEAR_EXACT": _linear_exact,
+    "SIGMOID": _sigmoid,
+}
+
+_SHOWN: dict[str, Callable[[Dataset, NDArray[Any], int], Picture]] = {
+    "MONOCHROME1": partial(_monochrome, inverted=True),
+    "MONOCHROME2": _monochrome,
+    "PALETTE COLOR": _palette,
+    "RGB": _colour,
+    "YBR_FULL": _colour,
+    "YBR_FULL_422": _colour,
+    "YBR_ICT": _colour,
+    "YBR_RCT": _colour,
+}

@@ -1,0 +1,143 @@
+"""What every format is reduced to: planes on the scale 0..255, and the facts of the file they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+
+from features.errors import BadPicture
+
+__all__ = [
+    "MAX_PIXELS",
+    "Opened",
+    "Picture",
+    "PictureFacts",
+    "check_finite",
+    "eight_bit",
+    "from_array",
+    "full_scale",
+    "planes",
+    "stretched",
+]
+
+MAX_PIXELS = 250_000_000  # a whole mammogram has 25 million; beyond this a file is taken for a decompression bomb
+
+# One image of mode L (grey) or RGB for 8-bit pictures; for deeper ones one image of mode F (grey) or three (colour).
+Picture = tuple[Image.Image, ...]
+
+
+class PictureFacts(NamedTuple):
+    """What the header of a file says, before anything is decoded."""
+
+    format: str  # JPEG, PNG, TIFF, BMP, GIF, DICOM or NPY
+    width: int
+    height: int
+    channels: int  # samples per pixel as stored; 1 for a palette
+    bits: int  # per sample, as stored
+    photometric: str  # grey, rgb, palette, cmyk, ...; for DICOM its own word (MONOCHROME1, ...)
+    frames: int = 1
+
+
+class Opened(NamedTuple):
+    """A picture whose header is read; its pixels are not, until `decode` is called."""
+
+    facts: PictureFacts
+    decode: Callable[[], Picture]
+
+
+def eight_bit(image: Image.Image) -> Picture:
+    """Return an 8-bit (or 1-bit) image of any mode as one image of mode L or RGB.
+
+    Transparency that hides nothing, or everything (an alpha that nobody has filled in), is dropped; other pictures
+    with transparency are laid on black.
+    """
+    if image.mode == "La":
+        image = image.getchannel(0)  # multiplied by its alpha, so it lies on black already
+    elif image.has_transparency_data:
+        image = _on_black(image.convert("RGBA"))
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    image.load()
+    return (_one_plane(image) if image.mode == "RGB" else image,)
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    """Return an RGBA image as RGB on a black ground."""
+    colour, alpha = image.convert("RGB"), image.getchannel("A")
+    if alpha.getextrema() in ((255, 255), (0, 0)):
+        return colour
+    return Image.composite(colour, Image.new("RGB", image.size), alpha)
+
+
+def _one_plane(image: Image.Image) -> Image.Image:
+    """Return the red plane of an RGB image where green and blue are equal to it at every pixel, else the image."""
+    middle = image.height // 2
+    row = image.crop((0, middle, image.width, middle + 1)).tobytes()  # colour nearly always shows in one row
+    if not row[0::3] == row[1::3] == row[2::3]:
+        return image
+    red, *others = image.split()
+    return image if any(ImageChops.difference(red, other).getbbox() for other in others) else red
+
+
+def from_array(array: NDArray[Any], bits: int = 0) -> Picture:
+    """Return the picture of an array (H, W), (H, W, 1) or (H, W, 3) of integers or floats.
+
+    uint8 stays as it is. Other grey is stretched from its own minimum..maximum to 0..255, so that 12 bits in a 16-bit
+    file are not nearly black; a constant picture becomes 0. Colour of other integers is scaled from 0..2**bits - 1
+    (`bits` 0: those of the type), which leaves its balance alone; colour of floats from the minimum..maximum of all
+    three channels. NaN and infinity raise `BadPicture`.
+    """
+    if array.ndim == 3 and (array.shape[2] == 1 or _is_grey(array)):
+        array = array[..., 0]
+    if array.dtype == np.uint8 and bits in (0, 8):
+        return (Image.fromarray(np.ascontiguousarray(array)),)
+    if array.ndim == 2 or array.dtype.kind == "f":
+        return planes(stretched(array))
+    return planes(full_scale(array, 2 ** (bits or array.dtype.itemsize * 8) - 1))
+
+
+def _is_grey(array: NDArray[Any]) -> bool:
+    """Tell whether the channels of (H, W, 3) are equal everywhere."""
+    return bool((array[..., :1] == array[..., 1:]).all())
+
+
+def stretched(array: NDArray[Any], among: NDArray[Any] | None = None) -> NDArray[np.float32]:
+    """Return `array` with the minimum..maximum of `among` (or of itself) mapped to 0..255, and cut there."""
+    reference = array if among is None else among
+    low, high = float(reference.min()), float(reference.max())
+    values = _floats(array)
+    values -= low
+    values /= (high - low) or 1.0
+    values *= 255
+    return np.clip(values, 0, 255, out=values).astype(np.float32, copy=False)
+
+
+def full_scale(array: NDArray[Any], top: int) -> NDArray[np.float32]:
+    """Return unsigned `array` with 0..top mapped to 0..255, and cut there."""
+    values = _floats(array)
+    values *= 255 / top
+    return np.clip(values, 0, 255, out=values).astype(np.float32, copy=False)
+
+
+def _floats(array: NDArray[Any]) -> NDArray[np.floating]:
+    """Return a copy in the smallest floats that can hold every value exactly, or nearly so for 64-bit integers."""
+    return array.astype(np.float64 if array.dtype.itemsize > 2 else np.float32)
+
+
+def planes(values: NDArray[np.float32]) -> Picture:
+    """Return (H, W) or (H, W, 3) values on the scale 0..255 as images of mode F; `BadPicture` for NaN and infinity."""
+    check_finite(values)
+    channels = [values] if values.ndim == 2 else np.moveaxis(values, 2, 0)
+    return tuple(Image.fromarray(np.ascontiguousarray(channel)) for channel in channels)
+
+
+def check_finite(values: NDArray[Any]) -> None:
+    """Refuse NaN and infinity, whether stored or come of a range too wide for floats."""
+    if not np.isfinite(values).all():
+        raise BadPicture("expected finite values, got NaN or infinity")

@@ -1,0 +1,141 @@
+"""JPEG, PNG, TIFF, BMP and GIF, by Pillow; 16-bit colour, which Pillow cuts to 8 bits, by OpenCV."""
+
+from __future__ import annotations
+
+import io
+import struct
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+from features.errors import BadPicture
+from features.images.picture import Opened, Picture, PictureFacts, eight_bit, from_array, planes, stretched
+
+__all__ = ["open_bmp", "open_gif", "open_jpeg", "open_png", "open_tiff"]
+
+# The classes are called directly: Image.open would look through its list of formats, and guard against large
+# pictures with a limit and a warning that belong to the whole process.
+
+_MODES = {"1": "grey", "L": "grey", "P": "palette", "RGB": "rgb", "RGBA": "rgb+alpha", "CMYK": "cmyk"}
+_PNG_COLOURS = {0: (1, "grey"), 2: (3, "rgb"), 3: (1, "palette"), 4: (2, "grey+alpha"), 6: (4, "rgb+alpha")}
+_TIFF_WHITE_IS_ZERO = 0
+_TIFF_PHOTOMETRICS = {_TIFF_WHITE_IS_ZERO: "white is zero", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr"}
+_TIFF_UNSIGNED = (1,)
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_jpeg(data: bytes) -> Opened:
+    """Open a JPEG; its EXIF orientation is applied, further pictures behind the first (MPO) are not looked at."""
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    image.decodermaxblock = len(data)  # one call of the decoder, which lets other threads run all the while
+    return Opened(_facts(image, image.bits), partial(_jpeg, image))
+
+
+def _jpeg(image: Image.Image) -> Picture:
+    """Decode a JPEG and turn it upright."""
+    (plane,) = eight_bit(image)
+    turn = _UPRIGHT.get(_orientation(image)) if "exif" in image.info else None
+    return (plane if turn is None else plane.transpose(turn),)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation 1..8, and 1 where EXIF is damaged: the picture is not the worse for it."""
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return 1
+
+
+def open_png(data: bytes) -> Opened:
+    """Open a PNG of 1 to 16 bits."""
+    if data[12:16] != b"IHDR":
+        raise BadPicture("expected a PNG that begins with its header, got another chunk")
+    image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    bits, colour = data[24], data[25]
+    channels, photometric = _PNG_COLOURS[colour]
+    facts = PictureFacts("PNG", *image.size, channels, bits, photometric, image.n_frames)
+    return Opened(facts, partial(_png, image, facts, data))
+
+
+def open_tiff(data: bytes) -> Opened:
+    """Open a TIFF of 1 to 16 bits, or of 32-bit integers or floats in grey."""
+    image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
+    tags = image.tag_v2
+    bits, channels = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    photometric = _TIFF_PHOTOMETRICS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0), "other")
+    facts = PictureFacts("TIFF", *image.size, channels, max(bits), photometric, image.n_frames)
+    return Opened(facts, partial(_tiff, image, facts, data))
+
+
+def open_bmp(data: bytes) -> Opened:
+    """Open a BMP."""
+    image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
+    return Opened(_facts(image, 8), partial(eight_bit, image))
+
+
+def open_gif(data: bytes) -> Opened:
+    """Open a GIF; more than one frame shows in the facts."""
+    image = GifImagePlugin.GifImageFile(io.BytesIO(data))
+    return Opened(_facts(image, 8)._replace(frames=image.n_frames), partial(eight_bit, image))
+
+
+def _facts(image: Image.Image, bits: int) -> PictureFacts:
+    """Return the facts of an image of the formats that say them by Pillow's mode."""
+    depth = 1 if image.mode == "1" else bits
+    return PictureFacts(
+        str(image.format), *image.size, len(image.getbands()), depth, _MODES.get(image.mode, image.mode)
+    )
+
+
+def _png(image: PngImagePlugin.PngImageFile, facts: PictureFacts, data: bytes) -> Picture:
+    """Decode a PNG by its depth."""
+    if facts.bits <= 8:
+        return eight_bit(image)
+    return from_array(np.asarray(image) if facts.channels == 1 else _deep_colour(image, data))
+
+
+def _tiff(image: TiffImagePlugin.TiffImageFile, facts: PictureFacts, data: bytes) -> Picture:
+    """Decode a TIFF by its depth; Pillow turns it upright, and takes large unsigned integers for negative ones."""
+    if facts.bits <= 8:
+        return eight_bit(image)
+    if facts.channels > 1:
+        return from_array(_deep_colour(image, data))
+    unsigned = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, _TIFF_UNSIGNED) == _TIFF_UNSIGNED
+    array: NDArray[Any] = np.asarray(image)
+    if array.dtype == np.int32 and unsigned and facts.bits == 32:
+        array = array.view(np.uint32)
+    if facts.photometric == _TIFF_PHOTOMETRICS[_TIFF_WHITE_IS_ZERO]:  # Pillow inverts 8 bits, and no more
+        return planes(stretched(-array.astype(np.float64)))
+    return from_array(array)
+
+
+def _deep_colour(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
+    """Return the 16-bit colour of a PNG or TIFF as (H, W, 3), on black where it is transparent.
+
+    OpenCV misreads some layouts (separate planes) without a word, so its high bytes have to be Pillow's.
+    """
+    import cv2
+
+    high = np.asarray(image)
+    deep: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if deep is None or deep.dtype != np.uint16 or deep.ndim != 3:
+        raise BadPicture(f"expected 16-bit RGB or RGBA, got a layout ({image.mode}) that is not read")
+    colour: NDArray[np.uint16] = deep[..., 2::-1]
+    if not np.array_equal(colour >> 8, high[..., :3]):
+        raise BadPicture("its 16-bit colour is laid out in a way that is not read; save it as PNG")
+    alpha = deep[..., 3:]
+    if not image.has_transparency_data or not alpha.any():
+        return colour
+    return np.rint(colour * (alpha / 65535.0)).astype(np.uint16)
