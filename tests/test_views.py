@@ -30,9 +30,11 @@ def test_blocks_and_pools_stand_side_by_side(spots: Path) -> None:
 def test_damage_is_an_error_not_a_number(spots: Path) -> None:
     """A view over a damaged shard raises and names the command."""
     entry, _, features = filled(load_dataset(str(spots)))
-    path = entry.shards / entry.files("pooled")[1]
+    wanted = features["pooled/late/max"][10:20].tobytes()
+    paths = [entry.shards / name for name in entry.files("pooled")]
+    path = next(p for p in paths if wanted in p.read_bytes())
     image = path.read_bytes()
-    at = image.index(features["pooled/late/max"][10:20].tobytes())
+    at = image.index(wanted)
     path.write_bytes(image[:at] + bytes([image[at] ^ 1]) + image[at + 1 :])
     assert pooled_view(entry, ["early"]).X.shape == (32, 3)
     with pytest.raises(CacheError, match=r"pooled/late/max do not match their checksum; run: make cache-repair"):

@@ -111,7 +111,8 @@ class Entry:
             return State("partial", f"{len(missing)} shards are gone, {missing[0]} first")
         if not _same_manifest(manifest, dataset, digests, wanted):
             return State("stale", "names, labels, splits or groups changed; the features are all there")
-        return State("ready", f"{len(manifest.ids):,} pictures")
+        unreadable = len(dataset) - len(manifest.ids)
+        return State("ready", f"{len(manifest.ids):,} pictures" + f", {unreadable:,} unreadable" * bool(unreadable))
 
     def _lost(self, manifest: Manifest) -> list[str]:
         """Return the shards that the master needs and the folder lacks."""

@@ -6,6 +6,7 @@ HDF5 tools skip the user block: https://docs.hdfgroup.org/hdf5/latest/_h5_f__u_g
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from features.files import write_whole
 __all__ = ["USER_BLOCK", "build", "digest_of", "is_whole", "seal", "write_sealed"]
 
 USER_BLOCK = 512
+_numbers = itertools.count()
 _PREFIX = b"Firn sealed HDF5, xxh3-128 of all bytes after the first 512: "
 
 
 def build(fill: Callable[[h5py.File], None]) -> bytes:
     """Return the bytes of an HDF5 file filled by `fill`; the format (1.10) checksums its own metadata."""
-    with h5py.File("memory", "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
+    name = f"memory-{next(_numbers)}"  # HDF5 takes two open files of one name for the same file
+    with h5py.File(name, "w", driver="core", backing_store=False, libver=("v110", "v110")) as file:
         fill(file)
         file.flush()
         image: bytes = file.id.get_file_image()

@@ -1,0 +1,11 @@
+"""The loop of stage one: decode | forward | write, overlapped.
+
+pictures  threads read, digest and decode a little ahead
+forward   the frozen network, batch by batch
+lane      one backbone's rows, from waiting pixels to committed shards
+run       the loop itself: one decode, any number of lanes
+"""
+
+from features.extraction.run import Job, Outcome, extract
+
+__all__ = ["Job", "Outcome", "extract"]

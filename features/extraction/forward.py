@@ -1,0 +1,97 @@
+"""The forward stage: a batch of pixels -> pooled features and maps of every block, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from features.backbones.recipe import Recipe
+from features.backbones.taps import load_backbone
+from features.errors import FirnError
+
+__all__ = ["Forward", "to_arrays"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Forward:
+    """A frozen backbone on its device, called with batches of one fixed size.
+
+    The batch size is fixed (short batches are padded) because kernels are chosen by it: this way a row's features do
+    not depend on which run, or which batch, its picture came in.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        maps: Sequence[str] = (),
+        device: str = "cpu",
+        precision: str = "float32",
+        stored: str = "float16",
+        batch_size: int = 32,
+    ) -> None:
+        self.maps, self.batch_size = tuple(maps), batch_size
+        self._device, self._dtype = torch.device(device), _DTYPES[precision]
+        self._stored = _DTYPES[stored]
+        self._mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
+        # Batch-norm is folded into the convolutions before rounding: fewer passes and less rounding.
+        folded = fuse(load_backbone(recipe), inplace=True, no_trace=True)
+        moved: nn.Module = folded.to(self._device, self._dtype)
+        self._module = moved.to(memory_format=torch.channels_last).eval()
+
+    def __call__(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
+        """Return {"pooled/<block>/avg": (n, C), ".../max": (n, C), "maps/<block>": (n, C, H, W)}, still on the device.
+
+        `pixels` is (n, 1 or 3, S, S), uint8 or float32 on the scale 0..255. On a GPU that runs out of memory the batch
+        size is halved and the batch tried again.
+        """
+        while True:
+            try:
+                pieces = [self._run(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+                break
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise FirnError("not even one picture fits the GPU's memory; run again with DEVICE=cpu") from None
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+        return pieces[0] if len(pieces) == 1 else {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
+
+    @torch.inference_mode()
+    def _run(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
+        """Run one batch of at most the fixed size."""
+        n = len(pixels)
+        if n < self.batch_size:
+            pixels = np.concatenate([pixels, np.zeros((self.batch_size - n, *pixels.shape[1:]), pixels.dtype)])
+        tensor = torch.from_numpy(pixels)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        batch = tensor.to(self._device, non_blocking=True).float().div_(255)
+        batch = batch.sub(self._mean).div_(self._std)  # grey pictures become three channels here
+        out = self._module(batch.to(self._dtype, memory_format=torch.channels_last))
+        named: dict[str, Tensor] = {}
+        for block, feature_map in out.items():
+            named[f"pooled/{block}/avg"] = feature_map[:n].mean((2, 3), dtype=torch.float32).to(self._stored)
+            named[f"pooled/{block}/max"] = feature_map[:n].amax((2, 3)).to(self._stored)
+            if block in self.maps:
+                named[f"maps/{block}"] = feature_map[:n].to(self._stored).contiguous()
+        return named
+
+
+def to_arrays(named: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """Bring features to the CPU; waits for the device.
+
+    Raises FirnError where a value is not finite: the arithmetic overflowed.
+    """
+    arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in named.items()}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise FirnError(f"{name} is not finite in this precision; run again with PRECISION=float32")
+    return arrays

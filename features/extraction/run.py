@@ -1,0 +1,254 @@
+"""The loop: every picture is read and decoded once and goes through the lane of every backbone that lacks it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import numpy as np
+
+from features.backbones.recipe import Recipe
+from features.cache.digests import Digests
+from features.cache.entry import Entry, cache_root
+from features.datasets.dataset import Dataset
+from features.errors import BadPicture, CacheError
+from features.extraction.forward import Forward
+from features.extraction.lane import Lane
+from features.extraction.pictures import Prepared, prepare
+from features.images import Geometry
+
+__all__ = ["Job", "Outcome", "extract"]
+
+_SHARD_BYTES = 128 << 20
+_REFRESH_EVERY = 60.0  # seconds between masters while a long run goes on, for readers that do not wait
+_POLL = 0.5  # seconds between looks at what other processes are doing
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry to fill: which backbone, how pictures come in, which maps are kept beside the pooled features."""
+
+    entry: Entry
+    recipe: Recipe
+    preprocess: str
+    maps: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Return the parts that the entry shall have."""
+        return ("pooled", *(f"maps/{block}" for block in self.maps))
+
+    def row_bytes(self) -> int:
+        """Return the bytes that one picture takes in the entry."""
+        item = int(np.dtype(self.entry.key.stored).itemsize)
+        pooled = sum(2 * c for c, _, _ in self.recipe.blocks.values())
+        return item * (pooled + sum(int(np.prod(self.recipe.blocks[block])) for block in self.maps))
+
+
+@dataclass
+class Outcome:
+    """What a run did: for the last line that a user reads."""
+
+    pictures: int = 0  # computed
+    skipped: int = 0  # found in the cache after reading their bytes
+    left_out: dict[str, str] = field(default_factory=dict)  # id -> why it is unreadable
+    seconds: dict[str, float] = field(default_factory=dict)  # wall, and decode, forward, write (they overlap)
+
+
+def extract(
+    dataset: Dataset,
+    jobs: list[Job],
+    *,
+    device: str = "cpu",
+    batch_size: int = 32,
+    workers: int = 2,
+    strict: bool = False,
+    shard_rows: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Fill the entries of `jobs` with every picture of `dataset` that they lack, and write their masters.
+
+    May be interrupted at any moment: what was committed stays, what was computed is committed on the way out, and the
+    next call goes on from there. Raises BadPicture for the first unreadable picture with `strict`, or where none is
+    readable; OSError (disk full) after the masters say what is there.
+    """
+    run = _Run(dataset, jobs, device, batch_size, strict, progress)
+    try:
+        run.go(workers, shard_rows or _rows_per_shard(len(dataset), max(job.row_bytes() for job in jobs)))
+    except BaseException:
+        run.finish(keep=True, suppress=True)
+        raise
+    run.finish(keep=True, suppress=False)
+    return run.outcome
+
+
+def _rows_per_shard(n: int, row_bytes: int) -> int:
+    """Return how many rows a shard has: a sixteenth of a small set, thousands of a large one, at most 128 MB."""
+    return max(1, min(max(64, -(-n // 16)), 8192, _SHARD_BYTES // row_bytes))
+
+
+class _Run:
+    """The state of one call of `extract`."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        jobs: list[Job],
+        device: str,
+        batch_size: int,
+        strict: bool,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.outcome, self._dataset, self._strict, self._progress = Outcome(), dataset, strict, progress
+        self._started = self._refreshed = time.perf_counter()
+        self._clock = time.time_ns()
+        self._memo = cache_root(dataset.name) / "digests.h5"
+        self._digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), Digests.load(self._memo))
+        geometries = [job.recipe.geometry(job.preprocess) for job in jobs]
+        self._geometries: tuple[Geometry, ...] = tuple(dict.fromkeys(geometries))
+        self._left_out: list[dict[str, str]] = []
+        self._lanes: list[Lane] = []
+        for job, geometry in zip(jobs, geometries, strict=True):
+            job.entry.clean()
+            forward = Forward(
+                job.recipe,
+                maps=job.maps,
+                device=device,
+                precision=job.entry.key.precision,
+                stored=job.entry.key.stored,
+                batch_size=batch_size,
+            )
+            self._lanes.append(Lane(job.entry, job.parts, forward, self._geometries.index(geometry)))
+            manifest = job.entry.manifest()
+            self._left_out.append(dict(manifest.left_out) if manifest else {})
+        self._active: dict[int, list[Lane]] = {}  # unit -> lanes that claimed it
+        self._open: int | None = None  # the unit whose pictures are coming in
+
+    def go(self, workers: int, rows: int) -> None:
+        """Work through all units; those of other living processes are waited for, and taken over if these die."""
+        self._rows = rows
+        ahead = 2 * max(lane.batch_size for lane in self._lanes) + 8 * workers
+        waiting = list(range(-(-len(self._dataset) // rows)))
+        self._done = len(self._dataset) - sum(len(self._todo(unit)) for unit in waiting)
+        while waiting:
+            later: list[int] = []
+            stream = prepare(
+                self._dataset.source,
+                self._dataset.ids,
+                self._indices(waiting, later),
+                self._geometries,
+                wanted=lambda sha256: bool(self._lacking(sha256)),
+                workers=workers,
+                ahead=ahead,
+            )
+            for prepared in stream:
+                self._take(prepared)
+            self._end_unit()
+            for lane in self._lanes:
+                lane.flush()
+            if later == waiting:
+                time.sleep(_POLL)
+            waiting = later
+
+    def _indices(self, units: list[int], later: list[int]) -> Iterator[int]:
+        """Yield the pictures to do, claiming unit after unit; units that others hold are put into `later`."""
+        for unit in units:
+            todo = self._todo(unit)
+            if not todo:
+                continue
+            claiming = [lane for lane in self._lanes if lane.claims.acquire(unit)]
+            for lane in claiming:
+                lane.rescan()
+            todo = self._todo(unit)
+            if todo and claiming:
+                self._active[unit] = claiming
+                yield from todo
+            else:
+                for lane in claiming:
+                    lane.claims.release(unit)
+            if todo and len(claiming) < len(self._lanes):
+                for lane in self._lanes:
+                    lane.rescan()
+                later.append(unit)
+
+    def _todo(self, unit: int) -> list[int]:
+        """Return the pictures of a unit that are unknown or lack a row somewhere."""
+        start = unit * self._rows
+        digests = self._digests.sha256[start : start + self._rows].tolist()
+        return [start + i for i, sha256 in enumerate(digests) if not sha256 or self._lacking(sha256)]
+
+    def _lacking(self, sha256: bytes) -> list[Lane]:
+        """Return the lanes in which a picture has no row and is not known to be unreadable."""
+        name = sha256.decode()
+        pairs = zip(self._lanes, self._left_out, strict=True)
+        return [lane for lane, left_out in pairs if name not in left_out and lane.lacks(sha256)]
+
+    def _take(self, prepared: Prepared) -> None:
+        """Send one prepared picture into the lanes that need it."""
+        unit = prepared.picture // self._rows
+        if unit != self._open:
+            self._end_unit()
+            self._open = unit
+        self._seconds("decode", prepared.seconds)
+        self._digests.sha256[prepared.picture] = prepared.sha256
+        if prepared.error:
+            self._leave_out(prepared)
+        lanes = [lane for lane in self._active.get(unit, []) if prepared.pixels and lane.lacks(prepared.sha256)]
+        for lane in lanes:
+            lane.add(unit, prepared.sha256, prepared.pixels[lane.geometry])
+        self.outcome.pictures += bool(lanes)
+        self.outcome.skipped += not lanes and not prepared.error
+        self._done += 1
+        self._progress(self._done, len(self._dataset))
+
+    def _end_unit(self) -> None:
+        """Close the unit that was open and, now and then, bring the masters up to date."""
+        if self._open is not None:
+            for lane in self._active.pop(self._open, []):
+                lane.end(self._open)
+        self._open = None
+        if time.perf_counter() - self._refreshed > _REFRESH_EVERY:
+            self._refresh()
+
+    def _leave_out(self, prepared: Prepared) -> None:
+        """Remember an unreadable picture by its content, so that it is not tried again until it changes."""
+        if self._strict:
+            raise BadPicture(f"{prepared.error}; mend or remove the file, or run without --strict to leave it out")
+        self.outcome.left_out[self._dataset.ids[prepared.picture]] = prepared.error
+        for left_out in self._left_out:
+            if prepared.sha256:
+                left_out[prepared.sha256.decode()] = prepared.error
+
+    def _name_left_out(self) -> None:
+        """Name the pictures whose bytes an earlier run could not decode beside those of this run."""
+        if known := self._left_out[0]:
+            named = zip(self._dataset.ids, self._digests.sha256.tolist(), strict=True)
+            self.outcome.left_out |= {i: known[s.decode()] for i, s in named if s.decode() in known}
+
+    def _refresh(self) -> None:
+        versions = {name: version(name) for name in ("torch", "torchvision", "h5py", "numpy", "pillow")}
+        for lane, left_out in zip(self._lanes, self._left_out, strict=True):
+            lane.entry.refresh(self._dataset, self._digests, left_out, versions)
+        self._digests.save(self._memo, clock=self._clock)
+        self._refreshed = time.perf_counter()
+
+    def _seconds(self, stage: str, seconds: float) -> None:
+        self.outcome.seconds[stage] = self.outcome.seconds.get(stage, 0.0) + seconds
+
+    def finish(self, *, keep: bool, suppress: bool) -> None:
+        """Commit what is computed and write the masters; on the way out of an error further errors are not raised."""
+        try:
+            for lane in self._lanes:
+                lane.close(keep=keep)
+                for stage, seconds in lane.seconds.items():
+                    self._seconds(stage, seconds)
+            if self.outcome.left_out and not self.outcome.pictures and not self.outcome.skipped:
+                raise BadPicture(f"no picture could be read; the first: {next(iter(self.outcome.left_out.values()))}")
+            self._name_left_out()
+            self._refresh()
+        except (OSError, RuntimeError, BadPicture, CacheError):
+            if not suppress:
+                raise
+        self._seconds("wall", time.perf_counter() - self._started)

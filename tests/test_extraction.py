@@ -1,0 +1,243 @@
+"""Stage one as a whole: every picture once, interruptions lose nothing, the end is the same to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+from PIL import Image
+
+from features.backbones import load_recipe
+from features.backbones.taps import load_backbone
+from features.cache import Entry, open_entry
+from features.datasets import load_dataset
+from features.errors import BadPicture
+from features.extraction import Job, Outcome, extract
+from features.extraction.forward import Forward, to_arrays
+from features.images import Geometry, pixels
+from features.views import map_view, pooled_view
+
+ROOT = Path(__file__).parents[1]
+
+
+def job(folder: Path, *, precision: str = "float32", maps: tuple[str, ...] = (), name: str = "") -> Job:
+    """Return the job of filling a squeezenet1_1 entry."""
+    recipe = load_recipe("squeezenet1_1")
+    entry = open_entry(name or load_dataset(str(folder)).name, recipe.key(preprocess="squash", precision=precision))
+    return Job(entry, recipe, "squash", maps)
+
+
+def run(folder: Path, one: Job, **options: object) -> Outcome:
+    """Extract with small batches and shards."""
+    settings: dict[str, object] = {"batch_size": 4, "shard_rows": 6, "workers": 2} | options
+    return extract(load_dataset(str(folder)), [one], **settings)  # type: ignore[arg-type]
+
+
+def everything(entry: Entry) -> tuple[np.ndarray, ...]:
+    """Return all that a reader sees of an entry."""
+    view = pooled_view(entry, list(entry.key.blocks), "both")
+    return (view.X, view.y, view.ids, view.groups, view.splits)
+
+
+def same(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> bool:
+    """Tell whether two readings are equal bit for bit."""
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_features_are_those_of_the_network(spots: Path) -> None:
+    """What comes out of the cache is what the network says of the decoded picture, in float16."""
+    one = job(spots, maps=("features.12",))
+    outcome = run(spots, one)
+    assert outcome.pictures == 32
+    view, maps = pooled_view(one.entry, ["features.5", "features.12"]), map_view(one.entry, "features.12")
+    recipe, dataset = one.recipe, load_dataset(str(spots))
+    network = load_backbone(recipe)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
+    for i in (0, 13, 31):
+        data = (spots / dataset.ids[i]).read_bytes()
+        picture = torch.from_numpy(pixels(data, Geometry("squash", 224, 256, "bilinear"), name="x")).float()
+        with torch.inference_mode():
+            out = network((picture[None].expand(-1, 3, -1, -1) / 255 - mean) / std)
+        wanted = torch.cat([out[b].mean((2, 3)) for b in ("features.5", "features.12")], 1)[0].numpy()
+        np.testing.assert_allclose(view.X[i], wanted, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(maps.X[i].astype(np.float32), out["features.12"][0], rtol=2e-3, atol=2e-3)
+    assert view.ids.tolist() == dataset.ids
+    assert np.array_equal(view.y, dataset.labels)
+
+
+def test_second_run_computes_nothing(spots: Path) -> None:
+    """Ready is ready: no picture goes through the network twice."""
+    one = job(spots)
+    assert run(spots, one).pictures == 32
+    shards = sorted(os.listdir(one.entry.shards))
+    again = run(spots, one)
+    assert (again.pictures, again.skipped) == (0, 32)
+    assert sorted(os.listdir(one.entry.shards)) == shards
+
+
+def test_maps_can_be_added_later(spots: Path) -> None:
+    """Asking for maps after the pooled features leaves the pooled shards as they are."""
+    plain, with_maps = job(spots), job(spots, maps=("features.12",))
+    run(spots, plain)
+    before = everything(plain.entry)
+    pooled = plain.entry.files("pooled")
+    assert run(spots, with_maps).pictures == 32
+    assert plain.entry.files("pooled") == pooled
+    assert same(before, everything(plain.entry))
+    maps = map_view(with_maps.entry, "features.12").X.astype(np.float32)
+    average = pooled_view(with_maps.entry, ["features.12"]).X
+    np.testing.assert_allclose(maps.mean(axis=(2, 3)), average, rtol=2e-3, atol=1e-3)
+
+
+def test_only_what_changed_is_computed(spots: Path) -> None:
+    """A new and a changed picture cost themselves; a renamed and a removed one cost nothing."""
+    one = job(spots)
+    run(spots, one)
+    before = pooled_view(one.entry, ["features.12"])
+    draw(spots / "more", per_class=1, test=0, seed=9)
+    shutil.move(spots / "more" / "train" / "spot" / "train000.png", spots / "train" / "spot" / "new.png")
+    shutil.rmtree(spots / "more")
+    (spots / "train" / "spot" / "train003.png").rename(spots / "train" / "spot" / "renamed.png")
+    (spots / "train" / "spot" / "train004.png").unlink()
+    Image.fromarray(np.full((30, 50), 7, np.uint8)).save(spots / "train" / "normal" / "train001.png")
+    assert run(spots, one).pictures == 2
+    after = pooled_view(one.entry, ["features.12"])
+    assert len(after.ids) == 32
+    old = dict(zip(before.ids.tolist(), before.X, strict=True))
+    new = dict(zip(after.ids.tolist(), after.X, strict=True))
+    assert np.array_equal(new["train/spot/renamed.png"], old["train/spot/train003.png"])
+    assert not np.array_equal(new["train/normal/train001.png"], old["train/normal/train001.png"])
+    assert "train/spot/train004.png" not in new
+    assert all(np.array_equal(new[i], old[i]) for i in set(old) & set(new) - {"train/normal/train001.png"})
+
+
+def test_unreadable_pictures_are_left_out_and_named(spots: Path) -> None:
+    """Two broken files among thirty do not stop a run; with strict the first one does."""
+    (spots / "train" / "spot" / "train002.png").write_bytes(b"")
+    whole = (spots / "train" / "normal" / "train005.png").read_bytes()
+    (spots / "train" / "normal" / "train005.png").write_bytes(whole[: len(whole) // 2])
+    one = job(spots)
+    with pytest.raises(BadPicture, match=r"train005\.png.*--strict"):
+        run(spots, one, strict=True)
+    outcome = run(spots, one)
+    assert sorted(outcome.left_out) == ["train/normal/train005.png", "train/spot/train002.png"]
+    assert len(pooled_view(one.entry, ["features.12"]).ids) == 30
+    again = run(spots, one)
+    assert (again.left_out, again.pictures) == (outcome.left_out, 0)
+    (spots / "train" / "normal" / "train005.png").write_bytes(whole)
+    assert run(spots, one).pictures == 1
+    assert len(pooled_view(one.entry, ["features.12"]).ids) == 31
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    """When every picture is broken the message shows the first reason."""
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.png").write_bytes(b"text")
+        (tmp_path / "set" / name / "y.png").write_bytes(b"text")
+    with pytest.raises(BadPicture, match="no picture could be read"):
+        run(tmp_path / "set", job(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_interruption_keeps_what_was_done(spots: Path, tmp_path: Path, stop: type[BaseException]) -> None:
+    """After Ctrl-C or a fault the next run goes on, and ends bit-identical to an undisturbed one."""
+    undisturbed = job(spots, name="undisturbed")
+    run(spots, undisturbed)
+
+    def after_twenty(done: int, total: int) -> None:
+        if done == 20:
+            raise stop
+
+    one = job(spots)
+    with pytest.raises(stop):
+        run(spots, one, progress=after_twenty)
+    kept = len(pooled_view(one.entry, ["features.12"]).ids)
+    assert 16 <= kept <= 20
+    assert run(spots, one).pictures == 32 - kept
+    assert same(everything(one.entry), everything(undisturbed.entry))
+
+
+def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes give what two runs give, and each picture is decoded once."""
+    dataset = load_dataset(str(spots))
+    alone = [job(spots, name=f"alone{p}", precision=p) for p in ("float32", "bfloat16")]
+    for one in alone:
+        run(spots, one)
+    together = [job(spots, precision=p) for p in ("float32", "bfloat16")]
+    import features.extraction.pictures as pictures
+
+    decoded: list[str] = []
+    real: Callable[..., object] = pictures.pixels
+    monkeypatch.setattr(pictures, "pixels", lambda *a, name: (decoded.append(name), real(*a, name=name))[1])
+    extract(dataset, together, batch_size=4, shard_rows=6, workers=2)
+    assert sorted(decoded) == dataset.ids
+    for one, other in zip(alone, together, strict=True):
+        assert same(everything(one.entry), everything(other.entry))
+
+
+def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that takes only two pictures at once still gives all features, and the smaller size stays."""
+    forward = Forward(load_recipe("squeezenet1_1"), batch_size=8, stored="float32")
+    batch = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64), dtype=np.uint8)
+    wanted = to_arrays(forward(batch))
+    real = forward._run
+
+    def small(pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        if forward.batch_size > 2:
+            raise torch.OutOfMemoryError
+        return real(pixels)
+
+    monkeypatch.setattr(forward, "_run", small)
+    got = to_arrays(forward(batch))
+    assert forward.batch_size == 2
+    for name, array in wanted.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_close_to_float32(spots: Path) -> None:
+    """bfloat16 features have a cosine of at least 0.999 to the float32 ones, picture by picture."""
+    full, half = job(spots, precision="float32"), job(spots, precision="bfloat16")
+    run(spots, full)
+    run(spots, half)
+    a, b = (pooled_view(one.entry, ["features.12"]).X for one in (full, half))
+    cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosine.min() >= 0.999
+
+
+def spawn(folder: Path) -> subprocess.Popen[str]:
+    """Start an extraction of a folder in a process of its own."""
+    command = [sys.executable, "-m", "pipeline", "extract", "--dataset", str(folder), "--backbone", "squeezenet1_1"]
+    return subprocess.Popen(
+        [*command, "--precision", "float32", "--batch-size", "4"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_process_is_resumed(tmp_path: Path) -> None:
+    """SIGKILL in the middle: what was committed stays, the next run ends as if nothing had happened."""
+    folder = draw(tmp_path / "set", per_class=60, test=20)
+    one = job(folder)
+    child = spawn(folder)
+    deadline = time.monotonic() + 120
+    while len(one.entry.files("pooled")) < 1 and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    committed = one.entry.scan("pooled")[0]
+    assert 0 < len(committed) < 160
+    outcome = extract(load_dataset(str(folder)), [one], batch_size=4, workers=2)
+    assert outcome.pictures == 160 - len(committed)
+    undisturbed = job(folder, name="undisturbed")
+    extract(load_dataset(str(folder)), [undisturbed], batch_size=4, workers=2)
+    assert same(everything(one.entry), everything(undisturbed.entry))
+    assert not [name for name in os.listdir(one.entry.shards) if name.startswith(".")]
