@@ -1,0 +1,170 @@
+"""Results in words: the sentence on top, how the numbers were made, and the commands that make them again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from features.cache.key import Key
+
+__all__ = ["commands", "key_digest", "printable", "protocol", "summary", "with_interval"]
+
+Settings = tuple[tuple[str, str], ...]
+K = TypeVar("K")
+
+VERDICTS = (
+    ("tie", "not distinguishable from it"),
+    ("higher", "better on the test pictures, which had no part in the choice"),
+)
+
+CHOSEN = {  # by whether there are test pictures
+    True: "its validation score is a little flattering for that, while the test pictures had no part in any choice",
+    False: "without test pictures its score is a little flattering, for the choice saw the same pictures",
+}
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters replaced: a name from a file must not steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def with_interval(score: Mapping[str, float | None]) -> str:
+    """Return "0.976 [0.965, 0.985]"; a dash stands for what the pictures cannot tell."""
+    value, low, high = (score[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
+    chosen, others = results["runs"][0], results["runs"][1:]
+    if chosen["test"] is None:
+        area = with_interval(chosen["validation"]["roc_auc"])
+        among = f"the best of {len(others) + 1} runs" if others else "the only run"
+        return f"{chosen['name']} is {among}, validation ROC AUC {area}; there are no test pictures to confirm it."
+    area = with_interval(chosen["test"]["roc_auc"])
+    return f"{chosen['name']} is chosen by validation, test ROC AUC {area}; {_others(others)}."
+
+
+def _others(others: Sequence[Mapping[str, Any]]) -> str:
+    if not others:
+        return "it is the only run"
+    verdicts = [row["against_chosen"]["verdict"] for row in others]
+    said = [
+        f"{_of(verdicts.count(verdict), len(others))} {words}" for verdict, words in VERDICTS if verdict in verdicts
+    ]
+    return ", ".join(said) or f"{_of(len(others), len(others))} worse"
+
+
+def _of(part: int, whole: int) -> str:
+    if whole == 1:
+        return "the other run is"
+    return f"all {whole} others are" if part == whole else f"{part} of {whole} others {'is' if part == 1 else 'are'}"
+
+
+def protocol(results: Mapping[str, Any]) -> list[str]:
+    """Return in five plain sentences how the numbers were made."""
+    data, tested = results["dataset"], bool(results["dataset"]["pictures"]["test"])
+    unit = data["grouped_by"] or "picture"
+    folds = " or ".join(str(k) for k in sorted({row["folds"] for row in results["runs"]}))
+    apart = f" and no {unit} in two folds" if data["grouped_by"] else ""
+    return [
+        f"Each head was trained {folds} times, each time on all but one of {folds} folds of the training pictures, "
+        f"with classes balanced over the folds{apart}; its predictions for the pictures left out give the validation "
+        "scores.",
+        f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
+        _decisions(results),
+        _intervals(results["settings"], unit, data["positive"] is not None),
+        _comparison(results["settings"], data["positive"] is not None)
+        if tested
+        else "Without test pictures no run was tested against another.",
+    ]
+
+
+def _decisions(results: Mapping[str, Any]) -> str:
+    positive = results["dataset"]["positive"]
+    if results["runs"][0]["threshold"] is None:
+        return (
+            "Decisions take the most probable class; sensitivity, specificity, F1 and areas are means over the "
+            "classes, each against the rest."
+        )
+    return (
+        f"Decisions take “{positive}” from the threshold of highest sensitivity + specificity (Youden) up; that "
+        "threshold and the one for a sensitivity of at least 0.95 come from out-of-fold predictions, never from test "
+        "pictures."
+    )
+
+
+def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
+    return (
+        f"Intervals hold with {100 * settings['level']:g} % confidence: "
+        f"{'DeLong for the ROC AUC, and for all else ' if binary else ''}the bootstrap with "
+        f"{settings['n_bootstrap']:,} draws of whole {unit}s, seed {settings['seed']}."
+    )
+
+
+def _comparison(settings: Mapping[str, Any], binary: bool) -> str:
+    return (
+        "Every other run was compared with the chosen one on the same test pictures by "
+        f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, with the correction of Holm; “not "
+        f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
+    )
+
+
+def key_digest(key: Mapping[str, Any]) -> str:
+    """Return the sha256 of a cache key from its fields."""
+    return Key.from_json(json.dumps(dict(key))).digest()
+
+
+def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: int) -> list[str]:
+    """Return the commands that make the same runs and the same comparison again."""
+    data = (("DATASET", facts["dataset"]),)
+    labels = (("LABELS", facts["labels"]),) if facts["labels"] != "classes" else ()
+    maps = {row["entry"]: " ".join(row["blocks"]) for row in rows if _on_maps(row)}
+    extracted = _joined((_extraction(row, maps.get(row["entry"], "")), row["backbone"]) for row in rows)
+    heads = _joined(((row["backbone"], _training(row)), row["head"]) for row in rows)
+    trained = _joined(((names, settings), backbone) for (backbone, settings), names in heads.items())
+    return [
+        *(_make("extract", *data, ("BACKBONE", names), *settings) for settings, names in extracted.items()),
+        *(
+            _make("train-heads", *data, *labels, ("BACKBONE", backbones), ("HEADS", names), *settings)
+            for (names, settings), backbones in trained.items()
+        ),
+        _make("compare", *data, *labels, ("SEED", str(seed))),
+    ]
+
+
+def _on_maps(row: Mapping[str, Any]) -> bool:
+    return bool(row["view"].endswith(" maps"))
+
+
+def _extraction(row: Mapping[str, Any], maps: str) -> Settings:
+    kept = (("MAPS", maps),) if maps else ()
+    return (*_pixels(row), ("SEED", str(row["seed"])), *kept)
+
+
+def _training(row: Mapping[str, Any]) -> Settings:
+    count = len(row["blocks"])
+    last = list(row["key"]["blocks"])[-count:] == list(row["blocks"])
+    blocks = str(count) if last else " ".join(row["blocks"])
+    return (("BLOCKS", blocks), ("POOL", row["pool"]), *_pixels(row), ("SEED", str(row["seed"])))
+
+
+def _pixels(row: Mapping[str, Any]) -> Settings:
+    way = row["key"]["preprocess"].partition(":")[0]
+    return (("PREPROCESS", way), ("PRECISION", row["key"]["precision"]))
+
+
+def _joined(pairs: Iterable[tuple[K, str]]) -> dict[K, str]:
+    """Return for each key the different names that came with it, sorted, separated by blanks."""
+    names: dict[K, dict[str, None]] = {}
+    for key, name in pairs:
+        names.setdefault(key, {})[name] = None
+    return {key: " ".join(sorted(given)) for key, given in names.items()}
+
+
+def _make(target: str, *settings: tuple[str, str]) -> str:
+    return " ".join(["make", target, *(f"{name}={shlex.quote(value)}" for name, value in settings)])

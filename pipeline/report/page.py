@@ -1,0 +1,130 @@
+"""The page: one file that needs no network. The template escapes every name; scripts run only by their digest."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from features.datasets.dataset import SPLITS
+from pipeline.comparison import run_names, shown
+from pipeline.report import figures
+from pipeline.report.curves import CURVES, operating_table, sides
+from pipeline.report.ranking import ranking_columns, ranking_rows
+from pipeline.runs import Run
+
+__all__ = ["render_page"]
+
+FOLDER = Path(__file__).parent
+TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
+PRESETS = {"youden": "Youden", "sensitivity>=0.95": "sensitivity ≥ 0.95"}
+
+
+def render_page(results: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    """Return the HTML of the comparison; `results` is what compare_runs returned for `runs`."""
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        policy=_policy(scripts.values()),
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        **{name: Markup(text) for name, text in scripts.items()},
+        **_context(results, runs),
+    )
+
+
+def _one_newline(text: str) -> str:
+    """Return `text` as a browser reads it, which takes every line end for a line feed."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _policy(scripts: Any) -> str:
+    """Return a content security policy: no request at all, and no script but these."""
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _context(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    chosen, data = results["runs"][0], results["dataset"]
+    tested, binary = chosen["test"] is not None, data["positive"] is not None
+    scores = chosen["test"] or chosen["validation"]
+    return {
+        "chosen": chosen,
+        "tested": tested,
+        "binary": binary,
+        "where": "on the test pictures" if tested else "out of fold",
+        "unit": data["grouped_by"] or "picture",
+        "tiles": [(results["metrics"][name]["label"], scores[name]) for name in TILES[binary]],
+        "columns": ranking_columns(results),
+        "rows": ranking_rows(results),
+        "legend": [
+            (row["name"], figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results["runs"])
+        ],
+        "presets": PRESETS,
+        "confusion": _shares(chosen["confusion"]),
+        "card": _card(data),
+        "versions": _versions(results["runs"]),
+        "data": _drawn(results, runs),
+    }
+
+
+def _drawn(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what the page's script works on: the figures, and the operating points of two classes."""
+    by_name = dict(zip(run_names(runs), runs, strict=True))
+    classes, chosen = results["dataset"]["classes"], results["runs"][0]
+    names = [row["name"] for row in results["runs"]]
+    parts = [sides(shown(by_name[name]), classes) for name in names]
+    bootstrap = {name: results["settings"][name] for name in ("n_bootstrap", "level", "seed")}
+    drawn = {kind: figures.curve_figure(kind, names, parts, **bootstrap) for kind in CURVES}
+    drawn |= {
+        "reliability": figures.reliability_figure(parts[0]),
+        "decision": figures.decision_figure(parts[0]),
+        "cost": figures.cost_figure(results["runs"]),
+    }
+    if len(parts[0]) > 1:
+        return {"figures": drawn, "operating": None}
+    thresholds = {name: row["threshold"] for name, row in chosen["thresholds"].items()} | {"half": 0.5}
+    drawn["scores"] = figures.score_figure(parts[0][0], classes[0])
+    return {"figures": drawn, "operating": operating_table(parts[0][0], thresholds)}
+
+
+def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
+    """Return each count of a confusion matrix with its share of the row."""
+    return [[(count, count / max(sum(row), 1)) for count in row] for row in confusion]
+
+
+def _card(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pictures of each class in each split, with their share of the largest number, and the sums."""
+    counts = data["counts"]
+    splits = [split for split in SPLITS if split in counts]
+    most = max(n for by_class in counts.values() for n in by_class.values())
+    table = {name: [counts[split].get(name, 0) for split in splits] for name in data["classes"]}
+    return {
+        "splits": splits,
+        "classes": [(name, [(n, n / most) for n in row]) for name, row in table.items()],
+        "pictures": [sum(counts[split].values()) for split in splits],
+        "groups": [data["groups"].get(split) for split in splits],
+    }
+
+
+def _versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return each library's version, several where runs differ."""
+    known: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, version in row["versions"].items():
+            known.setdefault(name, {})[str(version)] = None
+    return {name: ", ".join(found) for name, found in sorted(known.items())}

@@ -1,0 +1,70 @@
+"""A run: one head (or fine-tuned network) trained on one view, with its predictions and how they came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features.errors import CacheError
+from features.files import artifacts_root, slug, write_whole
+from models.predictions import Predictions, load_predictions, save_predictions
+
+__all__ = ["Run", "load_run", "load_runs", "runs_root", "save_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the comparison. `facts` is what `run.json` holds:
+
+    dataset, labels ("classes" or the name of a label view), classes, backbone, entry (folder name), key (the cache
+    key's fields), blocks, pool, view (one line), head, about (what the head is), chosen (what the inner folds chose),
+    seed, folds, seconds {"oof": ..., "fit": ...}, features (d), manifest (digest of ids, contents, labels, splits and
+    groups), grouped_by, split_by, note, counts {split: {class: pictures}}, groups {split: number}, versions.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    predictions: Predictions
+
+    @property
+    def name(self) -> str:
+        """Return the run's name in tables: head, backbone and view."""
+        return f"{self.facts['head']} on {self.facts['backbone']} {self.facts['view']}"
+
+
+def runs_root(dataset: str, labels: str = "classes") -> Path:
+    """Return the folder of all runs of a data set under one view of its labels."""
+    name = slug(dataset) if labels == "classes" else f"{slug(dataset)}-{slug(labels)}"
+    return artifacts_root() / "heads" / name
+
+
+def save_run(folder: Path, facts: Mapping[str, Any], predictions: Predictions) -> Run:
+    """Write predictions first and `run.json` last: a run with `run.json` is whole."""
+    save_predictions(folder / "predictions.csv", predictions, tuple(facts["classes"]))
+    write_whole(folder / "run.json", [json.dumps(facts, indent=1).encode()])
+    return Run(folder, facts, predictions)
+
+
+def load_facts(folder: Path) -> dict[str, Any] | None:
+    """Return `run.json` of a folder, or None where there is no whole run."""
+    try:
+        facts = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def load_run(folder: Path) -> Run:
+    """Return a whole run. CacheError where it does not read."""
+    facts = load_facts(folder)
+    if facts is None:
+        raise CacheError(f"no whole run in {folder}; run: make train-heads")
+    return Run(folder, facts, load_predictions(folder / "predictions.csv", tuple(facts["classes"])))
+
+
+def load_runs(dataset: str, labels: str = "classes") -> list[Run]:
+    """Return all whole runs of a data set, sorted by folder."""
+    return [load_run(path.parent) for path in sorted(runs_root(dataset, labels).rglob("run.json"))]

@@ -1,0 +1,101 @@
+"""Synthetic runs: grouped pictures of two or seven classes, and what several heads would say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.predictions import Predictions
+from pipeline.runs import Run
+
+KEY = {
+    "weights": "ab" * 32,
+    "blocks": ["layer3", "layer4"],
+    "preprocess": "squash: 224x224 bilinear, antialias; mean [0.5], std [0.25]",
+    "precision": "float32",
+    "stored": "float16",
+    "schema": 1,
+}
+HEADS = ("logistic", "sgd", "lda", "lightgbm", "knn", "mlp")
+
+
+def draw_predictions(
+    k: int, *, strength: float, train: int = 160, test: int = 80, seed: int = 0, noise: int = 0
+) -> Predictions:
+    """Return predictions of `k` classes for two pictures a group.
+
+    `seed` draws the pictures, `noise` what a head gets wrong. A group is of one class. The pictures of equal `seed`
+    have shared difficulty, so heads make correlated mistakes.
+    """
+    pictures, heads = np.random.default_rng(seed), np.random.default_rng([seed, noise])
+    n = train + test
+    y = np.repeat(pictures.permutation(np.arange(n // 2) % k), 2)
+    hard = pictures.normal(size=(n // 2, k)).repeat(2, axis=0) + 0.5 * pictures.normal(size=(n, k))
+    logits = strength * np.eye(k)[y] + hard + 0.5 * heads.normal(size=(n, k))
+    proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    names = np.arange(n) // 2
+    fold = np.where(np.arange(n) < train, names % 5, -1)
+    split = np.where(fold < 0, "test", "train")
+    ids = np.array([f"{s}/patient{g:04d}_{i % 2}.png" for i, (s, g) in enumerate(zip(split, names, strict=True))])
+    order = np.argsort(ids, kind="stable")
+    groups = np.char.add("patient", names.astype(str))
+    return Predictions(ids[order], groups[order], y[order], proba[order], fold[order])
+
+
+def make_run(
+    predictions: Predictions, head: str = "logistic", *, backbone: str = "resnet18", note: str = "", **changed: Any
+) -> Run:
+    """Return a run with the facts that train-heads writes; `changed` facts replace them."""
+    k = predictions.proba.shape[1]
+    classes = changed.get("classes") or (["clear", "opacity"] if k == 2 else [f"kind_{i}" for i in range(k)])
+    parts = {"train": predictions.part(test=False), "test": predictions.part(test=True)}
+    facts = {
+        "dataset": "drawn",
+        "labels": "classes",
+        "classes": classes,
+        "backbone": backbone,
+        "entry": f"{backbone}-0123abcd",
+        "key": KEY | {"backbone": backbone},
+        "blocks": ["layer4"],
+        "pool": "avg",
+        "view": "layer4 avg",
+        "head": head,
+        "about": f"what {head} is",
+        "chosen": {"strength": 0.01},
+        "seed": 0,
+        "folds": 5,
+        "seconds": {"oof": 2.5, "fit": 0.5, "predict": 0.01},
+        "features": 512,
+        "manifest": "cd" * 32,
+        "grouped_by": "patient",
+        "split_by": "publisher",
+        "note": note,
+        "counts": {s: {c: int((p.y == i).sum()) for i, c in enumerate(classes)} for s, p in parts.items() if len(p.y)},
+        "groups": {s: len(np.unique(p.groups)) for s, p in parts.items() if len(p.y)},
+        "versions": {"numpy": "2.0", "torch": "2.9"},
+    }
+    return Run(Path("heads") / head, facts | changed, predictions)
+
+
+def draw_runs(
+    k: int = 2,
+    *,
+    strengths: Sequence[float] = (1.6, 1.7, 0.4),
+    train: int = 160,
+    test: int = 80,
+    **changed: Any,
+) -> list[Run]:
+    """Return runs of different heads on the same pictures; more strength makes a better head."""
+    runs = []
+    for i, strength in enumerate(strengths):
+        predictions = draw_predictions(k, strength=strength, train=train, test=test, noise=i + 1)
+        facts = {
+            "head": HEADS[i % len(HEADS)],
+            "backbone": ("resnet18", "alexnet", "densenet121", "mobilenet_v3_small", "vgg16")[i // len(HEADS)],
+            "seconds": {"oof": 0.4 * 3 ** (i % 6), "fit": 0.1 * 3 ** (i % 6), "predict": 0.01},
+        }
+        runs.append(make_run(predictions, **(facts | changed)))
+    return runs

@@ -1,0 +1,245 @@
+"""Runs in, results out: who is chosen, by what, and who is not distinguishable from it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from runs_for_tests import draw_predictions, draw_runs, make_run
+
+from features.errors import CacheError
+from models.metrics import METRICS, bootstrap_test, delong_test, holm, operating_points, score
+from models.predictions import Predictions
+from pipeline.comparison import compare_runs, run_names
+from pipeline.report import print_table
+from pipeline.runs import Run
+
+DRAWS = 120  # of the bootstrap: enough to see that it is asked for
+
+
+@pytest.fixture(scope="module")
+def two() -> tuple[list[Run], dict[str, Any]]:
+    runs = draw_runs(2)
+    return runs, compare_runs(runs, n_bootstrap=DRAWS, seed=3)
+
+
+@pytest.fixture(scope="module")
+def seven() -> tuple[list[Run], dict[str, Any]]:
+    runs = draw_runs(7, strengths=(1.2, 2.0), train=280, test=140)
+    return runs, compare_runs(runs, n_bootstrap=DRAWS)
+
+
+def with_part(run: Run, other: Predictions, *, test: bool) -> Run:
+    """Return `run` with the test (or out-of-fold) probabilities of `other`."""
+    own = run.predictions
+    taken = ((own.fold < 0) == test)[:, None]
+    return Run(run.folder, run.facts, own._replace(proba=np.where(taken, other.proba, own.proba)))
+
+
+def printed(results: dict[str, Any], width: int = 100) -> str:
+    text = io.StringIO()
+    print_table(results, Console(file=text, width=width))
+    return text.getvalue()
+
+
+def test_chosen_by_validation_not_by_test() -> None:
+    good, poor = (draw_predictions(2, strength=s, noise=i) for i, s in enumerate((2.5, 0.3)))
+    modest = with_part(make_run(good, "modest"), poor, test=True)
+    lucky = with_part(make_run(poor, "lucky"), good, test=True)
+    results = compare_runs([lucky, modest], n_bootstrap=DRAWS)
+    first, second = results["runs"]
+    assert results["chosen"] == first["name"] == modest.name
+    assert [row["validation_rank"] for row in results["runs"]] == [1, 2]
+    assert second["test"]["roc_auc"]["value"] > first["test"]["roc_auc"]["value"]
+    assert second["against_chosen"]["verdict"] == "higher"
+    assert "the other run is better on the test pictures, which had no part in the choice" in results["summary"]
+
+
+def test_scores_are_those_of_the_metrics(two: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, results = two
+    by_name = {run.name: run for run in runs}
+    for row in results["runs"]:
+        for part, test in (("validation", False), ("test", True)):
+            p = by_name[row["name"]].predictions.part(test=test)
+            expected = score(p.y, p.proba, p.groups, threshold=row["threshold"], n_bootstrap=DRAWS, seed=3)
+            assert row[part] == {name: interval._asdict() for name, interval in expected.items()}
+            assert list(row[part]) == list(METRICS)
+
+
+def test_thresholds_come_from_out_of_fold_predictions(two: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, results = two
+    row = results["runs"][0]
+    run = next(run for run in runs if run.name == row["name"])
+    held, tested = (run.predictions.part(test=test) for test in (False, True))
+    points = operating_points(held.y, held.proba[:, 1])
+    assert {name: point["threshold"] for name, point in row["thresholds"].items()} == points
+    assert row["threshold"] == points["youden"]
+    for name, at in points.items():
+        called = tested.proba[:, 1] >= at
+        assert row["thresholds"][name]["sensitivity"]["value"] == called[tested.y == 1].mean()
+        assert row["thresholds"][name]["specificity"]["value"] == (~called)[tested.y == 0].mean()
+        assert row["thresholds"][name]["sensitivity"]["low"] < called[tested.y == 1].mean()
+    called = tested.proba[:, 1] >= points["youden"]
+    assert row["confusion"][1] == [int((~called)[tested.y == 1].sum()), int(called[tested.y == 1].sum())]
+
+
+def test_paired_delong_with_holm(two: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, results = two
+    by_name = {run.name: run.predictions.part(test=True) for run in runs}
+    chosen, *others = results["runs"]
+    best = by_name[chosen["name"]]
+    tests = [delong_test(best.y, by_name[r["name"]].proba[:, 1], best.proba[:, 1], best.groups) for r in others]
+    adjusted = holm([test.p_value for test in tests])
+    assert chosen["against_chosen"] is None
+    for row, test, p in zip(others, tests, adjusted, strict=True):
+        versus = row["against_chosen"]
+        assert versus["difference"] == test.difference._asdict()
+        assert (versus["p_value"], versus["p_adjusted"]) == (test.p_value, p)
+        assert versus["distinguishable"] == (p < 0.05)
+    assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
+    assert "1 of 2 others is not distinguishable from it" in results["summary"]
+
+
+def test_more_classes_take_the_most_probable_one_and_the_bootstrap(seven: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, results = seven
+    chosen, other = results["runs"]
+    best, worse = (next(run for run in runs if run.name == row["name"]).predictions for row in (chosen, other))
+    best, worse = best.part(test=True), worse.part(test=True)
+    assert chosen["threshold"] is None
+    assert chosen["thresholds"] == {}
+    assert np.trace(chosen["confusion"]) == (best.proba.argmax(axis=1) == best.y).sum()
+    assert chosen["test"]["accuracy"]["value"] == pytest.approx((best.proba.argmax(axis=1) == best.y).mean())
+    test = bootstrap_test("roc_auc", best.y, worse.proba, best.proba, best.groups, n_bootstrap=DRAWS)
+    assert other["against_chosen"]["p_value"] == test.p_value
+    assert "most probable class" in results["protocol"][2]
+
+
+def test_each_class_against_the_rest(seven: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, results = seven
+    chosen = next(run for run in runs if run.name == results["chosen"])
+    p = chosen.predictions.part(test=True)
+    areas = [row["roc_auc"]["value"] for row in results["classes"]]
+    assert np.mean(areas) == pytest.approx(results["runs"][0]["test"]["roc_auc"]["value"])
+    third = results["classes"][2]
+    decided = p.proba.argmax(axis=1) == 2
+    assert third["name"] == "kind_2"
+    assert third["pictures"] == (p.y == 2).sum()
+    assert third["recall"] == pytest.approx(decided[p.y == 2].mean())
+    assert third["precision"] == pytest.approx((p.y == 2)[decided].mean())
+
+
+def test_order_of_runs_changes_nothing(two: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, results = two
+    assert compare_runs(runs[::-1], n_bootstrap=DRAWS, seed=3) == results
+
+
+def test_without_test_pictures_only_validation() -> None:
+    results = compare_runs(draw_runs(2, train=120, test=0), n_bootstrap=DRAWS)
+    assert [row["test"] for row in results["runs"]] == [None] * 3
+    assert [row["against_chosen"] for row in results["runs"]] == [None] * 3
+    assert results["runs"][0]["validation"]["roc_auc"]["low"] < results["runs"][0]["validation"]["roc_auc"]["value"]
+    assert results["runs"][0]["thresholds"]["youden"]["sensitivity"] is None
+    assert "there are no test pictures" in results["summary"]
+    assert "Without test pictures" in results["protocol"][-1]
+    assert "validation ROC AUC" in printed(results)
+
+
+def test_what_the_pictures_cannot_tell_is_null() -> None:
+    runs = draw_runs(2)
+    kept = [(run.predictions.fold >= 0) | (run.predictions.y == 1) for run in runs]
+    runs = [
+        Run(run.folder, run.facts, Predictions(*(c[at] for c in run.predictions)))
+        for run, at in zip(runs, kept, strict=True)
+    ]
+    results = json.loads(json.dumps(compare_runs(runs, n_bootstrap=DRAWS), allow_nan=False))
+    assert results["runs"][0]["test"]["roc_auc"] == {"value": None, "low": None, "high": None}
+    assert results["runs"][1]["against_chosen"]["p_adjusted"] is None
+    assert results["runs"][1]["against_chosen"]["distinguishable"] is False
+    assert "–" in printed(results)
+
+
+def test_other_pictures_are_refused() -> None:
+    first = make_run(draw_predictions(2, strength=1.0), "logistic")
+    again = make_run(draw_predictions(2, strength=1.0), "knn", manifest="ef" * 32, backbone="alexnet")
+    moved = make_run(draw_predictions(2, strength=1.0, seed=1), "mlp")
+    for other in (again, moved):
+        with pytest.raises(CacheError) as error:
+            compare_runs([first, other])
+        message = str(error.value)
+        assert first.name in message
+        assert other.name in message
+        assert "make extract train-heads DATASET=drawn" in message
+        assert "\n" not in message
+
+
+def test_no_run_and_no_validation_are_refused() -> None:
+    with pytest.raises(CacheError, match="make train-heads"):
+        compare_runs([])
+    with pytest.raises(CacheError, match="no out-of-fold predictions"):
+        compare_runs(draw_runs(2, train=0, test=60))
+
+
+def test_names_differ() -> None:
+    p = draw_predictions(2, strength=1.0)
+    runs = [make_run(p), make_run(p, entry="resnet18-ffff0000"), make_run(p, "knn"), make_run(p, seed=5), make_run(p)]
+    names = run_names(runs)
+    assert len(set(names)) == 5
+    assert names[2] == "knn on resnet18 layer4 avg"
+    assert names[1] == "logistic on resnet18 layer4 avg [resnet18-ffff0000]"
+    assert names[3] == "logistic on resnet18 layer4 avg [resnet18-0123abcd] [seed 5]"
+
+
+def test_results_carry_what_makes_them_again() -> None:
+    p = draw_predictions(2, strength=1.0)
+    maps = make_run(p, "map", view="layer4 maps")
+    both = make_run(p, "knn", backbone="alexnet", blocks=["layer3", "layer4"], view="layer3+layer4 avg")
+    results = compare_runs([make_run(p, labels="binary")], n_bootstrap=DRAWS)
+    assert results["commands"] == [
+        "make extract DATASET=drawn BACKBONE=resnet18 PREPROCESS=squash PRECISION=float32 SEED=0",
+        "make train-heads DATASET=drawn LABELS=binary BACKBONE=resnet18 HEADS=logistic BLOCKS=1 POOL=avg "
+        "PREPROCESS=squash PRECISION=float32 SEED=0",
+        "make compare DATASET=drawn LABELS=binary SEED=0",
+    ]
+    results = compare_runs([make_run(p), maps, both], n_bootstrap=DRAWS)
+    extracts = [line for line in results["commands"] if "extract" in line]
+    trainings = [line for line in results["commands"] if "train-heads" in line]
+    assert any("BACKBONE=resnet18" in line and "MAPS=layer4" in line for line in extracts)
+    assert any("HEADS='logistic map' BLOCKS=1" in line for line in trainings)
+    assert any("HEADS=knn BLOCKS=2" in line for line in trainings)
+    assert len(results["runs"][0]["key_digest"]) == 64
+
+
+def test_table_fits_and_marks_ties(two: tuple[list[Run], dict[str, Any]]) -> None:
+    _, results = two
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 100
+    chosen, tie, lower = (line for line in text.splitlines() if line.strip()[:1].isdigit())
+    assert all(row["name"] in line for row, line in zip(results["runs"], (chosen, tie, lower), strict=True))
+    area = results["runs"][0]["test"]["roc_auc"]
+    assert f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]" in chosen
+    assert (chosen.split()[-1], tie.split()[-2:], lower.split()[-1]) == ("chosen", ["≈", "tie"], "lower")
+    assert results["summary"] in " ".join(text.split())
+    assert "out-of-fold" in text
+    assert max(map(len, printed(results, 60).splitlines())) <= 60
+
+
+def test_names_cannot_steer_the_terminal() -> None:
+    runs = draw_runs(2, strengths=(1.5,), backbone="\x1b[2J[red]evil", note="\x1b]0;title\x07")
+    text = printed(compare_runs(runs, n_bootstrap=DRAWS))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[red]evil" in text
+
+
+def test_no_interval_is_outside_its_metric(two: tuple[list[Run], dict[str, Any]]) -> None:
+    _, results = two
+    for row in results["runs"]:
+        for name, interval in row["test"].items():
+            assert interval["low"] <= interval["value"] <= interval["high"], name
+            assert name == "log_loss" or 0 <= interval["low"] <= interval["high"] <= 1
+            assert all(math.isfinite(number) for number in interval.values())
