@@ -1,0 +1,45 @@
+"""The table HEADS: light classifiers on cached features, with scikit-learn's interface on plain arrays.
+
+head       what every head is, and how it is saved without a pickle
+linear     logistic (strength by grouped folds), sgd (the seed article's recipe), lda
+boosted    lightgbm
+neighbours knn
+mlp        one hidden layer
+maps       a 1x1 convolution on feature maps, which gives class maps
+"""
+
+from features.errors import unknown
+from models.heads.boosted import Boosted
+from models.heads.head import Head, HeadRow, load_head, save_head
+from models.heads.linear import Discriminant, Logistic, Sgd
+from models.heads.maps import MapHead
+from models.heads.mlp import Perceptron
+from models.heads.neighbours import Neighbours
+
+__all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head", "save_head"]
+
+HEADS: dict[str, HeadRow] = {
+    "logistic": HeadRow(Logistic, "logistic regression, L2 strength chosen by grouped folds"),
+    "sgd": HeadRow(Sgd, "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe"),
+    "lda": HeadRow(Discriminant, "linear discriminant analysis with Ledoit-Wolf shrinkage"),
+    "knn": HeadRow(Neighbours, "nearest neighbours by cosine, k chosen by grouped folds"),
+    "mlp": HeadRow(Perceptron, "one hidden layer, early stopping on held-out groups"),
+    "lightgbm": HeadRow(Boosted, "gradient-boosted trees, early stopping on held-out groups"),
+    "map": HeadRow(MapHead, "1x1 convolution on feature maps, pooled class maps", input="maps"),
+}
+
+
+def make_head(name: str, *, seed: int = 0) -> Head:
+    """Return an unfitted head. Raises UnknownName for a name that is no row of HEADS."""
+    if name not in HEADS:
+        raise unknown("head", name, HEADS)
+    return HEADS[name].make(seed=seed)
+
+
+def choose_heads(wanted: str) -> tuple[str, ...]:
+    """Return heads for "all" or for names separated by blanks or commas, in the order of the table."""
+    names = wanted.replace(",", " ").split()
+    for name in names:
+        if name not in HEADS and name != "all":
+            raise unknown("head", name, [*HEADS, "all"])
+    return tuple(name for name in HEADS if name in names or "all" in names)

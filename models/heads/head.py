@@ -1,0 +1,96 @@
+"""What every head is, and how it is saved: JSON and safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import CacheError
+from features.files import write_whole
+
+__all__ = ["Head", "HeadRow", "load_head", "log_loss", "save_head", "standardisation"]
+
+Array = NDArray[Any]
+
+
+class Head(Protocol):
+    """A classifier on features. Construction stores, `fit` works; learned attributes end in an underscore."""
+
+    classes_: NDArray[np.int64]  # (K,)
+    chosen_: dict[str, Any]  # what inner folds or early stopping chose
+
+    def __init__(self, *, seed: int = 0) -> None:
+        """Store the seed."""
+
+    def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
+        """Learn from X (n, d) float32, or (n, C, H, W) for map heads, and y (n,) in 0..K-1.
+
+        Rows of one group never stand on both sides of an inner split.
+        """
+
+    def predict_proba(self, X: Array) -> NDArray[np.float64]:
+        """Return probabilities, (n, K), rows summing to 1."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return what was learned: plain values and arrays."""
+
+    def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
+        """Take over what `state` returned."""
+
+
+@dataclass(frozen=True)
+class HeadRow:
+    """One row of HEADS."""
+
+    make: Callable[..., Head]
+    about: str
+    input: str = "pooled"  # or "maps"
+
+
+def save_head(folder: Path, name: str, head: Head) -> None:
+    """Write `head.json` and `head.safetensors` (and the text of trees, if any) so that each is absent or whole."""
+    from safetensors.numpy import save
+
+    values, arrays = head.state()
+    if text := values.pop("text", None):
+        write_whole(folder / "lightgbm.txt", [text.encode()])
+    if arrays:
+        write_whole(folder / "head.safetensors", [save({k: np.ascontiguousarray(a) for k, a in arrays.items()})])
+    content = {"head": name, "classes": len(head.classes_), "chosen": head.chosen_, "values": values}
+    write_whole(folder / "head.json", [json.dumps(content, indent=1).encode()])
+
+
+def load_head(folder: Path) -> Head:
+    """Return the fitted head saved in a folder. CacheError where it does not read."""
+    from safetensors.numpy import load_file
+
+    from models.heads import make_head
+
+    try:
+        content = json.loads((folder / "head.json").read_text())
+        trees = folder / "lightgbm.txt"
+        values = content["values"] | ({"text": trees.read_text()} if trees.exists() else {})
+        tensors = folder / "head.safetensors"
+        head = make_head(content["head"]).restore(values, load_file(tensors) if tensors.exists() else {})
+        head.classes_, head.chosen_ = np.arange(content["classes"]), content["chosen"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CacheError(f"cannot read a head from {folder} ({error}); run: make train-heads") from None
+    return head
+
+
+def standardisation(X: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and standard deviation of each feature, (d,) each; constant features get 1."""
+    mean = X.mean(axis=0, dtype=np.float64)
+    std = np.sqrt(np.maximum(np.square(X, dtype=np.float64).mean(axis=0) - mean**2, 0))
+    return mean.astype(np.float32), np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1).astype(np.float32)
+
+
+def log_loss(y: NDArray[np.int64], proba: NDArray[np.float64]) -> float:
+    """Return the mean negative log probability of the true class."""
+    return float(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, None)).mean())

@@ -1,0 +1,118 @@
+"""The feature matrix as every fold sees it: standardised on that fold's training rows, stored once for all folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.sweep.arrays import ROWS, Array, Arrays
+
+__all__ = ["Design", "Moments", "exact_design", "fast_design", "moments"]
+
+
+class Moments(NamedTuple):
+    """Mean and standard deviation of every feature, over all rows and over each fold's training rows, in float64."""
+
+    center: NDArray[np.float64]  # (d,) over all rows
+    spread: NDArray[np.float64]  # (d,) over all rows; 1 where a feature is constant
+    mean: NDArray[np.float64]  # (F, d)
+    scale: NDArray[np.float64]  # (F, d) 1 / standard deviation, or 1; 0 where a feature is constant in the fold
+
+
+@dataclass(frozen=True)
+class Design:
+    """Row i of fold f is `scale[f] * (matrix[i] - mean[f])`, multiplied out in `dtype` and never stored."""
+
+    arrays: Arrays
+    matrix: Array  # (n, d) any float
+    mean: Array  # (F, d) in the units of the matrix
+    scale: Array  # (F, d)
+    weight: Array  # (F, n) weight of each training row, 0 for a held-out row
+    dtype: str
+
+    def scores(self, theta: Array, fold: NDArray[np.int64]) -> Array:
+        """Return (B, K, n): row times weights plus intercept, for theta (B, K, d + 1) with the intercept last."""
+        problems, classes, _ = theta.shape
+        v = theta[..., :-1] * self.scale[fold][:, None]
+        shift = theta[..., -1] - (v * self.mean[fold][:, None]).sum(-1)
+        flat = self.arrays.packed(v.reshape(problems * classes, -1).T)
+        parts = [block @ flat for _, block in self._blocks()]
+        z = parts[0] if len(parts) == 1 else self.arrays.xp.concatenate(parts)
+        return self.arrays.packed(z.T).reshape(problems, classes, -1) + shift[..., None]
+
+    def gradient(self, residual: Array, fold: NDArray[np.int64]) -> Array:
+        """Return (B, K, d + 1), the transpose of `scores` applied to residual (B, K, n)."""
+        problems, classes, n = residual.shape
+        flat = residual.reshape(problems * classes, n)
+        total = residual.sum(-1)[..., None]
+        g = 0
+        for rows, block in self._blocks():
+            g = g + flat[:, rows] @ block
+        g = g.reshape(problems, classes, -1)
+        g = (g - total * self.mean[fold][:, None]) * self.scale[fold][:, None]
+        return self.arrays.xp.concatenate([g, total], -1)
+
+    def _blocks(self) -> Iterator[tuple[slice, Array]]:
+        """Yield all rows at once where the matrix has the right precision, else converted block by block."""
+        n = self.matrix.shape[0]
+        step = n if self.matrix.dtype == getattr(self.arrays.xp, self.dtype) else ROWS
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            yield rows, self.arrays.cast(self.matrix[rows], self.dtype)
+
+
+def moments(X: NDArray[Any], folds: NDArray[np.bool_], standardize: bool) -> Moments:
+    """Return the moments of X (n, d) for training masks (F, n), in one pass for the mean and one for the rest.
+
+    With `standardize` false the scales are 1 (0 for constant features) and only the means count.
+    """
+    n, d = X.shape
+    blocks = [slice(i, i + ROWS) for i in range(0, n, ROWS)]
+    center = np.sum([X[b].sum(0, dtype=np.float64) for b in blocks], 0) / n
+    masks = np.vstack([folds, np.ones(n, bool)]).astype(np.float64)
+    first, second = np.zeros((2, len(masks), d))
+    for b in blocks:
+        x = X[b] - center
+        first += masks[:, b] @ x
+        second += masks[:, b] @ np.square(x, out=x)
+    count = masks.sum(1)[:, None]
+    offset = first / count
+    spread = np.sqrt(np.maximum(second / count - offset**2, 0))
+    _retake(spread, offset, X, masks > 0)
+    constant = spread <= count * np.finfo(np.float64).eps * np.abs(center + offset)  # as StandardScaler decides
+    spread = np.where(constant | (not standardize), 1, spread)
+    return Moments(center, spread[-1], center + offset[:-1], np.where(constant, 0, 1 / spread)[:-1])
+
+
+def _retake(spread: NDArray[Any], offset: NDArray[Any], X: NDArray[Any], masks: NDArray[np.bool_]) -> None:
+    """Compute again, in place, the spreads (F, d) so far below the offset that the subtraction has spoilt them."""
+    for f, j in np.argwhere(spread <= 1e-4 * np.abs(offset)):
+        spread[f, j] = X[masks[f], j].std(dtype=np.float64)
+
+
+def exact_design(arrays: Arrays, X: NDArray[Any], weight: NDArray[Any], found: Moments) -> Design:
+    """Return the design over X itself, whatever its precision, multiplied out in float64."""
+    mean, scale, rows = (arrays.put(a, "float64") for a in (found.mean, found.scale, weight))
+    return Design(arrays, arrays.put(X), mean, scale, rows, "float64")
+
+
+def fast_design(exact: Design, X: NDArray[Any], found: Moments) -> Design:
+    """Return the same design in float32, over a copy of X standardised on all rows so that no precision cancels."""
+    copy = np.empty(X.shape, np.float32)
+    for i in range(0, len(X), ROWS):
+        copy[i : i + ROWS] = (X[i : i + ROWS] - found.center) / found.spread
+    arrays = exact.arrays
+    mean = arrays.put((found.mean - found.center) / found.spread, "float32")
+    scale = arrays.put(found.scale * found.spread, "float32")
+    return replace(
+        exact,
+        matrix=arrays.put(copy),
+        mean=mean,
+        scale=scale,
+        weight=arrays.cast(exact.weight, "float32"),
+        dtype="float32",
+    )

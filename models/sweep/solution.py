@@ -1,0 +1,175 @@
+"""The sweep as its users see it: features, labels and folds in; coefficients, proofs and out-of-fold scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import FirnError
+from models.sweep.arrays import ROWS, arrays_on
+from models.sweep.design import Moments, exact_design, fast_design, moments
+from models.sweep.path import Task, follow
+
+__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "strengths", "sweep"]
+
+_SMALL = 2**20  # features x rows up to which float64 throughout costs nothing
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One logistic regression per fold and strength; K' is 1 for two classes, else the number of classes.
+
+    `objective` is sum_i w_i logloss_i + ||W||^2 / (2 C), W in the units the penalty saw (standardised, if asked for).
+    `gap` bounds (objective - minimum) / objective from above, by strong convexity; `gradient_norm` is the 2-norm of the
+    gradient of the objective, by W and the intercept, divided by the sum of the training weights. Both are measured in
+    float64 over the features as given.
+    """
+
+    strengths: NDArray[np.float64]  # (S,) C, as given
+    coef: NDArray[np.float64]  # (F, S, K', d) in the features' own units
+    intercept: NDArray[np.float64]  # (F, S, K')
+    objective: NDArray[np.float64]  # (F, S)
+    gradient_norm: NDArray[np.float64]  # (F, S)
+    gap: NDArray[np.float64]  # (F, S)
+    iterations: NDArray[np.int64]  # (F, S)
+    converged: NDArray[np.bool_]  # (F, S) gap <= tol
+
+
+def strengths(n: int = 20) -> NDArray[np.float64]:
+    """Return the default grid of C (n,), ascending from 1e-4 to 1e2."""
+    return np.logspace(-4, 2, n)
+
+
+def balanced(y: NDArray[np.int64], folds: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return weights (F, n) under which all classes weigh the same in every fold, as scikit-learn's class_weight="balanced".
+
+    King and Zeng 2001: a row of class k weighs n_train / (K n_k).
+    """
+    own = np.arange(int(y.max()) + 1)[:, None] == y
+    counts = np.maximum(folds.astype(np.float64) @ own.T, 1)
+    weights: NDArray[np.float64] = (folds.sum(1)[:, None] / (len(own) * counts)) @ own
+    return weights
+
+
+def sweep(
+    X: NDArray[Any],
+    y: NDArray[np.int64],
+    *,
+    strengths: Sequence[float] | NDArray[np.float64],
+    folds: NDArray[np.bool_],
+    standardize: bool = True,
+    sample_weight: NDArray[Any] | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    device: str = "cpu",
+) -> Sweep:
+    """Solve scikit-learn's `LogisticRegression(C)` for every C of `strengths` on every fold, to a certified gap of tol.
+
+    X is (n, d) float16, float32 or float64, y (n,) labels 0..K-1, `folds` (F, n) masks of training rows, `sample_weight`
+    (n,) or (F, n). With `standardize`, each fold is centred and scaled by its own training rows, as `StandardScaler` does.
+    The intercept is not penalised; more than two classes are multinomial (symmetric softmax). Float32 does the work and
+    float64 the proof, on the `device` "cpu", "cuda[:n]" or "auto". Besides X it needs a copy of X in float32, 2 d^2 floats
+    and a bounded batch. Raises FirnError for arrays that do not fit together.
+    """
+    grid = np.asarray(strengths, np.float64)
+    weight = _checked(X, y, grid, folds, sample_weight, tol)
+    found = moments(X, folds, standardize)
+    if not np.isfinite(found.center).all():
+        column = int(np.flatnonzero(~np.isfinite(found.center))[0])
+        raise FirnError(
+            f"finite features expected, but column {column} of X has NaN or infinity; extract the features again"
+        )
+    exact = exact_design(arrays_on(device), X, weight, found)
+    fast = exact if X.size <= _SMALL else fast_design(exact, X, found)
+    return _assembled(Task(exact, fast, y, int(y.max()) + 1, tol, max_iter), grid, found)
+
+
+def _checked(
+    X: NDArray[Any], y: NDArray[Any], grid: NDArray[Any], folds: NDArray[Any], given: NDArray[Any] | None, tol: float
+) -> NDArray[np.float64]:
+    """Return the row weights (F, n) of every fold, 0 for held-out rows, or say what does not fit."""
+    n = len(y)
+    if X.ndim != 2 or len(X) != n or X.dtype.kind != "f":
+        raise FirnError(f"X (n, d) of floats with a row per label expected, got {X.dtype} {X.shape} and {n} labels")
+    if folds.ndim != 2 or folds.shape[1] != n or folds.dtype != bool or not len(folds):
+        raise FirnError(f"folds (F, {n}) of training masks expected, got {folds.dtype} {folds.shape}")
+    if grid.ndim != 1 or not len(grid) or not np.all((grid > 0) & np.isfinite(grid)) or not tol > 0:
+        raise FirnError(f"positive strengths and a positive tol expected, got C = {grid.tolist()} and tol = {tol}")
+    weight = folds * (np.ones(n) if given is None else np.asarray(given, np.float64))
+    if weight.shape != folds.shape or not np.all((weight >= 0) & np.isfinite(weight)):
+        raise FirnError(f"sample_weight (n,) or (F, n), not negative, expected for n = {n}, F = {len(folds)}")
+    if y.dtype.kind not in "iu" or n == 0 or y.min() < 0 or y.max() < 1:
+        raise FirnError(
+            "integer labels 0..K-1 of at least two classes expected; were all pictures put in one class folder?"
+        )
+    counts = weight @ (np.arange(int(y.max()) + 1)[:, None] == y).T
+    for fold, label in np.argwhere(counts == 0)[:1]:
+        raise FirnError(
+            f"every class expected among the training rows, but fold {fold} has none of class {label}; use fewer folds"
+        )
+    return weight
+
+
+def _assembled(task: Task, grid: NDArray[np.float64], found: Moments) -> Sweep:
+    """Run the path in ascending order and put every block in its place, in the features' own units."""
+    order = np.argsort(grid, kind="stable")
+    (n_folds, d), classes = found.mean.shape, 1 if task.classes == 2 else task.classes
+    theta = np.zeros((n_folds, len(grid), classes, d + 1))
+    numbers = np.zeros((4, n_folds, len(grid)))
+    get = task.exact.arrays.get
+    for block in follow(task, grid[order]):
+        at = np.ix_(block.folds, order[block.places])
+        s = block.solution
+        theta[at] = _strengths_last(get(s.theta), len(block.folds))
+        for kept, one in zip(numbers, (s.objective, s.gradient, s.gap, block.iterations), strict=True):
+            kept[at] = _strengths_last(one, len(block.folds))
+    coef = theta[..., :-1] * found.scale[:, None, None]
+    intercept = theta[..., -1] - (coef * found.mean[:, None, None]).sum(-1)
+    objective, gradient, gap, iterations = numbers
+    return Sweep(grid, coef, intercept, objective, gradient, gap, iterations.astype(np.int64), gap <= task.tol)
+
+
+def _strengths_last(a: NDArray[Any], folds: int) -> NDArray[Any]:
+    """Return (folds, strengths, ...) for problems (strengths x folds, ...)."""
+    return a.reshape(-1, folds, *a.shape[1:]).swapaxes(0, 1)
+
+
+def decision(X: NDArray[Any], result: Sweep, fold: int, strength: int) -> NDArray[np.float64]:
+    """Return the scores (n, K') of X (n, d) under one fold's model at one place of the strengths."""
+    return _scores(X, result.coef[fold, strength], result.intercept[fold, strength])
+
+
+def out_of_fold(X: NDArray[Any], result: Sweep, folds: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return probabilities (S, n, K) of every row, by the models that have not seen it, for every strength.
+
+    A row that several folds hold out gets the mean over them, a row that none does gets NaN.
+    """
+    _, s, scores, d = result.coef.shape
+    total = np.zeros((s, len(X), max(2, scores)))
+    for fold, training in enumerate(folds):
+        held = np.flatnonzero(~training)
+        z = _scores(X[held], result.coef[fold].reshape(-1, d), result.intercept[fold].reshape(-1))
+        total[:, held] += _probabilities(z.reshape(len(held), s, scores)).swapaxes(0, 1)
+    count = (~folds).sum(0)[:, None]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _scores(X: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return X coef' + intercept in float64, converting X block by block."""
+    out = np.empty((len(X), len(coef)))
+    for i in range(0, len(X), ROWS):
+        out[i : i + ROWS] = X[i : i + ROWS].astype(np.float64) @ coef.T + intercept
+    return out
+
+
+def _probabilities(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the softmax (..., K) of scores (..., K); a single score is that of class 1 against 0."""
+    from scipy.special import softmax
+
+    full = np.concatenate([np.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
+    p: NDArray[np.float64] = softmax(full, -1)
+    return p

@@ -1,0 +1,1 @@
+"""VERBS: what make and the command line run. Imports features and models."""

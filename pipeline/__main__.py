@@ -1,0 +1,188 @@
+"""The command line: `python -m pipeline VERB`. Parses, calls the verb, prints its result; nothing else."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+
+from features.errors import FirnError
+from pipeline import options as o
+
+app = typer.Typer(
+    help="Two-stage transfer learning for medical images: extract once, train heads in seconds, compare honestly.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def extract(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    maps: o.Maps = "",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    batch_size: o.BatchSize = 0,
+    workers: o.Workers = 0,
+    seed: o.Seed = 0,
+    strict: o.Strict = False,
+) -> None:
+    """Stage one: pictures -> cached features."""
+    from pipeline import extract as verb
+
+    lines = verb.extract(
+        dataset,
+        backbone,
+        maps=maps,
+        preprocess=preprocess,
+        precision=precision,
+        device=device,
+        weights=weights,
+        batch_size=batch_size,
+        workers=workers,
+        seed=seed,
+        strict=strict,
+    )
+    typer.echo("\n".join(lines))
+
+
+@app.command()
+def train_heads(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    heads: o.Heads = "all",
+    blocks: o.Blocks = "1",
+    pool: o.Pool = "avg",
+    labels: o.Labels = "classes",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """Stage two: cached features -> heads and their predictions."""
+    from pipeline import train_heads as verb
+
+    lines = verb.train_heads(
+        dataset,
+        backbone,
+        heads=heads,
+        blocks=blocks,
+        pool=pool,
+        labels=labels,
+        preprocess=preprocess,
+        precision=precision,
+        device=device,
+        weights=weights,
+        seed=seed,
+    )
+    typer.echo("\n".join(lines))
+
+
+@app.command()
+def compare(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    labels: o.Labels = "classes",
+    seed: o.Seed = 0,
+) -> None:
+    """All heads on all cached backbones: ranked table, results.json, predictions.csv, curves, HTML page."""
+    from pipeline import compare as verb
+
+    typer.echo(verb.compare(dataset, backbone=backbone, labels=labels, seed=seed))
+
+
+@app.command()
+def cache_ls(dataset: o.Dataset = "") -> None:
+    """Every cache entry: pictures, parts, bytes, age."""
+    from pipeline import cache as verb
+
+    typer.echo("\n".join(verb.list_entries(dataset)))
+
+
+@app.command()
+def cache_verify(dataset: o.Dataset = "") -> None:
+    """Read every byte of the cache and list what is damaged; exit code 2 if anything is."""
+    from pipeline import cache as verb
+
+    lines, well = verb.verify_entries(dataset)
+    typer.echo("\n".join(lines))
+    raise typer.Exit(0 if well else 2)
+
+
+@app.command()
+def cache_repair(dataset: o.Dataset = o.PNEUMONIA, device: o.Device = "auto", workers: o.Workers = 0) -> None:
+    """Take out damaged files and compute just those again."""
+    from pipeline import cache as verb
+
+    typer.echo("\n".join(verb.repair(dataset, device_=device, workers=workers)))
+
+
+@app.command()
+def cache_why(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+) -> None:
+    """Say in words whether features are ready and, if not, what differs from the nearest entry."""
+    from pipeline import cache as verb
+
+    recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
+    typer.echo("\n".join(verb.why(dataset, backbone, **recipe)))
+
+
+def main() -> int:
+    """Run a verb; a user's mistake is one line on stderr and exit code 2, Ctrl-C is 130."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        return _fail("interrupted; what was done is kept, the same command goes on from there", 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was done is kept, the same command goes on from there", 130)
+    except FirnError as error:
+        return _fail(f"error: {error}", 2)
+    except OSError as error:
+        return _fail(f"error: {_explained(error)}", 2)
+    except Exception as error:
+        return _usage(error)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(line: str, code: int) -> int:
+    sys.stderr.write(line + "\n")
+    return code
+
+
+def _explained(error: OSError) -> str:
+    """Return what the operating system refused, and what to do."""
+    what = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again, what was done is kept",
+        errno.EFBIG: "a file-size limit is set; lift it (ulimit -f) and run the same command again",
+        errno.EROFS: "the folder is read-only; set FIRN_ARTIFACTS to one that can be written",
+        errno.EACCES: "permission is missing; set FIRN_ARTIFACTS to a folder that can be written",
+        errno.EDQUOT: "the quota is used up; free some space and run the same command again, what was done is kept",
+    }
+    return f"{what} ({advice[error.errno]})" if error.errno in advice else what
+
+
+def _usage(error: Exception) -> int:
+    """Print click's own usage errors; anything else is a fault of the program and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    return int(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""extract: pictures -> cached features."""
+
+from __future__ import annotations
+
+import os
+
+from features.cache import State
+from features.datasets import load_dataset
+from features.views import choose_blocks
+from pipeline.progress import say, shown
+from pipeline.request import Request, resolve
+
+__all__ = ["extract", "fill"]
+
+_BATCH = {"cpu": 32, "cuda": 256}
+
+
+def extract(
+    dataset: str,
+    backbone: str,
+    *,
+    maps: str = "",
+    preprocess: str = "",
+    precision: str = "auto",
+    device: str = "auto",
+    weights: str = "",
+    batch_size: int = 0,
+    workers: int = 0,
+    seed: int = 0,
+    strict: bool = False,
+) -> list[str]:
+    """Fill the cache entries of a data set for one or several backbones; return one line per entry.
+
+    What is ready is left alone; a stale master is refreshed; what is missing is computed, each picture decoded once.
+    """
+    pictures = load_dataset(dataset, seed=seed)
+    requests = resolve(pictures, backbone, weights=weights, preprocess=preprocess, precision_=precision, device_=device)
+    wanted = [(r, choose_blocks(list(r.recipe.blocks), maps) if maps else ()) for r in requests]
+    states = [r.state(_parts(blocks)) for r, blocks in wanted]
+    todo = [(r, blocks) for (r, blocks), state in zip(wanted, states, strict=True) if state.word != "ready"]
+    for (r, _), state in zip(wanted, states, strict=True):
+        say(f"{pictures.name} with {r.recipe.name}: {state.word} ({state.why})")
+    if todo:
+        fill(todo, batch_size=batch_size, workers=workers, strict=strict)
+    return [_line(r, r.state(_parts(blocks))) for r, blocks in wanted]
+
+
+def _parts(blocks: tuple[str, ...]) -> tuple[str, ...]:
+    return ("pooled", *(f"maps/{block}" for block in blocks))
+
+
+def fill(
+    todo: list[tuple[Request, tuple[str, ...]]], *, batch_size: int = 0, workers: int = 0, strict: bool = False
+) -> None:
+    """Compute what the requests (with the blocks whose maps they want) lack, and tell how it went. Imports torch."""
+    from features.devices import checked
+    from features.extraction import Job, extract
+
+    jobs = [Job(r.entry, r.recipe, r.preprocess, blocks) for r, blocks in todo]
+    first = todo[0][0]
+    checked(first.device)
+    size = batch_size or _BATCH[first.device.partition(":")[0]]
+    names = ", ".join(r.recipe.name for r, _ in todo)
+    with shown(f"extract {first.dataset.name} with {names}") as progress:
+        outcome = extract(
+            first.dataset,
+            jobs,
+            device=first.device,
+            batch_size=size,
+            workers=workers or os.cpu_count() or 1,
+            strict=strict,
+            progress=progress,
+        )
+    for picture, reason in list(outcome.left_out.items())[:20]:
+        say(f"left out {picture}: {reason}")
+    if len(outcome.left_out) > 20:
+        say(f"... and {len(outcome.left_out) - 20} more; all are listed in features.h5 under left_out")
+    wall = outcome.seconds["wall"]
+    decode, forward, write = (outcome.seconds.get(stage, 0.0) for stage in ("decode", "forward", "write"))
+    say(
+        f"{outcome.pictures:,} pictures in {wall:,.1f} s ({outcome.pictures / wall:,.1f}/s): forward {forward:,.1f} s, "
+        f"decode {decode:,.1f} s of threads, write {write:,.1f} s; {outcome.skipped:,} were there already, "
+        f"{len(outcome.left_out):,} left out"
+    )
+
+
+def _line(request: Request, state: State) -> str:
+    return f"{state.word}: {request.dataset.name} {request.recipe.name} {state.why} {request.entry.master}"

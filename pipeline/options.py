@@ -1,0 +1,29 @@
+"""The options that several verbs share: one spelling, one help text, one default."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Dataset = Annotated[str, typer.Option(help="A name of the table, or a path: class folders, CSV, .npz, DICOM with CSV.")]
+Backbone = Annotated[str, typer.Option(help="One or several torchvision CNNs, separated by blanks.")]
+Weights = Annotated[str, typer.Option(help="A weights file of your own (.pth or .safetensors) for the backbone.")]
+Preprocess = Annotated[str, typer.Option(help="squash, pad (whole picture) or crop (torchvision's centre crop).")]
+Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the arithmetic of the network.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Maps = Annotated[
+    str, typer.Option(help="Blocks whose feature maps are kept too, by name, by number of last ones, or all.")
+]
+BatchSize = Annotated[int, typer.Option(min=0, help="Pictures per forward pass; 0 chooses.")]
+Workers = Annotated[int, typer.Option(min=0, help="Threads that decode; 0 is one per core.")]
+Heads = Annotated[str, typer.Option(help="Heads separated by blanks, or all.")]
+Blocks = Annotated[str, typer.Option(help="Blocks of the view: names, a number of last ones, or all.")]
+Pool = Annotated[str, typer.Option(help="avg, max or both.")]
+Labels = Annotated[
+    str, typer.Option(help="classes, or a coarser view of them that the data set has (cervical: binary).")
+]
+Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable picture.")]
+
+PNEUMONIA, RESNET18 = "pneumonia", "resnet18"

@@ -1,0 +1,112 @@
+"""Every row of HEADS: learns, gives probabilities, is saved without a pickle and comes back the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from features.errors import BadDataset, CacheError, UnknownName
+from models.folds import grouped_folds
+from models.heads import HEADS, choose_heads, load_head, make_head, save_head
+from models.heads.maps import MapHead
+
+
+def drawn(input_: str, classes: int = 2, n: int = 480, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return X, y and groups of four rows each, with a signal in a few features."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(n // 4), 4)
+    y = rng.integers(0, classes, n // 4)[groups]
+    X = rng.normal(size=(n, 12)).astype(np.float32) + rng.normal(size=(n // 4, 12)).astype(np.float32)[groups]
+    X[np.arange(n), y] += 2.0
+    if input_ == "maps":
+        X = (np.repeat(X[:, :, None, None], 9, axis=2).reshape(n, 12, 3, 3) + rng.normal(size=(n, 12, 3, 3))).astype(
+            np.float16
+        )
+    return X, y, np.array([f"g{g}" for g in groups])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("name", HEADS)
+def test_learns_and_comes_back_the_same(name: str, classes: int, tmp_path: Path) -> None:
+    """Probabilities are proper, better than chance on new groups, repeatable, and equal after saving and loading."""
+    X, y, groups = drawn(HEADS[name].input, classes)
+    fit = np.arange(len(y)) < 320
+    new = ~fit
+    head = make_head(name, seed=3).fit(X[fit], y[fit], groups[fit])
+    proba = head.predict_proba(X[new])
+    assert proba.shape == (new.sum(), classes)
+    assert proba.dtype == np.float64
+    assert np.array_equal(head.classes_, np.arange(classes))
+    np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-9)
+    auc = roc_auc_score(y[new], proba[:, 1]) if classes == 2 else roc_auc_score(y[new], proba, multi_class="ovr")
+    assert auc > 0.7
+    again = make_head(name, seed=3).fit(X[fit], y[fit], groups[fit])
+    assert np.array_equal(again.predict_proba(X[new]), proba)
+    save_head(tmp_path, name, head)
+    loaded = load_head(tmp_path)
+    np.testing.assert_allclose(loaded.predict_proba(X[new]), proba, rtol=1e-9, atol=1e-12)
+    assert loaded.chosen_ == head.chosen_
+    assert not list(tmp_path.glob("*.pkl"))
+
+
+def test_logistic_is_scikit_learns_optimum() -> None:
+    """At the chosen strength the coefficients are those of scikit-learn on standardised features."""
+    X, y, groups = drawn("pooled", 3)
+    head = make_head("logistic").fit(X, y, groups)
+    mean, std = X.mean(axis=0), X.std(axis=0)
+    reference = LogisticRegression(C=head.chosen_["C"], tol=1e-10, max_iter=10_000).fit((X - mean) / std, y)
+    np.testing.assert_allclose(head.predict_proba(X), reference.predict_proba((X - mean) / std), atol=2e-4)
+
+
+def test_lightgbm_reads_its_own_file(tmp_path: Path) -> None:
+    """LightGBM's loader gives the same probabilities from the saved text."""
+    X, y, groups = drawn("pooled")
+    head = make_head("lightgbm").fit(X, y, groups)
+    save_head(tmp_path, "lightgbm", head)
+    booster = lightgbm.Booster(model_file=tmp_path / "lightgbm.txt")
+    assert np.array_equal(booster.predict(X), head.predict_proba(X)[:, 1])
+
+
+def test_class_maps_show_where_the_evidence_lies() -> None:
+    """A signal at one position makes that position's vote the strongest."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 6, 4, 4)).astype(np.float16)
+    y = rng.integers(0, 2, 200)
+    at = rng.integers(0, 4, (200, 2))
+    X[np.arange(200), 2, at[:, 0], at[:, 1]] += (6 * y).astype(np.float16)
+    head = make_head("map")
+    assert isinstance(head, MapHead)
+    votes = head.fit(X, y).class_maps(X)
+    assert votes.shape == (200, 2, 4, 4)
+    evidence = (votes[:, 1] - votes[:, 0])[y == 1].reshape(-1, 16)
+    hit = evidence.argmax(axis=1) == (at[:, 0] * 4 + at[:, 1])[y == 1]
+    assert hit.mean() > 0.9
+
+
+def test_folds_keep_groups_together() -> None:
+    """No group is in two folds, every fold has both classes, and the seed decides."""
+    _, y, groups = drawn("pooled")
+    folds = grouped_folds(y, groups, 5, seed=1)
+    assert all(len(set(folds[groups == g])) == 1 for g in np.unique(groups))
+    assert all(len(set(y[folds == f])) == 2 for f in range(5))
+    assert np.array_equal(folds, grouped_folds(y, groups, 5, seed=1))
+    assert not np.array_equal(folds, grouped_folds(y, groups, 5, seed=2))
+    with pytest.raises(BadDataset, match="one group"):
+        grouped_folds(y, np.where(y == 0, "only", groups), 5)
+
+
+def test_names_and_broken_folders(tmp_path: Path) -> None:
+    """Unknown names are answered with the known ones, a folder without a head with the command."""
+    assert choose_heads("lda, logistic") == ("logistic", "lda")
+    assert choose_heads("all") == tuple(HEADS)
+    with pytest.raises(UnknownName, match="did you mean lightgbm"):
+        choose_heads("lightgmb")
+    with pytest.raises(UnknownName, match="unknown head 'forest'"):
+        make_head("forest")
+    with pytest.raises(CacheError, match="run: make train-heads"):
+        load_head(tmp_path)
