@@ -22,7 +22,7 @@ EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batc
 TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
 COMPARE = $(COMMON) $(call flag,LABELS,labels)
 
-.PHONY: help setup demo extract train-heads compare test check format clean
+.PHONY: help setup demo extract train-heads compare cache-ls cache-verify cache-repair cache-why test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,18 @@ train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEAD
 
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS
 	$(RUN) -m pipeline compare $(COMPARE)
+
+cache-ls: $(SET_UP) ## every cache entry: pictures, bytes, age
+	$(RUN) -m pipeline cache-ls $(call flag,DATASET,dataset)
+
+cache-verify: $(SET_UP) ## read every byte of the cache, list what is damaged
+	$(RUN) -m pipeline cache-verify $(call flag,DATASET,dataset)
+
+cache-repair: $(SET_UP) ## compute again just what is damaged   DATASET
+	$(RUN) -m pipeline cache-repair $(call flag,DATASET,dataset) $(call flag,DEVICE,device) $(call flag,WORKERS,workers)
+
+cache-why: $(SET_UP) ## why features are not ready    DATASET BACKBONE and what extract takes
+	$(RUN) -m pipeline cache-why $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(RECIPE)
 
 test: $(SET_UP_CHECKS) ## run the tests (set up if need be)
 	$(RUN) -m pytest $(TESTS)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 import typer
 
 from features.errors import FirnError
 from pipeline import options as o
+
+# Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     help="Two-stage transfer learning for medical images: extract once, train heads in seconds, compare honestly.",

@@ -41,6 +41,7 @@ class MapHead:
         mean, std = _channel_statistics(X)
         held = held_out(y, groups, seed=self.seed)
         train, rng = np.flatnonzero(~held), np.random.default_rng(self.seed)
+        centre, scale = torch.from_numpy(mean), torch.from_numpy(std)
         weights = torch.zeros(len(self.classes_), X.shape[1], requires_grad=True)
         bias = torch.zeros(len(self.classes_), requires_grad=True)
         decayed = [{"params": [weights], "weight_decay": self.decay}, {"params": [bias], "weight_decay": 0.0}]
@@ -50,8 +51,9 @@ class MapHead:
             order = rng.permutation(train)
             for start in range(0, len(order), self.batch):
                 at = np.sort(order[start : start + self.batch])
-                Z = torch.from_numpy((X[at].astype(np.float32) - mean[:, None, None]) / std[:, None, None])
-                votes = torch.einsum("kc,nchw->nkhw", weights, Z).flatten(2) + bias[:, None]
+                maps = torch.from_numpy(X[at]).float().flatten(2)
+                raw = weights / scale  # standardises without a standardised copy of the maps
+                votes = raw @ maps + (bias - raw @ centre)[:, None]
                 pooled = torch.logsumexp(votes * self.sharpness, 2) / self.sharpness
                 loss = torch.nn.functional.cross_entropy(pooled, torch.from_numpy(y[at]))
                 optimiser.zero_grad()
