@@ -59,7 +59,7 @@ def extract(
 @app.command()
 def train_heads(
     dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = o.RESNET18,
+    backbone: o.CachedBackbone = "",
     heads: o.Heads = "all",
     blocks: o.Blocks = "1",
     pool: o.Pool = "avg",
@@ -104,15 +104,15 @@ def compare(
 
 @app.command()
 def cache_ls(dataset: o.Dataset = "") -> None:
-    """Every cache entry: pictures, parts, bytes, age."""
-    from pipeline import cache as verb
+    """Every cache entry: pictures, parts, bytes, state, when last used."""
+    from pipeline import cache_ls as verb
 
-    typer.echo("\n".join(verb.list_entries(dataset)))
+    verb.print_entries(verb.list_entries(dataset))
 
 
 @app.command()
 def cache_verify(dataset: o.Dataset = "") -> None:
-    """Read every byte of the cache and list what is damaged; exit code 2 if anything is."""
+    """Read every byte of the cache, or of a pack, and list what is damaged; exit code 2 if anything is."""
     from pipeline import cache as verb
 
     lines, well = verb.verify_entries(dataset)
@@ -137,27 +137,63 @@ def cache_why(
     device: o.Device = "auto",
     weights: o.Weights = "",
 ) -> None:
-    """Say in words whether features are ready and, if not, what differs from the nearest entry."""
-    from pipeline import cache as verb
+    """Say in words whether features are ready and, if not, what changed."""
+    from pipeline import cache_why as verb
 
     recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
     typer.echo("\n".join(verb.why(dataset, backbone, **recipe)))
 
 
+@app.command()
+def cache_gc(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    yes: o.Yes = False,
+) -> None:
+    """List what the data set does not need of its cache any more; --yes removes it."""
+    from pipeline import cache_gc as verb
+
+    recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
+    typer.echo("\n".join(verb.collect(dataset, backbone, yes=yes, **recipe)))
+
+
+@app.command()
+def cache_pack(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    out: o.Out = "",
+    maps: o.Maps = "",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """Write features into one HDF5 file that serves train-heads and compare without the pictures."""
+    from pipeline import cache_pack as verb
+
+    recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
+    typer.echo("\n".join(verb.pack(dataset, backbone, out=out, maps=maps, seed=seed, **recipe)))
+
+
 def main() -> int:
     """Run a verb; a user's mistake is one line on stderr and exit code 2, Ctrl-C is 130."""
     try:
-        code = app(standalone_mode=False)
-    except typer.Abort:
-        return _fail("interrupted; what was done is kept, the same command goes on from there", 130)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was done is kept, the same command goes on from there", 130)
+        code = app(standalone_mode=False)  # typer turns Ctrl-C into 130, older versions into Abort
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
     except FirnError as error:
         return _fail(f"error: {error}", 2)
     except OSError as error:
         return _fail(f"error: {_explained(error)}", 2)
     except Exception as error:
         return _usage(error)
+    if code == 130:
+        return _fail("interrupted; what was done is kept, the same command goes on from there", code)
     return code if isinstance(code, int) else 0
 
 

@@ -34,7 +34,9 @@ class Perceptron:
         Z = ((X - mean) / std).astype(np.float32)
         self.classes_ = np.arange(int(y.max()) + 1)
         held = held_out(y, groups, seed=self.seed)
-        network = MLPClassifier((self.units,), alpha=1e-3, batch_size=64, random_state=self.seed)
+        network = MLPClassifier(
+            (self.units,), alpha=1e-3, batch_size=min(64, int((~held).sum())), random_state=self.seed
+        )
         best, epoch_of_best = np.inf, 0
         for epoch in range(self.most_epochs):
             network.partial_fit(Z[~held], y[~held], classes=self.classes_)
