@@ -17,9 +17,11 @@ ROWS = 512  # rows of X converted at a time: 512 x 2048 doubles stay in the cach
 
 
 class Arrays(Protocol):
-    """Where the arithmetic happens: `xp` is the module (numpy or torch) whose functions take the arrays."""
+    """Where the arithmetic happens."""
 
-    xp: Any
+    @property
+    def xp(self) -> Any:
+        """Return the module, numpy or torch, whose functions take the arrays."""
 
     def put(self, a: NDArray[Any], dtype: str | None = None) -> Array:
         """Return a host array as an array of this kind, in `dtype` ("float32", "float64") where one is given."""

@@ -29,8 +29,8 @@ class Certified(NamedTuple):
 def certify(problems: Problems, theta: Array) -> Certified:
     """Put the intercepts where their gradient vanishes and measure what is left.
 
-    With the intercept minimised out, the objective is 1 / C strongly convex in the weights W, so that its excess is at most
-    C ||gradient||^2 / 2; the same number is the duality gap at the dual point that the residuals make.
+    With the intercept minimised out, the objective is 1 / C strongly convex in the weights W, so that its excess is at
+    most C ||gradient||^2 / 2; the same number is the duality gap at the dual point that the residuals make.
     """
     get = problems.design.arrays.get
     theta, margins = _balance(problems, theta)

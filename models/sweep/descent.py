@@ -1,7 +1,7 @@
 """Many logistic regressions minimised at once: limited-memory BFGS, one column of the matrix products per problem.
 
-Nocedal and Wright 2006, algorithm 7.4, started from a metric close to the inverse Hessian. Along a direction the margins are
-linear, so an accurate line search costs no product with the features. Problems that are done leave the batch.
+Nocedal and Wright 2006, algorithm 7.4, started from a metric close to the inverse Hessian. Along a direction the
+margins are linear, so an accurate line search costs no product with the features. Finished problems leave the batch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from models.sweep.design import Design
 from models.sweep.loss import Labels, losses
 from models.sweep.metric import Metric
 
-__all__ = ["Descent", "Problems", "minimise", "search", "squared"]
+__all__ = ["PAIRS", "Descent", "Problems", "minimise", "search", "squared"]
 
-_PAIRS = 10  # steps and gradient changes remembered
+PAIRS = 10  # steps and gradient changes remembered
 _PATIENCE = 15  # iterations without progress after which rounding is to blame
 _PROGRESS = 0.7  # of the best gap
 _TRIALS = 12
@@ -29,7 +29,10 @@ _SLOPE = 0.1  # the line search ends when the slope has fallen to this share
 
 @dataclass(frozen=True)
 class Problems:
-    """B problems over one design: `sum_i w_i loss_i + ||W||^2 / (2 C)`, parameters theta (B, K, d + 1), intercept last."""
+    """B problems over one design: minimise `sum_i w_i loss_i + ||W||^2 / (2 C)` over theta, (B, K, d + 1).
+
+    theta holds the weights W of the standardised features and, last, the intercept.
+    """
 
     design: Design
     labels: Labels
@@ -88,9 +91,9 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def minimise(problems: Problems, theta: Array, margins: Array, metric: Metric, tol: float, max_iter: int) -> Descent:
-    """Descend from theta, whose margins are given, until the gradient certifies a gap of at most tol of the objective.
+    """Descend from theta, whose margins are given, until the gradient certifies a gap of tol relative to the objective.
 
-    Gives up on a problem, short of tol, when neither gap nor objective gets better any more, and after max_iter iterations.
+    Gives up on a problem, short of tol, when neither gap nor objective gets better any more, or after max_iter.
     """
     end = Descent(theta + 0, margins + 0, np.zeros(len(theta), np.int64))
     at = np.arange(len(theta))
@@ -140,7 +143,7 @@ def _step(
     length = search(problems, state.theta, state.margins, direction, change, slope)[:, None, None]
     theta, margins = state.theta + length * direction, state.margins + length * change
     new = _arrive(problems, theta, margins)
-    return new, [*memory[1 - _PAIRS :], (length * direction, new.gradient - state.gradient)]
+    return new, [*memory[1 - PAIRS :], (length * direction, new.gradient - state.gradient)]
 
 
 def _inverse_times(g: Array, metric: Metric, memory: list[tuple[Array, Array]], fold: NDArray[np.int64]) -> Array:

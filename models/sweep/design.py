@@ -49,9 +49,9 @@ class Design:
         problems, classes, n = residual.shape
         flat = residual.reshape(problems * classes, n)
         total = residual.sum(-1)[..., None]
-        g = 0
+        g = self.arrays.put(np.zeros((problems * classes, self.matrix.shape[1]), self.dtype))
         for rows, block in self._blocks():
-            g = g + flat[:, rows] @ block
+            g += flat[:, rows] @ block
         g = g.reshape(problems, classes, -1)
         g = (g - total * self.mean[fold][:, None]) * self.scale[fold][:, None]
         return self.arrays.xp.concatenate([g, total], -1)

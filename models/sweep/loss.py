@@ -40,7 +40,7 @@ class Labels:
         return t if len(self.sign) else self.xp.where(self.own > 0, _NEVER, t)
 
     def residuals(self, q: Array) -> Array:
-        """Return the derivative of the loss by the scores, for the derivative q by the margins; transpose of `steps`."""
+        """Return the derivative of the loss by the scores, for that by the margins, q; the transpose of `steps`."""
         if len(self.sign):
             return q * self.sign
         return q - self.own * q.sum(1)[:, None]

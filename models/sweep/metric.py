@@ -1,9 +1,10 @@
 """The metric of the descent: an inverse of the Hessian at a nearby point, cheap to build and to apply.
 
-The Hessian X' D X + I / C (D = p (1 - p), where Böhning 1992 has its bound 1/4) is dominated by the rows that the model is
-still unsure of. Where few rows carry nearly all of D, their kernel is factored (Woodbury's identity); where many do, the
-(d + 1) x (d + 1) matrix is. Every fold and class has a factor of its own as long as these are small. The intercept is one
-more feature under a faint penalty. An inexact metric costs iterations, never exactness.
+The Hessian X' D X + I / C (D = p (1 - p), where Böhning 1992 has its bound 1/4) is dominated by the rows that the model
+is still unsure of. Where few rows carry nearly all of D, their kernel is factored (Woodbury's identity); where many do,
+the (d + 1) x (d + 1) matrix is, or that of all classes together if it is small. Folds and classes have factors of their
+own as far as memory goes. The intercept is one more feature under a faint penalty. An inexact metric costs iterations,
+never exactness.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["Metric", "Rounded", "metric_at"]
 
 _REST = 0.05  # share of D that may be left out
 _KERNEL = 1600  # rows whose kernel is still cheaper to factor than a Hessian of 2,048 features
+_FLOOR = 1e-30  # curvature of a row that float32 takes for certain
 _FLOATS = 2**24  # in all factors together, 64 MB
 
 
@@ -53,13 +55,15 @@ class _Primal:
 
     arrays: Arrays
     factors: list[list[Array]]  # of folds and classes, or of one for all
+    joint: bool  # a factor is that of all classes together
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
         """Solve with the factor of each problem's fold and class."""
-        out = self.arrays.xp.empty_like(v)
-        for mine, k, f, j in _parts(fold, v.shape[1], self.factors):
-            out[mine, k] = self.arrays.solve(self.factors[f][j], v[mine, k].T).T
-        return _summing_to_zero(out)
+        flat = v.reshape(len(v), 1, -1) if self.joint else v
+        out = self.arrays.xp.empty_like(flat)
+        for mine, k, f, j in _parts(fold, flat.shape[1], self.factors):
+            out[mine, k] = self.arrays.solve(self.factors[f][j], flat[mine, k].T).T
+        return _summing_to_zero(out.reshape(v.shape))
 
 
 class _Part(NamedTuple):
@@ -82,7 +86,7 @@ class _Dual:
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
         """Multiply by the rows once for all problems, solve part by part."""
-        problems, classes, size = v.shape
+        _, classes, size = v.shape
         prior = v * self.prior
         a = self.rows @ self.arrays.packed(prior.reshape(-1, size).T)
         out = self.arrays.xp.zeros_like(a)
@@ -109,21 +113,27 @@ def _summing_to_zero(v: Array) -> Array:
     return v if v.shape[1] == 1 else v - v.mean(1)[:, None]
 
 
-def metric_at(design: Design, curvature: Array, strength: float) -> Metric:
-    """Return the metric for row curvatures (F, K, n), weights included, and one penalty 1 / strength for all problems."""
+def metric_at(design: Design, p: Array, weight: Array, strength: float) -> Metric:
+    """Return the metric for class probabilities (F, K, n), row weights (F, n) and the one penalty 1 / strength.
+
+    With two classes K is 1 and p the probability of either.
+    """
+    curvature = (p * (1 - p) + _FLOOR) * weight[:, None]
     mean = design.arrays.get(curvature.mean(1).mean(0)).astype(np.float64)
     order = np.argsort(-mean, kind="stable")
     shares = np.cumsum(mean[order])
     chosen = np.sort(order[: int(np.searchsorted(shares, (1 - _REST) * shares[-1])) + 1])
-    d = design.matrix.shape[1]
+    curvature, d = curvature[:, :, chosen], design.matrix.shape[1]
     if len(chosen) <= min(_KERNEL, d):
-        return _dual(design, chosen, curvature[:, :, chosen], strength)
-    shared = _shared(curvature[:, :, chosen], d**2)
-    return _Primal(design.arrays, [[_hessian(design, chosen, w, strength) for w in own] for own in shared])
+        return _dual(design, chosen, curvature, strength)
+    if 1 < p.shape[1] <= _FLOATS**0.5 / (d + 1):
+        return _joint(design, p, weight, strength)
+    shared = _shared(curvature, d**2)
+    return _Primal(design.arrays, [[_hessian(design, chosen, w, strength) for w in own] for own in shared], False)
 
 
 def _shared(curvature: Array, floats: float) -> Array:
-    """Return the curvature (F, K, m) averaged over classes or folds or both, until factors of this size are few enough."""
+    """Return the curvature (F, K, m), averaged over classes or folds or both until so many factors fit in memory."""
     classless, foldless = curvature.mean(1)[:, None], curvature.mean(0)[None]
     for c in (curvature, classless, foldless):
         if c.shape[0] * c.shape[1] * floats <= _FLOATS:
@@ -150,13 +160,38 @@ def _hessian(design: Design, rows: NDArray[np.int64], curvature: Array, strength
     return _factor(design, h, np.append(np.full(d, 1 / strength), 0))
 
 
+def _joint(design: Design, p: Array, weight: Array, strength: float) -> _Primal:
+    """Return the metric from the Hessian of all classes together, of each fold or, if too large, of the mean fold."""
+    size = p.shape[1] * (design.matrix.shape[1] + 1)
+    if len(p) * size**2 > _FLOATS:
+        p, weight = p.mean(0)[None], weight.mean(0)[None]
+    ridge = np.tile(np.append(np.full(design.matrix.shape[1], 1 / strength), 0), p.shape[1])
+    return _Primal(
+        design.arrays, [[_factor(design, _softmax(design, *own), ridge)] for own in zip(p, weight, strict=True)], True
+    )
+
+
+def _softmax(design: Design, p: Array, weight: Array) -> Array:
+    """Return sum_i w_i (diag(p_i) - p_i p_i') x x_i x_i' (Kronecker), a matrix of K (d + 1) rows, for p (K, n)."""
+    classes, size = len(p), design.matrix.shape[1] + 1
+    h = design.arrays.put(np.zeros((classes, size, classes, size), design.dtype))
+    for i in range(0, len(weight), ROWS):
+        block = slice(i, i + ROWS)
+        x = _bordered(design, np.arange(len(weight))[block])
+        for k in range(classes):
+            h[k, :, k] += x.T @ (x * (weight[block] * p[k, block])[:, None])
+        each = (x[:, None] * (p[:, block].T * weight[block, None] ** 0.5)[..., None]).reshape(len(x), -1)
+        h -= (each.T @ each).reshape(h.shape)
+    return h.reshape(classes * size, classes * size)
+
+
 def _dual(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> _Dual:
     """Return the metric from the kernel of the chosen rows and the curvatures (F, K, m) of them."""
     arrays = design.arrays
     x, mean = _bordered(design, rows), curvature.mean(1).mean(0)
     trace = strength * float((mean[:, None] * x[:, :-1] ** 2).sum())
-    bound = 0.1 / np.finfo(design.dtype).eps  # a larger condition number leaves no digits in the difference
-    prior = np.append(np.full(x.shape[1] - 1, strength * min(1, bound / trace)), 100 / float(mean.sum()))
+    bound = 0.1 / float(np.finfo(design.dtype).eps)  # a larger condition number leaves no digits in the difference
+    prior = np.append(np.full(x.shape[1] - 1, strength * min(1.0, bound / trace)), 100 / float(mean.sum()))
     p = arrays.put(prior, design.dtype)
     half = x * p**0.5
     kernel = half @ half.T

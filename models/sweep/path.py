@@ -1,4 +1,4 @@
-"""All strengths and folds: blocks of neighbouring strengths, each started from the path of those before and certified."""
+"""All strengths and folds: blocks of neighbouring strengths, each started from the path so far, and certified."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.sweep.arrays import Array
 from models.sweep.certificate import Certified, certify
-from models.sweep.descent import Problems, minimise, search
+from models.sweep.descent import PAIRS, Problems, minimise, search
 from models.sweep.design import Design
 from models.sweep.loss import labels_of, losses
 from models.sweep.metric import Metric, metric_at
@@ -19,11 +19,11 @@ from models.sweep.metric import Metric, metric_at
 __all__ = ["Found", "Task", "follow"]
 
 _DECADE = 10.0001  # ratio of the strengths that share a metric
-_WIDTH = 2**22  # scores in flight: problems x classes x rows
+_FLOATS = 2**23  # in flight, 32 MB
 _FOLDS = 8  # folds in flight, each with a metric of its own
+_PROOFS = 3  # attempts in float64; moving the intercept may leave a gap again
 _FRESH = 25  # iterations on one metric
 _POINTS = 3  # of the path, from which it is extrapolated
-_FLOOR = 1e-12  # curvature of a row that float32 takes for certain
 
 Past: TypeAlias = list[tuple[float, Array]]  # log C and theta (F, K, d + 1), in ascending order
 
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The folds to solve and how well; `exact` is in float64, `fast` in float32 where the size makes that worthwhile."""
+    """The folds to solve and how well; `exact` is in float64, `fast` in float32 where the size makes it worthwhile."""
 
     exact: Design
     fast: Design
@@ -68,19 +68,24 @@ class Task:
 
 def follow(task: Task, strengths: NDArray[np.float64]) -> Iterator[Found]:
     """Yield the solutions for the ascending strengths (S,), block by block of folds and strengths."""
-    folds, rows = task.exact.weight.shape
-    scores = rows * (1 if task.classes == 2 else task.classes)
-    group = int(np.clip(_WIDTH // (4 * scores), 1, _FOLDS))
+    folds = len(task.exact.weight)
+    group = int(np.clip(_FLOATS // (4 * _floats(task)), 1, _FOLDS))
     for first in range(0, folds, group):
         own = np.arange(first, min(first + group, folds))
         part, past = task.only(own), list[tuple[float, Array]]()
-        for places in _blocks(strengths, max(1, _WIDTH // (scores * len(own)))):
+        for places in _blocks(strengths, max(1, _FLOATS // (_floats(task) * len(own)))):
             solution, iterations = _solve(part, strengths[places], past)
             yield Found(places, own, solution, iterations)
             each = task.fast.arrays.cast(solution.theta, task.fast.dtype).reshape(
                 -1, len(own), *solution.theta.shape[1:]
             )
             past = [*past, *zip(np.log(strengths[places]), each, strict=True)][-_POINTS:]
+
+
+def _floats(task: Task) -> int:
+    """Return the numbers that one problem keeps in flight: scores, and parameters with their memory."""
+    n, d = len(task.y), int(task.exact.matrix.shape[1])
+    return (1 if task.classes == 2 else task.classes) * (n + 2 * PAIRS * (d + 1))
 
 
 def _blocks(strengths: NDArray[np.float64], most: int) -> Iterator[slice]:
@@ -100,13 +105,15 @@ def _solve(task: Task, strengths: NDArray[np.float64], past: Past) -> tuple[Cert
     fast, exact = task.problems(task.fast, strengths), task.problems(task.exact, strengths)
     theta, iterations = _descend(task, fast, *_start(task, fast, strengths, past))
     found = certify(exact, task.fast.arrays.cast(theta, "float64"))
-    short = np.flatnonzero(found.gap > task.tol)
-    if task.fast is task.exact or not len(short):
-        return found, iterations
-    some = exact.take(short)
-    theta, more = _descend(task, some, found.theta[short], found.margins[short])
-    iterations[short] += more
-    return _replaced(found, short, certify(some, theta)), iterations
+    for _ in range(_PROOFS):
+        short = np.flatnonzero(~(found.gap <= task.tol) & (iterations < task.max_iter))
+        if not len(short):
+            break
+        some = exact.take(short)
+        theta, more = _descend(task, some, found.theta[short], found.margins[short])
+        iterations[short] += more
+        found = _replaced(found, short, certify(some, theta))
+    return found, iterations
 
 
 def _descend(task: Task, problems: Problems, theta: Array, margins: Array) -> tuple[Array, NDArray[np.int64]]:
@@ -169,4 +176,4 @@ def _metric(problems: Problems, margins: Array) -> Metric:
     _, q = losses(design.arrays.xp, margins[at])
     p = labels.probabilities(q)
     strength = 1 / float(np.median(design.arrays.get(problems.penalty[at])))
-    return metric_at(design, (p * (1 - p) + _FLOOR) * problems.weight[at][:, None], strength)
+    return metric_at(design, p, problems.weight[at], strength)

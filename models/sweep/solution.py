@@ -45,13 +45,13 @@ def strengths(n: int = 20) -> NDArray[np.float64]:
 
 
 def balanced(y: NDArray[np.int64], folds: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return weights (F, n) under which all classes weigh the same in every fold, as scikit-learn's class_weight="balanced".
+    """Return weights (F, n) under which all classes weigh the same in every fold, 0 for held-out rows.
 
-    King and Zeng 2001: a row of class k weighs n_train / (K n_k).
+    King and Zeng 2001, scikit-learn's class_weight="balanced": a row of class k weighs n_train / (K n_k).
     """
     own = np.arange(int(y.max()) + 1)[:, None] == y
     counts = np.maximum(folds.astype(np.float64) @ own.T, 1)
-    weights: NDArray[np.float64] = (folds.sum(1)[:, None] / (len(own) * counts)) @ own
+    weights: NDArray[np.float64] = folds * ((folds.sum(1)[:, None] / (len(own) * counts)) @ own)
     return weights
 
 
@@ -69,11 +69,11 @@ def sweep(
 ) -> Sweep:
     """Solve scikit-learn's `LogisticRegression(C)` for every C of `strengths` on every fold, to a certified gap of tol.
 
-    X is (n, d) float16, float32 or float64, y (n,) labels 0..K-1, `folds` (F, n) masks of training rows, `sample_weight`
-    (n,) or (F, n). With `standardize`, each fold is centred and scaled by its own training rows, as `StandardScaler` does.
-    The intercept is not penalised; more than two classes are multinomial (symmetric softmax). Float32 does the work and
-    float64 the proof, on the `device` "cpu", "cuda[:n]" or "auto". Besides X it needs a copy of X in float32, 2 d^2 floats
-    and a bounded batch. Raises FirnError for arrays that do not fit together.
+    X is (n, d) float16, float32 or float64, y (n,) labels 0..K-1, `folds` (F, n) masks of training rows and
+    `sample_weight` (n,) or (F, n). With `standardize`, each fold is centred and scaled by its own training rows, as
+    `StandardScaler` does. The intercept is not penalised; more than two classes are multinomial (symmetric softmax).
+    Float32 does the work and float64 the proof, on the `device` "cpu", "cuda[:n]" or "auto". Besides X it needs a copy
+    of X in float32, at most 4 d^2 floats and a bounded batch. Raises FirnError for arrays that do not fit together.
     """
     grid = np.asarray(strengths, np.float64)
     weight = _checked(X, y, grid, folds, sample_weight, tol)
@@ -115,25 +115,23 @@ def _checked(
 
 
 def _assembled(task: Task, grid: NDArray[np.float64], found: Moments) -> Sweep:
-    """Run the path in ascending order and put every block in its place, in the features' own units."""
-    order = np.argsort(grid, kind="stable")
-    (n_folds, d), classes = found.mean.shape, 1 if task.classes == 2 else task.classes
-    theta = np.zeros((n_folds, len(grid), classes, d + 1))
-    numbers = np.zeros((4, n_folds, len(grid)))
-    get = task.exact.arrays.get
-    for block in follow(task, grid[order]):
-        at = np.ix_(block.folds, order[block.places])
-        s = block.solution
-        theta[at] = _strengths_last(get(s.theta), len(block.folds))
+    """Follow the path through the strengths, ascending, and return all solutions in the features' own units."""
+    ascending, place = np.unique(grid, return_inverse=True)
+    (folds, d), classes = found.mean.shape, 1 if task.classes == 2 else task.classes
+    theta, numbers = np.zeros((folds, len(ascending), classes, d + 1)), np.zeros((4, folds, len(ascending)))
+    for block in follow(task, ascending):
+        s, own = block.solution, slice(block.folds[0], block.folds[-1] + 1)
+        theta[own, block.places] = _folds_first(task.exact.arrays.get(s.theta), len(block.folds))
         for kept, one in zip(numbers, (s.objective, s.gradient, s.gap, block.iterations), strict=True):
-            kept[at] = _strengths_last(one, len(block.folds))
+            kept[own, block.places] = _folds_first(one, len(block.folds))
+    theta = theta[:, place]
     coef = theta[..., :-1] * found.scale[:, None, None]
     intercept = theta[..., -1] - (coef * found.mean[:, None, None]).sum(-1)
-    objective, gradient, gap, iterations = numbers
+    objective, gradient, gap, iterations = numbers[:, :, place]
     return Sweep(grid, coef, intercept, objective, gradient, gap, iterations.astype(np.int64), gap <= task.tol)
 
 
-def _strengths_last(a: NDArray[Any], folds: int) -> NDArray[Any]:
+def _folds_first(a: NDArray[Any], folds: int) -> NDArray[Any]:
     """Return (folds, strengths, ...) for problems (strengths x folds, ...)."""
     return a.reshape(-1, folds, *a.shape[1:]).swapaxes(0, 1)
 
