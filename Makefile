@@ -22,7 +22,7 @@ EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batc
 TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
 COMPARE = $(COMMON) $(call flag,LABELS,labels)
 
-.PHONY: help setup demo extract train-heads compare cache-ls cache-verify cache-repair cache-why test check format clean
+.PHONY: help setup demo extract train-heads compare cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -43,10 +43,10 @@ train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEAD
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS
 	$(RUN) -m pipeline compare $(COMPARE)
 
-cache-ls: $(SET_UP) ## every cache entry: pictures, bytes, age
+cache-ls: $(SET_UP) ## every cache entry: bytes, state, age
 	$(RUN) -m pipeline cache-ls $(call flag,DATASET,dataset)
 
-cache-verify: $(SET_UP) ## read every byte of the cache, list what is damaged
+cache-verify: $(SET_UP) ## read every byte of the cache (or of a pack), list what is damaged
 	$(RUN) -m pipeline cache-verify $(call flag,DATASET,dataset)
 
 cache-repair: $(SET_UP) ## compute again just what is damaged   DATASET
@@ -54,6 +54,12 @@ cache-repair: $(SET_UP) ## compute again just what is damaged   DATASET
 
 cache-why: $(SET_UP) ## why features are not ready    DATASET BACKBONE and what extract takes
 	$(RUN) -m pipeline cache-why $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(RECIPE)
+
+cache-gc: $(SET_UP) ## list what a data set needs no more   DATASET BACKBONE, YES=1 removes it
+	$(RUN) -m pipeline cache-gc $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(RECIPE) $(if $(YES),--yes)
+
+cache-pack: $(SET_UP) ## features -> one HDF5 file for a colleague   DATASET BACKBONE MAPS OUT
+	$(RUN) -m pipeline cache-pack $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,OUT,out)
 
 test: $(SET_UP_CHECKS) ## run the tests (set up if need be)
 	$(RUN) -m pytest $(TESTS)

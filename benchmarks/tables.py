@@ -19,7 +19,9 @@ def main() -> None:
     for name in sys.argv[1:]:
         results = json.loads((artifacts_root() / "compare" / name / "results.json").read_text())
         print(f"\n**{name}**\n")
-        print("| head | backbone | validation AUC | test ROC AUC | test balanced accuracy | differs from the first | s |")
+        print(
+            "| head | backbone | validation AUC | test ROC AUC | test balanced accuracy | differs from the first | s |"
+        )
         print("|---|---|---|---|---|---|---|")
         for run in results["runs"]:
             against = run["against_chosen"]

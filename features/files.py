@@ -6,17 +6,22 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 __all__ = [
     "STALE_AFTER",
+    "age",
     "artifacts_root",
     "data_root",
     "is_dead",
+    "leftovers",
+    "make_folder",
     "remove_leftovers",
     "slug",
+    "sync_folder",
     "temporary_name",
+    "whole",
     "write_whole",
 ]
 
@@ -50,13 +55,20 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, replace: bo
     With `replace=False` an existing file of that name is left alone (the name tells the content).
     OSError (disk full, read-only) passes through after the temporary file is gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path, replace=replace) as descriptor:
+        for piece in pieces:
+            _write_all(descriptor, memoryview(piece).cast("B"))
+
+
+@contextlib.contextmanager
+def whole(path: Path, *, replace: bool = True) -> Iterator[int]:
+    """Give the descriptor, open for reading and writing, of a file that becomes `path` when the block ends well."""
+    make_folder(path.parent)
     temporary = temporary_name(path)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            for piece in pieces:
-                _write_all(descriptor, memoryview(piece).cast("B"))
+            yield descriptor
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -65,7 +77,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, replace: bo
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write_all(descriptor: int, piece: memoryview) -> None:
@@ -74,7 +86,14 @@ def _write_all(descriptor: int, piece: memoryview) -> None:
         piece = piece[os.write(descriptor, piece) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it so that they survive a power cut: each is synced into the one above."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
+        missing.mkdir(exist_ok=True)
+        sync_folder(missing.parent)
+
+
+def sync_folder(folder: Path) -> None:
     """Make the rename itself durable; some network file systems cannot, and then the close has done it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -87,29 +106,55 @@ def _sync_folder(folder: Path) -> None:
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove the temporary files of dead writers in `folder`; return them. For writers only, never for readers."""
     removed = []
-    for path in folder.glob(".*~*~*~*.tmp"):
+    for path in leftovers(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files and folders of dead writers in `folder`, sorted."""
+    found = []
+    for path in sorted(folder.glob(".*~*~*~*.tmp")):
         _, host, process, *_ = [*path.name.split("~"), "", ""]
         with contextlib.suppress(OSError):
             if is_dead(path, host, process):
-                path.unlink()
-                removed.append(path)
-    return removed
+                found.append(path)
+    return found
 
 
 def is_dead(path: Path, host: str, process: str) -> bool:
     """Tell whether the process that made a file is gone.
 
-    On this host the process table knows; of another host's file, one that has not been touched for STALE_AFTER seconds
-    of the file system's own clock counts as abandoned.
+    On this host the process table knows, also that a number has gone to a later process (in a container that is started
+    again it is the same each time); of another host's file, one that has not been touched for STALE_AFTER seconds of
+    the file system's own clock counts as abandoned.
     """
-    if host == socket.gethostname() and process.isdigit():
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    return _clock_of(path.parent) - path.stat().st_mtime > STALE_AFTER
+    if host != socket.gethostname() or not process.isdigit():
+        return age(path) > STALE_AFTER
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    older = age(path) - _lived(process)
+    return older > 1 or (older > -1 and age(path) > STALE_AFTER)  # some file systems tell whole seconds only
+
+
+def _lived(process: str) -> float:
+    """Return the seconds since a process of this host began, by proc(5); STALE_AFTER where there is no such table."""
+    try:
+        ticks = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return STALE_AFTER
+
+
+def age(path: Path) -> float:
+    """Return the seconds since a file was touched, by the file system's own clock. FileNotFoundError passes through."""
+    return _clock_of(path.parent) - path.stat().st_mtime
 
 
 def _clock_of(folder: Path) -> float:

@@ -9,13 +9,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.entry import Entry
-from features.cache.master import Manifest
+from features.cache.master import Manifest, Rows
+from features.cache.pack import Pack
 from features.cache.shards import Shard
 from features.errors import CacheError, unknown
 
-__all__ = ["POOLS", "View", "choose_blocks", "join", "load_manifest", "map_view", "pooled_view"]
+__all__ = [
+    "POOLS",
+    "Cached",
+    "View",
+    "choose_blocks",
+    "join",
+    "load_manifest",
+    "made_by",
+    "map_view",
+    "pooled_view",
+    "read_arrays",
+]
+
+Cached = Entry | Pack
 
 POOLS = {"avg": ("avg",), "max": ("max",), "both": ("avg", "max")}
+_MADE_BY = {Entry: "extract", Pack: "cache-pack"}
+_STRETCH = 64 << 20  # bytes of one array read at once
 
 
 class View(NamedTuple):
@@ -32,7 +48,12 @@ class View(NamedTuple):
         return View(self.X[at], self.y[at], self.ids[at], self.groups[at], self.splits[at])
 
 
-def load_manifest(entry: Entry) -> Manifest:
+def made_by(entry: Cached) -> str:
+    """Return the make target that writes such features."""
+    return _MADE_BY[type(entry)]
+
+
+def load_manifest(entry: Cached) -> Manifest:
     """Return the entry's manifest. CacheError with the command to type where there is none."""
     manifest = entry.manifest()
     if manifest is None:
@@ -53,7 +74,7 @@ def choose_blocks(known: Sequence[str], wanted: str) -> tuple[str, ...]:
     return tuple(block for block in known if block in names)
 
 
-def pooled_view(entry: Entry, blocks: Sequence[str], pool: str = "avg") -> View:
+def pooled_view(entry: Cached, blocks: Sequence[str], pool: str = "avg") -> View:
     """Return pooled features of one or several blocks side by side, (n, sum of channels) float32.
 
     Every block of rows passes its checksum. Raises UnknownName for a pooling that is none of POOLS, CacheError for
@@ -65,43 +86,59 @@ def pooled_view(entry: Entry, blocks: Sequence[str], pool: str = "avg") -> View:
     return _view(entry, load_manifest(entry), "pooled", names)
 
 
-def map_view(entry: Entry, block: str) -> View:
+def map_view(entry: Cached, block: str) -> View:
     """Return the feature maps of one block, (n, C, H, W) float16; CacheError where they were not extracted."""
     manifest = load_manifest(entry)
     if f"maps/{block}" not in manifest.parts:
-        raise CacheError(f"no maps of {block} at {entry.folder}; run: make extract MAPS={block}")
+        raise CacheError(f"no maps of {block} at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
     return _view(entry, manifest, f"maps/{block}", [f"maps/{block}"])
 
 
-def _view(entry: Entry, manifest: Manifest, part: str, names: list[str]) -> View:
+def _view(entry: Cached, manifest: Manifest, part: str, names: list[str]) -> View:
     order = np.argsort(manifest.ids, kind="stable")
-    X = _read(entry, manifest, part, names, order)
+    X = read_arrays(entry, manifest, part, names, order)
     text = (np.char.decode(column[order], "utf-8") for column in (manifest.ids, manifest.groups, manifest.splits))
     ids, groups, splits = text
     return View(X, manifest.labels[order], ids, groups, splits)
 
 
-def _read(
-    entry: Entry, manifest: Manifest, part: str, names: list[str], order: NDArray[np.intp]
+def read_arrays(
+    entry: Cached, manifest: Manifest, part: str, names: list[str], order: NDArray[np.intp]
 ) -> NDArray[np.float32]:
     """Read arrays side by side, shard by shard; pooled features become float32, maps stay as stored."""
     rows = manifest.parts[part].take(order)
     X: NDArray[np.float32] | None = None
     for index in np.unique(rows.shard):
-        with Shard(entry.shards / rows.shards[index]) as shard:
-            at = np.flatnonzero(rows.shard == index)
-            start = 0
-            for name in names:
-                column = shard.read(name, 0, len(shard))[rows.row[at]]
-                if X is None:
-                    width = sum(shard.column(n).shape[1] for n in names)
-                    shape = (len(order), width) if column.ndim == 2 else (len(order), *column.shape[1:])
-                    X = np.empty(shape, np.float32 if column.ndim == 2 else column.dtype)
-                X[at, start : start + column.shape[1]] = column
-                start += column.shape[1]
+        with entry.shard(rows.shards[index]) as shard:
+            X = _room(shard, names, len(order)) if X is None else X
+            for at in _stretches(rows, int(index), shard.column(names[0]).row_bytes):
+                first, last = int(rows.row[at[0]]), int(rows.row[at[-1]]) + 1
+                start = 0
+                together = bool((np.diff(at) == 1).all() and (np.diff(rows.row[at]) == 1).all())
+                to = slice(int(at[0]), int(at[-1]) + 1) if together else at
+                for name in names:
+                    column = shard.read(name, first, last)
+                    X[to, start : start + column.shape[1]] = column if together else column[rows.row[at] - first]
+                    start += column.shape[1]
     if X is None:
         raise CacheError(f"{entry.folder} has no rows yet; run: make extract BACKBONE={entry.key.backbone}")
     return X
+
+
+def _room(shard: Shard, names: list[str], n: int) -> NDArray[np.float32]:
+    """Return an array for n rows of the named arrays side by side."""
+    columns = [shard.column(name) for name in names]
+    if len(columns[0].shape) == 2:
+        return np.empty((n, sum(column.shape[1] for column in columns)), np.float32)
+    return np.empty((n, *columns[0].shape[1:]), columns[0].dtype)
+
+
+def _stretches(rows: Rows, shard: int, row_bytes: int) -> list[NDArray[np.intp]]:
+    """Return the rows that lie in a shard, in its order, in pieces that fit into memory beside the result."""
+    at = np.flatnonzero(rows.shard == shard)
+    at = at[np.argsort(rows.row[at], kind="stable")]
+    step = max(1, _STRETCH // row_bytes)
+    return np.split(at, range(step, len(at), step))
 
 
 def join(views: Sequence[View]) -> View:

@@ -1,59 +1,66 @@
-"""cache: prove entries right, mend them, list them, say why one does not fit."""
+"""cache-verify and cache-repair: prove entries right, mend them."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from pathlib import Path
 
 from features.backbones import load_recipe
 from features.cache import Entry
 from features.cache.entry import cache_root
-from features.cache.verify import Damage, bytes_of, find_entries, verify
+from features.cache.gc import bytes_below
+from features.cache.pack import is_pack, open_pack
+from features.cache.verify import Damage, find_entries, verify
 from features.datasets import load_dataset
 from features.devices import device
 from features.errors import CacheError
 from features.files import artifacts_root
 from pipeline.extract import fill
 from pipeline.progress import say
-from pipeline.request import Request, resolve
+from pipeline.request import Request
 
-__all__ = ["list_entries", "repair", "verify_entries", "why"]
+__all__ = ["find", "megabytes", "place", "repair", "verify_entries"]
 
 
-def _entries(dataset: str) -> list[Entry]:
+def find(dataset: str) -> list[Entry]:
     """Return the entries of one data set, or of all."""
     root = artifacts_root() / "cache"
     roots = [cache_root(load_dataset(dataset).name)] if dataset else sorted(p for p in root.glob("*") if p.is_dir())
     return [entry for folder in roots for entry in find_entries(folder)]
 
 
-def list_entries(dataset: str = "") -> list[str]:
-    """Return one line per entry: data set, folder, rows, bytes, when it was written."""
-    lines = []
-    for entry in _entries(dataset):
-        try:
-            manifest = entry.manifest()
-            rows = f"{len(manifest.ids):,} of {manifest.about['wanted']:,} pictures" if manifest else "no master yet"
-            parts = ", ".join(manifest.parts) if manifest else ""
-            when = datetime.fromtimestamp(entry.master.stat().st_mtime).isoformat(" ", "minutes") if manifest else ""
-        except CacheError:
-            rows, parts, when = "damaged", "", ""
-        place = f"{entry.folder.parent.name}/{entry.folder.name}"
-        lines.append(f"{place}  {rows}  {parts}  {bytes_of(entry) / 1e6:,.1f} MB  {when}".rstrip())
-    return lines or ["the cache is empty"]
+def place(entry: Entry) -> str:
+    """Return an entry's name in lists: data set and folder."""
+    return f"{entry.folder.parent.name}/{entry.folder.name}"
+
+
+def megabytes(size: int) -> str:
+    """Return bytes in words."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def verify_entries(dataset: str = "") -> tuple[list[str], bool]:
-    """Read every byte; return one line per entry and per damaged file, and whether all is well."""
+    """Read every byte of all entries, those of a data set, or a pack; return what to tell, and whether all is well."""
+    if is_pack(dataset):
+        return _verify_pack(Path(dataset))
     lines, well = [], True
-    for entry in _entries(dataset):
+    for entry in find(dataset):
         damages = verify(entry)
-        place = f"{entry.folder.parent.name}/{entry.folder.name}"
-        lines.append(f"{'damaged' if damages else 'whole'}: {place}, {bytes_of(entry) / 1e6:,.1f} MB read")
+        lines.append(
+            f"{'damaged' if damages else 'whole'}: {place(entry)}, {megabytes(bytes_below(entry.folder))} read"
+        )
         lines += [_told(damage) for damage in damages]
         well &= not damages
     if not well:
         lines.append("run: make cache-repair")
     return lines or ["the cache is empty"], well
+
+
+def _verify_pack(path: Path) -> tuple[list[str], bool]:
+    """Check the seal of a pack; where it is broken, say what a reader would meet."""
+    pack = open_pack(path)
+    if pack.whole():
+        return [f"whole: {path}, {megabytes(bytes_below(path))} read"], True
+    return [f"damaged: {path}, its bytes do not match their seal; fetch it again or run: make cache-pack"], False
 
 
 def _told(damage: Damage) -> str:
@@ -70,6 +77,7 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
     Raises CacheError where an entry's backbone has other weights now than when it was filled.
     """
     pictures = load_dataset(dataset)
+    pictures.source.stamps([])  # a pack has no pictures and says so before anything is taken out
     lines = []
     for entry in find_entries(cache_root(pictures.name)):
         damages = verify(entry)
@@ -90,15 +98,3 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
         fill([(Request(pictures, recipe, way, device(device_), entry), blocks)], workers=workers)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
     return lines or [f"no entries of {pictures.name}"]
-
-
-def why(dataset: str, backbone: str, **recipe: str) -> list[str]:
-    """Return the state of each request in words, with what differs from the nearest entry."""
-    requests = resolve(load_dataset(dataset), backbone, **recipe)
-    lines = []
-    for request in requests:
-        state = request.state()
-        lines.append(
-            f"{state.word}: {request.recipe.name}: {state.why}{request.why() if state.word == 'missing' else ''}"
-        )
-    return lines

@@ -6,8 +6,13 @@ from typing import Annotated
 
 import typer
 
-Dataset = Annotated[str, typer.Option(help="A name of the table, or a path: class folders, CSV, .npz, DICOM with CSV.")]
+Dataset = Annotated[
+    str, typer.Option(help="A name of the table, or a path: class folders, CSV, .npz, DICOM with CSV, pack (.h5).")
+]
 Backbone = Annotated[str, typer.Option(help="One or several torchvision CNNs, separated by blanks.")]
+CachedBackbone = Annotated[
+    str, typer.Option(help="One or several backbones, separated by blanks; empty is resnet18, or what a pack holds.")
+]
 Weights = Annotated[str, typer.Option(help="A weights file of your own (.pth or .safetensors) for the backbone.")]
 Preprocess = Annotated[str, typer.Option(help="squash, pad (whole picture) or crop (torchvision's centre crop).")]
 Precision = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16: the arithmetic of the network.")]
@@ -24,6 +29,8 @@ Labels = Annotated[
     str, typer.Option(help="classes, or a coarser view of them that the data set has (cervical: binary).")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
+Out = Annotated[str, typer.Option(help="The file to write, ending in .h5; empty is a name below artifacts/packs.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is touched.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable picture.")]
 
 PNEUMONIA, RESNET18 = "pneumonia", "resnet18"

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.cache import Entry
 from features.cache.master import Manifest
 from features.datasets import load_dataset
 from features.errors import BadDataset, CacheError, unknown
 from features.files import slug
-from features.views import View, choose_blocks, load_manifest, map_view, pooled_view
+from features.views import Cached, View, choose_blocks, load_manifest, made_by, map_view, pooled_view
 from models.folds import grouped_folds
 from models.heads import HEADS, choose_heads, make_head, save_head
 from models.predictions import Predictions
 from pipeline.progress import say, shown
-from pipeline.request import resolve
+from pipeline.request import open_features
 from pipeline.runs import load_facts, runs_root, save_run
 
 __all__ = ["train_heads"]
@@ -46,7 +45,7 @@ def train_heads(
     weights: str = "",
     seed: int = 0,
 ) -> list[str]:
-    """Train heads on the cached features of one or several backbones; return one line per run.
+    """Train heads on the cached features of one or several backbones, or on a pack; return one line per run.
 
     Each head is fitted on four fifths of the training pictures' groups to predict the fifth, five times, and once on
     all of them to predict the test pictures. Runs that are there already are not trained again.
@@ -54,19 +53,18 @@ def train_heads(
     names = choose_heads(heads)
     pictures = load_dataset(dataset, seed=seed)
     lines = []
-    requests = resolve(pictures, backbone, weights=weights, preprocess=preprocess, precision_=precision, device_=device)
-    for request in requests:
-        entry = request.ready()
+    recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
+    for entry in open_features(pictures, backbone, **recipe):
         stage = _Stage(entry, labels, choose_blocks(entry.key.blocks, blocks), pool, seed)
         trained = ((name, stage.train(name, insist=heads != "all")) for name in names)
-        lines += [f"ready: {name} on {request.recipe.name} {folder}" for name, folder in trained if folder]
+        lines += [f"ready: {name} on {entry.key.backbone} {folder}" for name, folder in trained if folder]
     return lines
 
 
 class _Stage:
     """The features of one entry under one view of the labels; views are read when a head first needs them."""
 
-    def __init__(self, entry: Entry, labels: str, blocks: tuple[str, ...], pool: str, seed: int) -> None:
+    def __init__(self, entry: Cached, labels: str, blocks: tuple[str, ...], pool: str, seed: int) -> None:
         self._entry, self._labels, self._blocks, self._pool, self._seed = entry, labels, blocks, pool, seed
         self._manifest = load_manifest(entry)
         self._classes, self._merged = _label_view(self._manifest, labels)
@@ -78,11 +76,11 @@ class _Stage:
         blocks = self._blocks if source == "pooled" else self._map_blocks(insist)
         if not blocks:
             block = self._entry.key.blocks[-1]
-            say(f"{name} is left out: it needs feature maps; run: make extract MAPS={block}")
+            say(f"{name} is left out: it needs feature maps; run: make {made_by(self._entry)} MAPS={block}")
             return None
         described = f"{'+'.join(blocks)} {self._pool if source == 'pooled' else 'maps'}"
         dataset = str(self._manifest.about["dataset"])
-        folder = runs_root(dataset, self._labels) / self._entry.folder.name / slug(described) / name
+        folder = runs_root(dataset, self._labels) / self._entry.key.folder() / slug(described) / name
         identity = self._identity(name, blocks, source)
         if (facts := load_facts(folder)) and facts.get("identity") == identity:
             return folder
@@ -98,7 +96,7 @@ class _Stage:
         cached = [block for block in self._entry.key.blocks if f"maps/{block}" in self._manifest.parts]
         if not cached and insist:
             block = self._entry.key.blocks[-1]
-            raise CacheError(f"no feature maps at {self._entry.folder}; run: make extract MAPS={block}")
+            raise CacheError(f"no feature maps at {self._entry.folder}; run: make {made_by(self._entry)} MAPS={block}")
         return tuple(cached[-1:])
 
     def _view(self, source: str, blocks: tuple[str, ...]) -> View:
@@ -142,7 +140,7 @@ class _Stage:
             "labels": self._labels,
             "classes": list(self._classes),
             "backbone": self._entry.key.backbone,
-            "entry": self._entry.folder.name,
+            "entry": self._entry.key.folder(),
             "key": asdict(self._entry.key),
             "blocks": list(blocks),
             "pool": self._pool,

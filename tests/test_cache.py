@@ -81,7 +81,7 @@ def test_shard_gives_back_its_rows(tmp_path: Path) -> None:
 
 def test_flipped_bit_is_never_read(tmp_path: Path) -> None:
     """At 300 random positions: the seal notices, and reading raises or gives exactly what was written."""
-    arrays = rows(40)
+    arrays = rows(40, width=200)
     digests = np.array([sha(i) for i in range(40)])
     path = write_shard(tmp_path, "pooled", KEY.to_json(), digests, arrays)
     image = path.read_bytes()

@@ -17,7 +17,8 @@ from features.cache.entry import cache_root
 from features.cache.verify import find_entries, verify
 from features.datasets import load_dataset
 from features.views import pooled_view
-from pipeline.cache import list_entries, repair, verify_entries
+from pipeline.cache import repair, verify_entries
+from pipeline.cache_ls import list_entries
 from pipeline.extract import extract
 
 
@@ -88,7 +89,7 @@ def test_repair_computes_just_what_is_damaged(tmp_path: Path, capfd: pytest.Capt
     after = pooled_view(entry, list(entry.key.blocks), "both")
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert repair(str(folder)) == [f"whole: {entry.folder.name}"]
-    assert "240 of 240 pictures" in list_entries()[0]
+    assert list_entries()[0].pictures == "240 of 240"
 
 
 def test_entries_are_found_without_a_master(spots: Path) -> None:

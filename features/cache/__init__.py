@@ -5,6 +5,12 @@ digests  the digest of every picture's bytes, remembered by size and times
 shards   immutable files of rows, named by their own content, with a checksum per block of rows
 master   `features.h5`: which picture is which row, and virtual datasets over the shards
 entry    the folder: its state in words, reading, refreshing
+claims   which process is at work on which pictures
+verify   proof that every byte is as it was written
+changes  how a data set differs from what the master says of it
+gc       what nobody needs any more
+usage    when an entry was last used
+pack     one entry in one self-contained file (sparse: how it is written without HDF5 touching the disk)
 """
 
 from features.cache.digests import Digests

@@ -10,11 +10,21 @@ import contextlib
 import json
 import os
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from features.files import is_dead
+from features.files import age, is_dead
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "claims_in"]
+
+_WORDLESS = 1.0  # seconds that a claim may be without text: its holder died, or the power went, before there was any
+
+
+def claims_in(folder: Path) -> dict[Path, bool]:
+    """Return every claim in a folder of shards and whether its holder lives."""
+    claims = Claims(folder)
+    return {path: not claims._abandoned(path) for path in sorted(folder.glob(".unit-*.claim"))}
 
 
 class Claims:
@@ -39,19 +49,35 @@ class Claims:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                 continue
+            self._mine.add(unit)  # before the text, which may not fit on a full disk
             with os.fdopen(descriptor, "w") as file:
                 json.dump({"host": socket.gethostname(), "process": os.getpid()}, file)
-            self._mine.add(unit)
             return True
         return False
 
     def _abandoned(self, path: Path) -> bool:
-        """Tell whether the holder of a claim is gone; a claim without text is being written right now."""
+        """Tell whether the holder of a claim is gone; one without text is being written, for a moment."""
         try:
-            holder = json.loads(path.read_text() or "{}")
-            return is_dead(path, str(holder.get("host", "")), str(holder.get("process", "")))
-        except (OSError, ValueError):
+            try:
+                holder = json.loads(path.read_text())
+                host, process = str(holder["host"]), str(holder["process"])
+            except (ValueError, KeyError, TypeError):
+                return age(path) > _WORDLESS
+            return is_dead(path, host, process)
+        except OSError:
             return False
+
+    @contextlib.contextmanager
+    def turn(self, unit: int = 0, *, patience: float = 30.0) -> Iterator[None]:
+        """Hold a claim during a block, one process after the other; go on without it after `patience` seconds."""
+        end = time.monotonic() + patience
+        while not (mine := self.acquire(unit)) and time.monotonic() < end:
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            if mine:
+                self.release(unit)
 
     def touch(self) -> None:
         """Give a sign of life for all claims of this process."""

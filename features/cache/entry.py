@@ -12,13 +12,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.cache.claims import claims_in
 from features.cache.digests import Digests
 from features.cache.key import Key
 from features.cache.master import Manifest, Rows, read_master, write_master
 from features.cache.shards import Shard, write_shard
 from features.datasets.dataset import Dataset
 from features.errors import CacheError
-from features.files import artifacts_root, remove_leftovers, slug
+from features.files import artifacts_root, make_folder, remove_leftovers, slug, sync_folder
 
 __all__ = ["Entry", "State", "cache_root", "entries", "open_entry"]
 
@@ -85,14 +86,23 @@ class Entry:
             digests: list[bytes] = opened.sha256.tolist()
         return digests
 
+    def shard(self, name: str) -> Shard:
+        """Return one shard open for reading. CacheError where it is damaged."""
+        return Shard(self.shards / name)
+
     def commit(self, part: str, sha256: NDArray[np.bytes_], arrays: Mapping[str, NDArray[np.generic]]) -> Path:
         """Write one shard; from its return on its rows survive a power cut."""
         return write_shard(self.shards, part, self.key.to_json(), sha256, arrays)
 
     def clean(self) -> list[Path]:
         """Remove what dead writers left behind; for writers only."""
-        self.shards.mkdir(parents=True, exist_ok=True)
-        return remove_leftovers(self.folder) + remove_leftovers(self.shards)
+        make_folder(self.shards)
+        folders = (self.folder.parent, self.folder, self.shards)
+        removed = [path for folder in folders for path in remove_leftovers(folder)]
+        for claim in [c for folder in folders for c, living in claims_in(folder).items() if not living]:
+            claim.unlink(missing_ok=True)
+            removed.append(claim)
+        return removed
 
     def state(self, dataset: Dataset, digests: Digests, parts: Iterable[str]) -> State:
         """Compare the master with a data set: ready, or what is missing, and why. Reads no picture and no shard."""
@@ -125,7 +135,11 @@ class Entry:
     def refresh(
         self, dataset: Dataset, digests: Digests, left_out: Mapping[str, str], versions: Mapping[str, str]
     ) -> Manifest:
-        """Write the master anew from the shards on the disk and what the data set says now; features stay untouched."""
+        """Write the master anew from the shards on the disk and what the data set says now; features stay untouched.
+
+        `left_out` tells contents that could not be read; what the master before knew of others is kept.
+        """
+        sync_folder(self.shards)  # another writer may have renamed a shard this very moment
         pooled, where = self.scan("pooled")
         have = digests.known() & np.isin(digests.sha256, pooled)
         sha256 = digests.sha256[have]
@@ -134,13 +148,30 @@ class Entry:
             done, rows = self.scan(part)
             if np.isin(sha256, done).all():
                 parts[part] = rows.take(np.searchsorted(done, sha256))
-        kept = {s: reason for s, reason in left_out.items() if s.encode() in set(digests.sha256.tolist())}
+        rowless = set(digests.sha256[~have].tolist())
+        kept = {s: r for s, r in ({**self._left_out_before(), **left_out}).items() if s.encode() in rowless}
         about = {**_about(dataset), "wanted": len(dataset), "versions": dict(versions)}
         manifest = Manifest(
             digests.ids[have], sha256, dataset.labels[have], *_text_columns(dataset, have), parts, kept, about
         )
         write_master(self.master, self.key, manifest)
         return manifest.order()
+
+    def _left_out_before(self) -> Mapping[str, str]:
+        """Return what the master that is there could not read; nothing where it is damaged."""
+        try:
+            manifest = self.manifest()
+        except CacheError:
+            return {}
+        return manifest.left_out if manifest else {}
+
+    def lists(self, ids: NDArray[np.bytes_]) -> bool:
+        """Tell whether the master lists any of these pictures; a damaged one lists none."""
+        try:
+            manifest = self.manifest()
+        except CacheError:
+            return False
+        return manifest is not None and bool(np.isin(ids, manifest.ids).any())
 
     def _map_parts(self) -> list[str]:
         """Return the parts besides `pooled` of which there are shards."""

@@ -33,14 +33,14 @@ def build(fill: Callable[[h5py.File], None]) -> bytes:
     return image
 
 
-def seal(image: bytes | memoryview) -> bytes:
-    """Return the user block for `image`."""
-    return (_PREFIX + xxhash.xxh3_128_hexdigest(image).encode() + b"\n").ljust(USER_BLOCK, b"\0")
+def seal(digest: str) -> bytes:
+    """Return the user block of a file, given the xxh3-128 (hex) of all that follows."""
+    return (_PREFIX + digest.encode() + b"\n").ljust(USER_BLOCK, b"\0")
 
 
 def write_sealed(path: Path, image: bytes, *, replace: bool = True) -> None:
     """Write user block and image so that `path` is absent, as before, or whole."""
-    write_whole(path, [seal(image), image], replace=replace)
+    write_whole(path, [seal(xxhash.xxh3_128_hexdigest(image)), image], replace=replace)
 
 
 def digest_of(path: Path) -> str:
@@ -62,4 +62,4 @@ def is_whole(path: Path, *, chunk: int = 1 << 22) -> bool:
         head = file.read(USER_BLOCK)
         while piece := file.read(chunk):
             hasher.update(piece)
-    return head == (_PREFIX + hasher.hexdigest().encode() + b"\n").ljust(USER_BLOCK, b"\0")
+    return head == seal(hasher.hexdigest())

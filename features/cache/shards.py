@@ -2,26 +2,32 @@
 
 A shard holds one *part* of an entry for some pictures: `pooled` (every block, averaged and maximised over
 positions) or `maps/<block>`. Parts have shards of their own, so maps can be added later and pooled features load
-without touching them. Arrays are stored contiguously: any row is one read at a known offset.
+without touching them. Arrays are stored contiguously: any row is one read at a known offset. After the HDF5 file comes
+a table of contents with these offsets, which stock tools do not see and which makes opening a shard one read.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from features.cache.sealed import USER_BLOCK, build, seal
+from features.cache.contents import Column as Column
+from features.cache.contents import contents, read_contents, read_frame
+from features.cache.sealed import USER_BLOCK, seal
+from features.cache.sparse import Sparse, reserve
 from features.errors import CacheError
 from features.files import slug, write_whole
 
-__all__ = ["Shard", "block_rows", "write_shard"]
+__all__ = ["Shard", "block_rows", "checksums", "write_shard"]
 
 _BLOCK_BYTES = 65536  # a checksum covers about this much, so that one row of maps can be checked on its own
 
@@ -39,83 +45,61 @@ def write_shard(
     `sha256` (m,) S64 tells whose rows these are; `arrays` maps names such as "pooled/layer4/avg" to (m, ...) arrays.
     """
 
-    def fill(file: h5py.File) -> None:
+    data: dict[str, NDArray[Any]] = {"sha256": sha256, "checksums/sha256": checksums(sha256)}
+    for name, array in arrays.items():
+        data[name], data[f"checksums/{name}"] = np.ascontiguousarray(array), checksums(array)
+    sparse = Sparse()
+    with h5py.File(sparse, "w", userblock_size=USER_BLOCK, libver=("v110", "v110")) as file:
         file.attrs["about"] = "Firn shard: one row per picture; sha256[i] is the digest of the picture of row i"
         file.attrs["part"], file.attrs["key"], file.attrs["rows"] = part, key, len(sha256)
-        file["sha256"] = sha256
-        file["checksums/sha256"] = _checksums(sha256)
+        places = {name: reserve(file, name, array.shape, array.dtype).id.get_offset() for name, array in data.items()}
         for name, array in arrays.items():
-            file[name] = array
-            file[f"checksums/{name}"] = _checksums(array)
             file[f"checksums/{name}"].attrs["rows_per_checksum"] = block_rows(_row_bytes(array))
-
-    image = build(fill)
-    path = folder / f"{slug(part)}-{xxhash.xxh3_128_hexdigest(image)}.h5"
-    write_whole(path, [seal(image), image], replace=False)
+    pieces = [*sparse.around({places[name]: array for name, array in data.items()}), *contents(part, key, data, places)]
+    hasher = xxhash.xxh3_128()
+    for piece in pieces:
+        hasher.update(piece)
+    path = folder / f"{slug(part)}-{hasher.hexdigest()}.h5"
+    write_whole(path, [seal(hasher.hexdigest()), *pieces], replace=False)
     return path
 
 
 def _row_bytes(array: NDArray[np.generic]) -> int:
-    return int(array.itemsize * np.prod(array.shape[1:], dtype=np.int64))
+    return array.itemsize * math.prod(array.shape[1:])
 
 
-def _checksums(array: NDArray[np.generic]) -> NDArray[np.uint64]:
+def checksums(array: NDArray[np.generic]) -> NDArray[np.uint64]:
     """Return xxh3-64 of each block of rows, (ceil(m / rows per block),)."""
     rows = block_rows(_row_bytes(array))
-    contiguous = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), -1)
+    contiguous = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), _row_bytes(array))
     starts = range(0, len(array), rows)
     return np.array([xxhash.xxh3_64_intdigest(contiguous[i : i + rows].data) for i in starts], dtype=np.uint64)
-
-
-@dataclass(frozen=True)
-class Column:
-    """Where one array of a shard lies in the file."""
-
-    offset: int  # bytes from the start of the file
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    checksums: NDArray[np.uint64]
-
-    @property
-    def row_bytes(self) -> int:
-        """Return the bytes of one row."""
-        return int(self.dtype.itemsize * np.prod(self.shape[1:], dtype=np.int64))
 
 
 class Shard:
     """A shard open for reading; every row that is read has passed its checksum."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._columns: dict[str, Column] = {}
+    def __init__(self, path: Path, *, mend: str = "make cache-repair") -> None:
+        self.path, self._mend = path, mend
+        self._checksums: dict[str, list[int]] = {}
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise CacheError(f"{path}: {error.strerror}; run: make cache-repair") from None
+            raise CacheError(f"{path}: {error.strerror}; run: {mend}") from None
         try:
-            with h5py.File(path, "r", locking=False) as file:
-                self.part, self.key = str(file.attrs["part"]), str(file.attrs["key"])
-                file.visititems(self._note)
-                if file.userblock_size != USER_BLOCK:
-                    raise ValueError("no user block")
-            self.sha256 = self.read("sha256", 0, self._columns["sha256"].shape[0])
+            self.part, self.key, self._columns = read_contents(self._descriptor) or read_frame(path)
         except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
             self.close()
             raise self._damaged(f"not readable ({error})") from None
-        except CacheError:
-            self.close()
-            raise
 
-    def _note(self, name: str, node: h5py.Dataset | h5py.Group) -> None:
-        """Remember where an array lies and its checksums."""
-        if isinstance(node, h5py.Dataset) and not name.startswith("checksums/"):
-            offset = node.id.get_offset()
-            checksums = node.file[f"checksums/{name}"][...]
-            self._columns[name] = Column(offset or 0, node.shape, node.dtype, checksums)
+    @functools.cached_property
+    def sha256(self) -> NDArray[np.bytes_]:
+        """Whose rows these are, (m,) S64."""
+        return self.read("sha256", 0, len(self)).astype("S64", copy=False)
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.sha256)
+        return self.column("sha256").shape[0]
 
     def names(self) -> list[str]:
         """Return the arrays of features in this shard."""
@@ -135,18 +119,53 @@ class Shard:
         column = self.column(name)
         rows = block_rows(column.row_bytes)
         first, last = start // rows * rows, min(-(-stop // rows) * rows, column.shape[0])
-        raw = np.empty((last - first) * column.row_bytes, np.uint8)
-        if os.preadv(self._descriptor, [raw.data], column.offset + first * column.row_bytes) != raw.nbytes:
-            raise self._damaged("is cut short")
-        for i in range(first, last, rows):
-            piece = raw[(i - first) * column.row_bytes : (i - first + rows) * column.row_bytes]
-            if xxhash.xxh3_64_intdigest(piece.data) != int(column.checksums[i // rows]):
-                raise self._damaged(f"rows {i} to {min(i + rows, last) - 1} of {name} do not match their checksum")
-        whole = raw.view(column.dtype).reshape(last - first, *column.shape[1:])
+        whole = np.empty((last - first, *column.shape[1:]), column.dtype)
+        self._checked(name, column, first, whole)
         return whole[start - first : stop - first]
 
+    def gather(
+        self, name: str, rows: NDArray[np.integer[Any]], out: NDArray[Any], to: NDArray[np.integer[Any]]
+    ) -> None:
+        """Put row `rows[i]` of an array into `out[to[i]]`, checked likewise; `out` is contiguous and of its dtype."""
+        column = self.column(name)
+        size, offset = column.row_bytes, column.offset
+        if block_rows(size) > 1:
+            for row, place in zip(rows.tolist(), to.tolist(), strict=True):
+                out[place] = self.read(name, row, row + 1)[0]
+            return
+        view, known = memoryview(out.reshape(-1).view(np.uint8)), self._known(name, column.shape[0])  # type: ignore[arg-type]
+        for row, place in zip(rows.tolist(), to.tolist(), strict=True):
+            piece = view[place * size : (place + 1) * size]
+            whole = os.preadv(self._descriptor, [piece], offset + row * size) == size
+            if not whole or xxhash.xxh3_64_intdigest(piece) != known[row]:
+                raise self._damaged(f"row {row} of {name} does not match its checksum")
+
+    def _checked(self, name: str, column: Column, first: int, out: NDArray[np.generic]) -> None:
+        """Fill `out` with whole blocks of rows and compare each with its checksum."""
+        rows = block_rows(column.row_bytes)
+        view, block = memoryview(out.reshape(-1).view(np.uint8)), rows * column.row_bytes  # type: ignore[arg-type]
+        if view.nbytes and os.preadv(self._descriptor, [view], column.offset + first * column.row_bytes) != view.nbytes:
+            raise self._damaged("is cut short")
+        known = self._known(name, -(-column.shape[0] // rows))
+        for number, at in enumerate(range(0, view.nbytes, block), first // rows):
+            if xxhash.xxh3_64_intdigest(view[at : at + block]) != known[number]:
+                last = min((number + 1) * rows, column.shape[0]) - 1
+                raise self._damaged(f"rows {number * rows} to {last} of {name} do not match their checksum")
+
+    def _known(self, name: str, blocks: int) -> list[int]:
+        """Return the checksums of an array, one for each block of rows."""
+        if name not in self._checksums:
+            self._checksums[name] = self._bytes(self.column(name).checksums, 8 * blocks).view(np.uint64).tolist()
+        return self._checksums[name]
+
+    def _bytes(self, offset: int, size: int) -> NDArray[np.uint8]:
+        raw = np.empty(size, np.uint8)
+        if size and os.preadv(self._descriptor, [raw.data], offset) != size:
+            raise self._damaged("is cut short")
+        return raw
+
     def _damaged(self, what: str) -> CacheError:
-        return CacheError(f"damaged shard {self.path}: {what}; run: make cache-repair")
+        return CacheError(f"damaged {self.path}: {what}; run: {self._mend}")
 
     def close(self) -> None:
         """Close the file."""

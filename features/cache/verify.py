@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import h5py
-import numpy as np
 
 from features.cache.entry import Entry
 from features.cache.key import Key
@@ -81,8 +80,3 @@ def find_entries(root: Path) -> list[Entry]:
         if key := next((k for k in keys if k.folder() == folder.name), None):
             found.append(Entry(folder, key))
     return found
-
-
-def bytes_of(entry: Entry) -> int:
-    """Return the bytes that an entry takes on the disk."""
-    return int(np.sum([p.stat().st_size for p in entry.folder.rglob("*") if p.is_file()], dtype=np.int64))

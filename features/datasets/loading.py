@@ -13,21 +13,28 @@ from features.datasets.dataset import Dataset
 from features.datasets.folders import class_folders, read_folders
 from features.datasets.manifest import find_manifest, read_manifest
 from features.datasets.medmnist import read_medmnist
+from features.datasets.packed import Packed, read_pack
 from features.datasets.splits import settle_splits
 from features.datasets.table import DATASETS, Row
 from features.errors import BadDataset, UnknownName, unknown
 from features.files import slug
 
-__all__ = ["load_dataset"]
+__all__ = ["at_hand", "load_dataset"]
 
-READERS: dict[str, Callable[[Path, str], Dataset]] = {".csv": read_manifest, ".npz": read_medmnist}
+READERS: dict[str, Callable[[Path, str], Dataset]] = {
+    ".csv": read_manifest,
+    ".npz": read_medmnist,
+    ".h5": read_pack,
+    ".hdf5": read_pack,
+}
 
 
 def load_dataset(name_or_path: str, *, seed: int = 0) -> Dataset:
     """Load a row of DATASETS, else what lies at a path, without opening a picture.
 
     A path is a folder of class folders (with or without train, val and test above them), a CSV manifest
-    (`path,label[,split][,group]`), a folder with one in it, or a MedMNIST `.npz`. `seed` draws a split where none came.
+    (`path,label[,split][,group]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`), which
+    keeps the split that it was packed with. `seed` draws a split where none came.
     Raises UnknownName for what is neither, BadDataset for what is missing or not laid out so.
     """
     row = DATASETS.get(name_or_path)
@@ -39,7 +46,22 @@ def load_dataset(name_or_path: str, *, seed: int = 0) -> Dataset:
         raise UnknownName(
             f"{names}; a path may be given as well, to a folder, a CSV manifest or a .npz, but none is there"
         )
-    return settle_splits(_read_path(path), seed=seed)
+    dataset = _read_path(path)
+    return dataset if isinstance(dataset.source, Packed) else settle_splits(dataset, seed=seed)
+
+
+def at_hand(name: str) -> Dataset | None:
+    """Return a row of DATASETS whose pictures are on this disk; None where they, or the row, are not.
+
+    Nothing is downloaded or drawn.
+    """
+    row = DATASETS.get(name)
+    if row is None or not any(_holds(row.base() / place, row.classes) for place in row.places):
+        return None
+    try:
+        return load_dataset(name)
+    except (BadDataset, OSError):
+        return None
 
 
 def _read_path(path: Path) -> Dataset:
@@ -48,7 +70,7 @@ def _read_path(path: Path) -> Dataset:
         return read_manifest(manifest, name) if manifest else read_folders(path, name)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise BadDataset(f"{path} is no data set; expected a folder, a CSV manifest or a MedMNIST .npz")
+        raise BadDataset(f"{path} is no data set; expected a folder, a CSV manifest, a MedMNIST .npz or a pack (.h5)")
     return reader(path, slug(path.stem))
 
 

@@ -1,0 +1,65 @@
+"""Feature maps out of the cache row by row, for training that streams them instead of loading them all."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.cache.entry import Entry
+from features.cache.shards import Shard
+from features.errors import CacheError
+from features.views import load_manifest
+
+__all__ = ["MapStream"]
+
+
+class MapStream:
+    """Maps of one block, read in any order; every row passes its checksum. Close it, or use it in a `with`."""
+
+    def __init__(self, entry: Entry, block: str) -> None:
+        manifest = load_manifest(entry)
+        part = f"maps/{block}"
+        if part not in manifest.parts:
+            raise CacheError(f"no maps of {block} at {entry.folder}; run: make extract MAPS={block}")
+        order = np.argsort(manifest.ids, kind="stable")
+        self.ids: NDArray[np.str_] = np.char.decode(manifest.ids[order], "utf-8")  # (n,)
+        self._rows, self._name, self._folder = manifest.parts[part].take(order), part, entry.shards
+        self._open: dict[int, Shard] = {}
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.ids)
+
+    def _shard(self, index: int) -> Shard:
+        if index not in self._open:
+            self._open[index] = Shard(self._folder / self._rows.shards[index])
+        return self._open[index]
+
+    def read(self, at: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Return the maps of pictures `at`, (len(at), C, H, W) as stored."""
+        rows = self._rows.take(np.asarray(at, dtype=np.intp))
+        column = self._shard(0).column(self._name)
+        out = np.empty((len(at), *column.shape[1:]), column.dtype)
+        for index in np.unique(rows.shard).tolist():
+            to = np.flatnonzero(rows.shard == index)
+            self._shard(index).gather(self._name, rows.row[to], out, to)
+        return out
+
+    def close(self) -> None:
+        """Close every shard."""
+        for shard in self._open.values():
+            shard.close()
+        self._open.clear()
+
+    def __enter__(self) -> Self:
+        """Return the stream itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close every shard."""
+        self.close()
