@@ -36,12 +36,17 @@ class Digests(NamedTuple):
         """Return the digests of the sorted `ids`, taken from `memo` where the stamps are the same."""
         names = np.char.encode(np.asarray(ids, dtype=np.str_), "utf-8") if ids else np.empty(0, "S1")
         now = np.stack([stamps.size, stamps.mtime, stamps.ctime], axis=1).astype(np.int64)
-        sha256 = np.full(len(ids), UNKNOWN, dtype="S64")
-        if memo is not None and len(memo.ids) and len(names):
-            at = np.searchsorted(memo.ids, names).clip(max=len(memo.ids) - 1)
-            same = (memo.ids[at] == names) & (memo.stamps[at] == now).all(axis=1)
-            sha256[same] = memo.sha256[at[same]]
-        return cls(names, sha256, now)
+        digests = cls(names, np.full(len(ids), UNKNOWN, dtype="S64"), now)
+        digests.fill(memo)
+        return digests
+
+    def fill(self, memo: Digests | None) -> None:
+        """Take the digests that are unknown here from a memo, where the stamps are the same."""
+        if memo is None or not len(memo.ids) or not len(self.ids):
+            return
+        at = np.searchsorted(memo.ids, self.ids).clip(max=len(memo.ids) - 1)
+        same = ~self.known() & (memo.ids[at] == self.ids) & (memo.stamps[at] == self.stamps).all(axis=1)
+        self.sha256[same] = memo.sha256[at[same]]
 
     def known(self) -> NDArray[np.bool_]:
         """Return which pictures have a digest, (n,)."""

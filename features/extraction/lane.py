@@ -56,6 +56,10 @@ class Lane:
         """Tell whether a picture has no committed row in some part and is not on its way either."""
         return sha256 not in self._queued and any(sha256 not in have for have in self._have.values())
 
+    def holds_any(self, digests: list[bytes]) -> bool:
+        """Tell whether some of these pictures have committed rows."""
+        return not self._have[self.parts[0]].isdisjoint(digests)
+
     def add(self, unit: int, sha256: bytes, pixels: NDArray[np.generic]) -> None:
         """Take in one picture of a claimed unit; runs the network whenever a batch is full."""
         self._queued.add(sha256)
@@ -110,14 +114,13 @@ class Lane:
         self.claims.release(unit)
         self.seconds["write"] += time.perf_counter() - start
 
-    def close(self, *, keep: bool) -> None:
-        """Wait for the writer; with `keep` commit also what units still hold, so that an interruption loses nothing."""
+    def close(self) -> None:
+        """Wait for the writer and commit what units still hold, so that an interruption loses nothing."""
         try:
             while self._behind:
                 self._behind.pop(0).result()
-            if keep:
-                for unit in list(self._units):
-                    self._commit(unit)
+            for unit in list(self._units):
+                self._commit(unit)
         finally:
             self._writer.shutdown(wait=True, cancel_futures=True)
             self.claims.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ from importlib.metadata import version
 import numpy as np
 
 from features.backbones.recipe import Recipe
+from features.cache.claims import Claims
 from features.cache.digests import Digests
 from features.cache.entry import Entry, cache_root
 from features.datasets.dataset import Dataset
-from features.errors import BadPicture, CacheError
+from features.errors import BadPicture
 from features.extraction.forward import Forward
 from features.extraction.lane import Lane
 from features.extraction.pictures import Prepared, prepare
@@ -77,10 +79,10 @@ def extract(
     run = _Run(dataset, jobs, device, batch_size, strict, progress)
     try:
         run.go(workers, shard_rows or _rows_per_shard(len(dataset), max(job.row_bytes() for job in jobs)))
+        run.finish(over=True)
     except BaseException:
-        run.finish(keep=True, suppress=True)
+        run.finish(over=False)
         raise
-    run.finish(keep=True, suppress=False)
     return run.outcome
 
 
@@ -210,7 +212,7 @@ class _Run:
                 lane.end(self._open)
         self._open = None
         if time.perf_counter() - self._refreshed > _REFRESH_EVERY:
-            self._refresh()
+            self._refresh(over=False)
 
     def _leave_out(self, prepared: Prepared) -> None:
         """Remember an unreadable picture by its content, so that it is not tried again until it changes."""
@@ -227,28 +229,51 @@ class _Run:
             named = zip(self._dataset.ids, self._digests.sha256.tolist(), strict=True)
             self.outcome.left_out |= {i: known[s.decode()] for i, s in named if s.decode() in known}
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, over: bool) -> None:
+        """Bring memo and masters up to date, one process at a time.
+
+        Until the run is over, a master that lists pictures whose bytes are still unknown here is left alone: it was
+        written by somebody who knew more, and no picture shall be taken out of the view by an unfinished run.
+        """
         versions = {name: version(name) for name in ("torch", "torchvision", "h5py", "numpy", "pillow")}
-        for lane, left_out in zip(self._lanes, self._left_out, strict=True):
-            lane.entry.refresh(self._dataset, self._digests, left_out, versions)
-        self._digests.save(self._memo, clock=self._clock)
+        with Claims(self._memo.parent).turn():
+            self._digests.fill(Digests.load(self._memo))
+            known = self._digests.known()
+            listed, unknown = self._digests.sha256[known].tolist(), self._digests.ids[~known]
+            for lane, left_out in zip(self._lanes, self._left_out, strict=True):
+                if over or (lane.holds_any(listed) and not lane.entry.lists(unknown)):
+                    lane.entry.refresh(self._dataset, self._digests, left_out, versions)
+            self._digests.save(self._memo, clock=self._clock)
         self._refreshed = time.perf_counter()
 
     def _seconds(self, stage: str, seconds: float) -> None:
         self.outcome.seconds[stage] = self.outcome.seconds.get(stage, 0.0) + seconds
 
-    def finish(self, *, keep: bool, suppress: bool) -> None:
-        """Commit what is computed and write the masters; on the way out of an error further errors are not raised."""
-        try:
-            for lane in self._lanes:
-                lane.close(keep=keep)
-                for stage, seconds in lane.seconds.items():
-                    self._seconds(stage, seconds)
+    def finish(self, *, over: bool) -> None:
+        """Commit what is computed and write the masters, whatever fails on the way.
+
+        Raises the first error where the run was `over`; else the one that ended it is the one to tell.
+        """
+        errors: list[Exception] = []
+        for lane in self._lanes:
+            with _kept(errors):
+                lane.close()
+            for stage, seconds in lane.seconds.items():
+                self._seconds(stage, seconds)
+        with _kept(errors):
             if self.outcome.left_out and not self.outcome.pictures and not self.outcome.skipped:
                 raise BadPicture(f"no picture could be read; the first: {next(iter(self.outcome.left_out.values()))}")
             self._name_left_out()
-            self._refresh()
-        except (OSError, RuntimeError, BadPicture, CacheError):
-            if not suppress:
-                raise
+            self._refresh(over=over and not errors)
         self._seconds("wall", time.perf_counter() - self._started)
+        if errors and over:
+            raise errors[0]
+
+
+@contextlib.contextmanager
+def _kept(errors: list[Exception]) -> Iterator[None]:
+    """Put an error of the block aside."""
+    try:
+        yield
+    except Exception as error:  # one lane's trouble is not another's
+        errors.append(error)
