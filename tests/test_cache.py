@@ -204,8 +204,11 @@ def test_partial_maps_are_not_shown(spots: Path) -> None:
     assert np.array_equal(map_view(entry, "late").X, maps)
 
 
-def test_digests_are_remembered_until_a_file_changes(spots: Path, tmp_path: Path) -> None:
+def test_digests_are_remembered_until_a_file_changes(
+    spots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Equal stamps bring the digest back; a touched file, or a damaged memo, does not."""
+    monkeypatch.setattr("features.cache.digests.RACY_NS", 2_000_000_000)
     dataset = load_dataset(str(spots))
     digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
     assert not digests.known().any()

@@ -6,17 +6,15 @@ memo; when it is missing or damaged the pictures are read again.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from features.cache.sealed import build, is_whole, write_sealed
 from features.datasets.dataset import Stamps
-from features.files import write_whole
 
 __all__ = ["UNKNOWN", "Digests"]
 
@@ -34,7 +32,7 @@ class Digests(NamedTuple):
     @classmethod
     def of(cls, ids: list[str], stamps: Stamps, memo: Digests | None = None) -> Digests:
         """Return the digests of the sorted `ids`, taken from `memo` where the stamps are the same."""
-        names = np.char.encode(np.asarray(ids, dtype=np.str_), "utf-8") if ids else np.empty(0, "S1")
+        names = np.array([i.encode() for i in ids], dtype=np.bytes_) if ids else np.empty(0, "S1")
         now = np.stack([stamps.size, stamps.mtime, stamps.ctime], axis=1).astype(np.int64)
         digests = cls(names, np.full(len(ids), UNKNOWN, dtype="S64"), now)
         digests.fill(memo)
@@ -55,20 +53,22 @@ class Digests(NamedTuple):
     def save(self, path: Path, *, clock: int) -> None:
         """Write the memo; digests of files changed within two seconds before `clock` (ns) are not trusted."""
         trusted = self.known() & (self.stamps[:, 1:].max(axis=1, initial=0) < clock - RACY_NS)
-        image = io.BytesIO()
-        with h5py.File(image, "w", libver=("v110", "v110")) as file:
+
+        def fill(file: h5py.File) -> None:
+            file.attrs["about"] = (
+                "Firn memo: sha256 of the picture ids[i] as long as size, mtime and ctime are stamps[i]"
+            )
             file["ids"], file["sha256"], file["stamps"] = self.ids[trusted], self.sha256[trusted], self.stamps[trusted]
-        data = image.getbuffer()
-        write_whole(path, [xxhash.xxh3_128_digest(data), data])
+
+        write_sealed(path, build(fill))
 
     @classmethod
     def load(cls, path: Path) -> Digests | None:
         """Return the memo, or None where it is missing or damaged."""
         try:
-            data = path.read_bytes()
-            if xxhash.xxh3_128_digest(memoryview(data)[16:]) != data[:16]:
+            if not is_whole(path):
                 return None
-            with h5py.File(io.BytesIO(data[16:]), "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 return cls(file["ids"][...], file["sha256"][...], file["stamps"][...])
         except (OSError, KeyError, ValueError):
             return None

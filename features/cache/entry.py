@@ -112,14 +112,16 @@ class Entry:
         lacking = [part for part in parts if part not in manifest.parts]
         if lacking:
             return State("partial", f"no {', '.join(lacking)} yet")
-        wanted = digests.known() & ~np.isin(digests.sha256, _left_out(manifest))
-        new = len(dataset) - int(wanted.sum()) - int((digests.known() & ~wanted).sum())
-        new += int((~np.isin(digests.sha256[wanted], manifest.sha256)).sum())
+        wanted = digests.known()
+        if manifest.left_out:
+            wanted &= ~np.isin(digests.sha256, _left_out(manifest))
+        same = _same_manifest(manifest, dataset, digests, wanted)
+        new = 0 if same and digests.known().all() else _new(manifest, dataset, digests, wanted)
         if new:
             return State("partial", f"{new:,} of {len(dataset):,} pictures are new, changed or not done yet")
         if missing := self._lost(manifest):
             return State("partial", f"{len(missing)} shards are gone, {missing[0]} first")
-        if not _same_manifest(manifest, dataset, digests, wanted):
+        if not same:
             return State("stale", "names, labels, splits or groups changed; the features are all there")
         unreadable = len(dataset) - len(manifest.ids)
         return State("ready", f"{len(manifest.ids):,} pictures" + f", {unreadable:,} unreadable" * bool(unreadable))
@@ -208,12 +210,19 @@ def _texts(dataset: Dataset) -> Sequence[NDArray[np.str_]]:
     return (dataset.splits, dataset.groups)
 
 
+def _new(manifest: Manifest, dataset: Dataset, digests: Digests, wanted: NDArray[np.bool_]) -> int:
+    """Return how many pictures have no row yet and are not known to be unreadable."""
+    new = len(dataset) - int(wanted.sum()) - int((digests.known() & ~wanted).sum())
+    return new + int((~np.isin(digests.sha256[wanted], manifest.sha256)).sum())
+
+
 def _same_manifest(manifest: Manifest, dataset: Dataset, digests: Digests, wanted: NDArray[np.bool_]) -> bool:
     """Tell whether names, contents, labels, splits and groups are those in the master."""
     about = {k: v for k, v in manifest.about.items() if k not in ("wanted", "versions")}
     if len(manifest.ids) != int(wanted.sum()) or about != json.loads(json.dumps(_about(dataset))):
         return False
-    order = np.argsort(manifest.ids, kind="stable")
+    by_id = bool((manifest.ids[:-1] <= manifest.ids[1:]).all())
+    order = slice(None) if by_id else np.argsort(manifest.ids, kind="stable")
     pairs = zip(
         (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups),
         (digests.ids[wanted], digests.sha256[wanted], dataset.labels[wanted], *_text_columns(dataset, wanted)),
