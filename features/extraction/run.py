@@ -12,8 +12,8 @@ from importlib.metadata import version
 import numpy as np
 
 from features.backbones.recipe import Recipe
-from features.cache.claims import Claims
 from features.cache import digests as memory
+from features.cache.claims import Claims
 from features.cache.digests import UNKNOWN, Digests
 from features.cache.entry import Entry, cache_root
 from features.datasets.dataset import Dataset
