@@ -121,7 +121,7 @@ def key_digest(key: Mapping[str, Any]) -> str:
 
 def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: int) -> list[str]:
     """Return the commands that make the same runs and the same comparison again."""
-    data = (("DATASET", facts["dataset"]),)
+    data = (("DATASET", facts.get("asked") or facts["dataset"]),)
     labels = (("LABELS", facts["labels"]),) if facts["labels"] != "classes" else ()
     maps = {row["entry"]: " ".join(row["blocks"]) for row in rows if _on_maps(row)}
     extracted = _joined((_extraction(row, maps.get(row["entry"], "")), row["backbone"]) for row in rows)

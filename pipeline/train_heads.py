@@ -55,7 +55,7 @@ def train_heads(
     lines = []
     recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
     for entry in open_features(pictures, backbone, **recipe):
-        stage = _Stage(entry, labels, choose_blocks(entry.key.blocks, blocks), pool, seed)
+        stage = _Stage(entry, dataset, labels, choose_blocks(entry.key.blocks, blocks), pool, seed)
         trained = ((name, stage.train(name, insist=heads != "all")) for name in names)
         lines += [f"ready: {name} on {entry.key.backbone} {folder}" for name, folder in trained if folder]
     return lines
@@ -64,8 +64,9 @@ def train_heads(
 class _Stage:
     """The features of one entry under one view of the labels; views are read when a head first needs them."""
 
-    def __init__(self, entry: Cached, labels: str, blocks: tuple[str, ...], pool: str, seed: int) -> None:
-        self._entry, self._labels, self._blocks, self._pool, self._seed = entry, labels, blocks, pool, seed
+    def __init__(self, entry: Cached, asked: str, labels: str, blocks: tuple[str, ...], pool: str, seed: int) -> None:
+        self._entry, self._asked, self._labels = entry, asked, labels
+        self._blocks, self._pool, self._seed = blocks, pool, seed
         self._manifest = load_manifest(entry)
         self._classes, self._merged = _label_view(self._manifest, labels)
         self._views: dict[str, View] = {}
@@ -137,6 +138,7 @@ class _Stage:
         versions = {n: version(n) for n in ("numpy", "scipy", "scikit-learn", "lightgbm")}
         return {
             "dataset": about["dataset"],
+            "asked": self._asked,
             "labels": self._labels,
             "classes": list(self._classes),
             "backbone": self._entry.key.backbone,

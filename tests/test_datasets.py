@@ -168,8 +168,8 @@ def test_what_is_neither_row_nor_path_is_unknown(name: str) -> None:
 
 
 def test_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadDataset, match=r"features\.h5 is no data set"):
-        load_dataset(str(put(tmp_path, "features.h5") / "features.h5"))
+    with pytest.raises(BadDataset, match=r"features\.txt is no data set"):
+        load_dataset(str(put(tmp_path, "features.txt") / "features.txt"))
 
 
 def test_row_that_prepares_itself_is_made_where_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

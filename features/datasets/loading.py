@@ -64,14 +64,20 @@ def at_hand(name: str) -> Dataset | None:
         return None
 
 
+def _name_of(stem: str) -> str:
+    """Return the name of a data set at a path; never that of a row, whose groups and cache are its own."""
+    name = slug(stem)
+    return f"{name}-path" if name in DATASETS else name
+
+
 def _read_path(path: Path) -> Dataset:
     if path.is_dir():
-        name, manifest = slug(path.resolve().name), find_manifest(path)
+        name, manifest = _name_of(path.resolve().name), find_manifest(path)
         return read_manifest(manifest, name) if manifest else read_folders(path, name)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise BadDataset(f"{path} is no data set; expected a folder, a CSV manifest, a MedMNIST .npz or a pack (.h5)")
-    return reader(path, slug(path.stem))
+    return reader(path, _name_of(path.stem))
 
 
 def _read_row(name: str, row: Row) -> Dataset:
