@@ -21,8 +21,8 @@ class Run:
 
     dataset, asked (the data set as it was typed), labels ("classes" or the name of a label view), classes, backbone,
     entry (folder name), key (the cache key's fields), blocks, pool, view (one line), head, about (what the head is),
-    chosen (what the inner folds chose), seed, folds, seconds {"oof": ..., "fit": ...}, features (d), manifest (digest of
-    ids, contents, labels, splits and groups), grouped_by, split_by, note, counts {split: {class: pictures}}, groups
+    chosen (what the inner folds chose), seed, folds, seconds {"oof": ..., "fit": ...}, features (d), manifest (digest
+    of ids, contents, labels, splits, groups), grouped_by, split_by, note, counts {split: {class: pictures}}, groups
     {split: number}, versions.
     """
 
