@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import file_size_limit
 
 from features.datasets import downloads
 from features.datasets.downloads import fetch
@@ -205,17 +205,11 @@ def test_the_file_may_be_read_by_whom_the_umask_allows(server: Server, tmp_path:
         os.umask(before)
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(BadDownload, match=r"^cannot write [^\n]*set.npz: File too large; its folder must be writable"):
+    with (
+        file_size_limit(300_000),
+        pytest.raises(BadDownload, match=r"^cannot write [^\n]*set.npz: File too large; its folder must be writable"),
+    ):
         fetch(server.url, SHA256, tmp_path / "set.npz")
     assert not list(tmp_path.iterdir())
 

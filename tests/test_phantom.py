@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import file_size_limit
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -162,17 +162,11 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(BadDataset, match=r"^cannot draw the phantom into .*phantom: File too large; [^\n]*$"):
+    with (
+        file_size_limit(1000),
+        pytest.raises(BadDataset, match=r"^cannot draw the phantom into .*phantom: File too large; [^\n]*$"),
+    ):
         draw_phantom(tmp_path / "phantom", patients=4)
     assert not list(tmp_path.iterdir())
 
