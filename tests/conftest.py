@@ -33,7 +33,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let no file grow above `size` bytes, as on a full disk; around one call, for pytest itself may write to a file."""
+    """Let no file grow above `size` bytes, as on a full disk; around one call, for pytest too may write to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
