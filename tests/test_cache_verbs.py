@@ -214,7 +214,8 @@ def test_only_shards_without_a_needed_row_go(tmp_path: Path) -> None:
     manifest = entry.manifest()
     assert manifest is not None
     shard_of = [manifest.parts["pooled"].shards[i] for i in manifest.parts["pooled"].shard]
-    emptied, thinned = sorted({*shard_of})[:2]
+    of_test = {shard for shard, id in zip(shard_of, manifest.ids, strict=True) if id.startswith(b"test")}
+    emptied, thinned = sorted({*shard_of} - of_test)[:2]  # names are drawn: a class folder must not run empty
     for picture, shard in zip(manifest.ids.tolist(), shard_of, strict=True):
         if shard == emptied:
             (folder / picture.decode()).unlink()
