@@ -19,8 +19,8 @@ flag = $(if $($(1)),--$(2) '$($(1))')
 COMMON = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,SEED,seed)
 RECIPE = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,WEIGHTS,weights)
 EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict)
-TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
-COMPARE = $(COMMON) $(call flag,LABELS,labels)
+TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
+COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
 .PHONY: help setup demo extract train-heads compare cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
@@ -37,10 +37,10 @@ demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights 
 extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE WEIGHTS
 	$(RUN) -m pipeline extract $(EXTRACT)
 
-train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL LABELS SEED
+train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET
 	$(RUN) -m pipeline train-heads $(TRAIN)
 
-compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS
+compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)
 
 cache-ls: $(SET_UP) ## every cache entry: bytes, state, age

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from features.cache.master import Manifest, Rows
 from features.cache.pack import Pack
 from features.cache.shards import Shard
 from features.errors import CacheError, unknown
+from features.pooling import choose_pool
 
 __all__ = [
-    "POOLS",
     "Cached",
     "View",
     "choose_blocks",
@@ -29,7 +29,6 @@ __all__ = [
 
 Cached = Entry | Pack
 
-POOLS = {"avg": ("avg",), "max": ("max",), "both": ("avg", "max")}
 _MADE_BY = {Entry: "extract", Pack: "cache-pack"}
 _STRETCH = 64 << 20  # bytes of one array read at once
 
@@ -75,42 +74,62 @@ def choose_blocks(known: Sequence[str], wanted: str) -> tuple[str, ...]:
 
 
 def pooled_view(entry: Cached, blocks: Sequence[str], pool: str = "avg") -> View:
-    """Return pooled features of one or several blocks side by side, (n, sum of channels) float32.
+    """Return pooled features of one or several blocks side by side, (n, sum of their widths) float32.
 
-    Every block of rows passes its checksum. Raises UnknownName for a pooling that is none of POOLS, CacheError for
-    damage.
+    Poolings of maps read the maps piece by piece. Every block of rows passes its checksum. Raises UnknownName for a
+    pooling that is no row of POOLS, CacheError for damage and for maps that were not extracted.
     """
-    if pool not in POOLS:
-        raise unknown("pool", pool, POOLS)
-    names = [f"pooled/{block}/{kind}" for block in blocks for kind in POOLS[pool]]
-    return _view(entry, load_manifest(entry), "pooled", names)
+    way, manifest = choose_pool(pool), load_manifest(entry)
+    if way.of_maps is None:
+        names = [f"pooled/{block}/{kind}" for block in blocks for kind in way.cached]
+        return _view(manifest, lambda order: read_arrays(entry, manifest, "pooled", names, order))
+    parts = [_maps_part(entry, manifest, block) for block in blocks]
+
+    def pooled(order: NDArray[np.intp]) -> NDArray[Any]:
+        arrays = [read_arrays(entry, manifest, part, [part], order, way.of_maps) for part in parts]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
+
+    return _view(manifest, pooled)
 
 
 def map_view(entry: Cached, block: str) -> View:
     """Return the feature maps of one block, (n, C, H, W) float16; CacheError where they were not extracted."""
     manifest = load_manifest(entry)
+    part = _maps_part(entry, manifest, block)
+    return _view(manifest, lambda order: read_arrays(entry, manifest, part, [part], order))
+
+
+def _maps_part(entry: Cached, manifest: Manifest, block: str) -> str:
+    """Return the part that holds the maps of a block."""
     if f"maps/{block}" not in manifest.parts:
         raise CacheError(f"no maps of {block} at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
-    return _view(entry, manifest, f"maps/{block}", [f"maps/{block}"])
+    return f"maps/{block}"
 
 
-def _view(entry: Cached, manifest: Manifest, part: str, names: list[str]) -> View:
+def _view(manifest: Manifest, read: Callable[[NDArray[np.intp]], NDArray[Any]]) -> View:
     order = np.argsort(manifest.ids, kind="stable")
-    X = read_arrays(entry, manifest, part, names, order)
     text = (np.char.decode(column[order], "utf-8") for column in (manifest.ids, manifest.groups, manifest.splits))
     ids, groups, splits = text
-    return View(X, manifest.labels[order], ids, groups, splits)
+    return View(read(order), manifest.labels[order], ids, groups, splits)
 
 
 def read_arrays(
-    entry: Cached, manifest: Manifest, part: str, names: list[str], order: NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """Read arrays side by side, shard by shard; pooled features become float32, maps stay as stored."""
+    entry: Cached,
+    manifest: Manifest,
+    part: str,
+    names: list[str],
+    order: NDArray[np.intp],
+    change: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
+) -> NDArray[Any]:
+    """Read arrays side by side, shard by shard; pooled features become float32, maps stay as stored.
+
+    `change`, where given, is applied to the rows of an array as they are read: maps need not fit into memory.
+    """
     rows = manifest.parts[part].take(order)
-    X: NDArray[np.float32] | None = None
+    X: NDArray[Any] | None = None
     for index in np.unique(rows.shard):
         with entry.shard(rows.shards[index]) as shard:
-            X = _room(shard, names, len(order)) if X is None else X
+            X = _room(shard, names, len(order), change) if X is None else X
             for at in _stretches(rows, int(index), shard.column(names[0]).row_bytes):
                 first, last = int(rows.row[at[0]]), int(rows.row[at[-1]]) + 1
                 start = 0
@@ -118,6 +137,7 @@ def read_arrays(
                 to = slice(int(at[0]), int(at[-1]) + 1) if together else at
                 for name in names:
                     column = shard.read(name, first, last)
+                    column = column if change is None else change(column)
                     X[to, start : start + column.shape[1]] = column if together else column[rows.row[at] - first]
                     start += column.shape[1]
     if X is None:
@@ -125,9 +145,14 @@ def read_arrays(
     return X
 
 
-def _room(shard: Shard, names: list[str], n: int) -> NDArray[np.float32]:
+def _room(
+    shard: Shard, names: list[str], n: int, change: Callable[[NDArray[Any]], NDArray[np.float32]] | None
+) -> NDArray[Any]:
     """Return an array for n rows of the named arrays side by side."""
     columns = [shard.column(name) for name in names]
+    if change is not None:
+        width = change(np.zeros((1, *columns[0].shape[1:]), columns[0].dtype)).shape[1]
+        return np.empty((n, width), np.float32)
     if len(columns[0].shape) == 2:
         return np.empty((n, sum(column.shape[1] for column in columns)), np.float32)
     return np.empty((n, *columns[0].shape[1:]), columns[0].dtype)

@@ -64,6 +64,8 @@ def train_heads(
     blocks: o.Blocks = "1",
     pool: o.Pool = "avg",
     labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    budget: o.Budget = 0.0,
     preprocess: o.Preprocess = "",
     precision: o.Precision = "auto",
     device: o.Device = "auto",
@@ -80,6 +82,8 @@ def train_heads(
         blocks=blocks,
         pool=pool,
         labels=labels,
+        protocol=protocol,
+        budget=budget,
         preprocess=preprocess,
         precision=precision,
         device=device,
@@ -94,12 +98,13 @@ def compare(
     dataset: o.Dataset = o.PNEUMONIA,
     backbone: o.Backbone = "",
     labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
     seed: o.Seed = 0,
 ) -> None:
     """All heads on all cached backbones: ranked table, results.json, predictions.csv, curves, HTML page."""
     from pipeline import compare as verb
 
-    typer.echo(verb.compare(dataset, backbone=backbone, labels=labels, seed=seed))
+    typer.echo(verb.compare(dataset, backbone=backbone, labels=labels, protocol=protocol, seed=seed))
 
 
 @app.command()

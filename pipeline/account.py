@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from features.cache.key import Key
+from features.pooling import POOLS
 
 __all__ = ["commands", "key_digest", "printable", "protocol", "summary", "with_interval"]
 
@@ -21,7 +22,8 @@ VERDICTS = (
 
 CHOSEN = {  # by whether there are test pictures
     True: "its validation score is a little flattering for that, while the test pictures had no part in any choice",
-    False: "without test pictures its score is a little flattering, for the choice saw the same pictures",
+    False: "its own score is a little flattering for that; corrected for the choice means scored, over and over, on "
+    "groups that a bootstrap left out of the choice (Tsamardinos et al. 2018)",
 }
 
 
@@ -41,12 +43,14 @@ def with_interval(score: Mapping[str, float | None]) -> str:
 def summary(results: Mapping[str, Any]) -> str:
     """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
     chosen, others = results["runs"][0], results["runs"][1:]
-    if chosen["test"] is None:
-        area = with_interval(chosen["validation"]["roc_auc"])
-        among = f"the best of {len(others) + 1} runs" if others else "the only run"
-        return f"{chosen['name']} is {among}, validation ROC AUC {area}; there are no test pictures to confirm it."
-    area = with_interval(chosen["test"]["roc_auc"])
-    return f"{chosen['name']} is chosen by validation, test ROC AUC {area}; {_others(others)}."
+    if chosen["test"] is not None:
+        area = with_interval(chosen["test"]["roc_auc"])
+        return f"{chosen['name']} is chosen by validation, test ROC AUC {area}; {_others(others)}."
+    area = f"cross-validated ROC AUC {with_interval(chosen['validation']['roc_auc'])}"
+    if not others:
+        return f"{chosen['name']} is the only run, {area}; there are no test pictures to confirm it."
+    corrected = f"{with_interval(results['corrected'])} when corrected for the choice"
+    return f"{chosen['name']} is the best of {len(others) + 1} runs, {area}, {corrected}; {_others(others)}."
 
 
 def _others(others: Sequence[Mapping[str, Any]]) -> str:
@@ -71,16 +75,17 @@ def protocol(results: Mapping[str, Any]) -> list[str]:
     unit = data["grouped_by"] or "picture"
     folds = " or ".join(str(k) for k in sorted({row["folds"] for row in results["runs"]}))
     apart = f" and no {unit} in two folds" if data["grouped_by"] else ""
+    repeats = results["runs"][0]["repeats"]
+    again = f", {repeats} times over with other folds" if repeats > 1 else ""
+    pictures = "training pictures" if data["protocol"] == "split" else "pictures, of all splits,"
     return [
-        f"Each head was trained {folds} times, each time on all but one of {folds} folds of the training pictures, "
-        f"with classes balanced over the folds{apart}; its predictions for the pictures left out give the validation "
-        "scores.",
+        f"Each head was trained {folds} times, each time on all but one of {folds} folds of the {pictures} "
+        f"with classes balanced over the folds{apart}{again}; its predictions for the pictures left out give the "
+        "validation scores. Whatever a head has to choose it chose inside the pictures that it was trained on.",
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
         _intervals(results["settings"], unit, data["positive"] is not None),
-        _comparison(results["settings"], data["positive"] is not None)
-        if tested
-        else "Without test pictures no run was tested against another.",
+        _comparison(results["settings"], data["positive"] is not None, tested),
     ]
 
 
@@ -93,8 +98,8 @@ def _decisions(results: Mapping[str, Any]) -> str:
         )
     return (
         f"Decisions take “{positive}” from the threshold of highest sensitivity + specificity (Youden) up; that "
-        "threshold and the one for a sensitivity of at least 0.95 come from out-of-fold predictions, never from test "
-        "pictures."
+        "threshold and the one for a sensitivity of at least 0.95 come from out-of-fold predictions, never from the "
+        f"{'test pictures' if results['dataset']['pictures']['test'] else 'fold that is scored'}."
     )
 
 
@@ -106,9 +111,9 @@ def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
     )
 
 
-def _comparison(settings: Mapping[str, Any], binary: bool) -> str:
+def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
     return (
-        "Every other run was compared with the chosen one on the same test pictures by "
+        f"Every other run was compared with the chosen one on the same {'test' if tested else 'held-out'} pictures by "
         f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, with the correction of Holm; “not "
         f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
     )
@@ -122,23 +127,36 @@ def key_digest(key: Mapping[str, Any]) -> str:
 def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: int) -> list[str]:
     """Return the commands that make the same runs and the same comparison again."""
     data = (("DATASET", facts.get("asked") or facts["dataset"]),)
-    labels = (("LABELS", facts["labels"]),) if facts["labels"] != "classes" else ()
-    maps = {row["entry"]: " ".join(row["blocks"]) for row in rows if _on_maps(row)}
-    extracted = _joined((_extraction(row, maps.get(row["entry"], "")), row["backbone"]) for row in rows)
-    heads = _joined(((row["backbone"], _training(row)), row["head"]) for row in rows)
+    defaults = {"labels": "classes", "protocol": "split"}
+    labels = tuple((name.upper(), facts[name]) for name, usual in defaults.items() if facts[name] != usual)
+    single = [row for row in rows if not row["bases"]]
+    maps: dict[str, list[str]] = {}
+    for row in filter(_on_maps, single):
+        maps.setdefault(row["entry"], []).extend(b for b in row["blocks"] if b not in maps.get(row["entry"], ()))
+    extracted = _joined((_extraction(row, " ".join(maps.get(row["entry"], ()))), row["backbone"]) for row in single)
+    heads = _joined(((row["backbone"], _training(row)), row["head"]) for row in single)
     trained = _joined(((names, settings), backbone) for (backbone, settings), names in heads.items())
+    stacks = [
+        (("BACKBONE", row["backbone"].replace("+", " ")), ("HEADS", row["head"]), ("SEED", str(row["seed"])))
+        for row in rows
+        if row["bases"]
+    ]
     return [
-        *(_make("extract", *data, ("BACKBONE", names), *settings) for settings, names in extracted.items()),
+        *(
+            _make("extract", *data, ("BACKBONE", names.replace("+", " ")), *settings)
+            for settings, names in extracted.items()
+        ),
         *(
             _make("train-heads", *data, *labels, ("BACKBONE", backbones), ("HEADS", names), *settings)
             for (names, settings), backbones in trained.items()
         ),
+        *(_make("train-heads", *data, *labels, *settings) for settings in stacks),
         _make("compare", *data, *labels, ("SEED", str(seed))),
     ]
 
 
 def _on_maps(row: Mapping[str, Any]) -> bool:
-    return bool(row["view"].endswith(" maps"))
+    return bool(row["view"].endswith(" maps") or POOLS[row["pool"]].of_maps)
 
 
 def _extraction(row: Mapping[str, Any], maps: str) -> Settings:
@@ -147,15 +165,12 @@ def _extraction(row: Mapping[str, Any], maps: str) -> Settings:
 
 
 def _training(row: Mapping[str, Any]) -> Settings:
-    count = len(row["blocks"])
-    last = list(row["key"]["blocks"])[-count:] == list(row["blocks"])
-    blocks = str(count) if last else " ".join(row["blocks"])
-    return (("BLOCKS", blocks), ("POOL", row["pool"]), *_pixels(row), ("SEED", str(row["seed"])))
+    return (("BLOCKS", row["asked_blocks"]), ("POOL", row["pool"]), *_pixels(row), ("SEED", str(row["seed"])))
 
 
 def _pixels(row: Mapping[str, Any]) -> Settings:
-    way = row["key"]["preprocess"].partition(":")[0]
-    return (("PREPROCESS", way), ("PRECISION", row["key"]["precision"]))
+    way = row["keys"][0]["preprocess"].partition(":")[0]
+    return (("PREPROCESS", way), ("PRECISION", row["keys"][0]["precision"]))
 
 
 def _joined(pairs: Iterable[tuple[K, str]]) -> dict[K, str]:

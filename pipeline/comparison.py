@@ -12,27 +12,27 @@ from typing import Any
 import numpy as np
 
 from features.errors import CacheError
-from models.metrics import METRICS, Interval, PairedTest, bootstrap_test, delong_test, holm, operating_points, score
-from models.predictions import Predictions
+from models.metrics import METRICS, score_of_the_chosen
 from pipeline.account import commands, key_digest, protocol, summary
 from pipeline.runs import Run
+from pipeline.scores import LEVEL, as_dict, by_class, calibrations, scored, shown
+from pipeline.verdicts import ALPHA, CHOICE, against_the_first
 
-__all__ = ["compare_runs", "run_names", "shown"]
+__all__ = ["compare_runs", "run_names"]
 
-CHOICE = "roc_auc"  # the metric by which validation chooses
-LEVEL = 0.95
-ALPHA = 0.05  # of the corrected tests
 FACTS = (
     "head",
     "about",
     "backbone",
     "entry",
     "blocks",
+    "asked_blocks",
     "pool",
     "view",
     "chosen",
     "seed",
     "folds",
+    "repeats",
     "seconds",
     "features",
 )
@@ -42,32 +42,44 @@ TELLING = {"entry": "{}", "seed": "seed {}"}  # facts that tell apart runs of th
 def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> dict[str, Any]:
     """Return the results of several runs on one data set, best validation first, ready for JSON (NaN as None).
 
-    The run of highest out-of-fold ROC AUC is chosen; on the test pictures every other one is compared with it by the
-    paired DeLong test (two classes) or the paired bootstrap over groups (more), with Holm's correction. Decisions are
+    The run of highest out-of-fold ROC AUC is chosen; on the test pictures (out of fold where there are none) every
+    other one is compared with it by the paired DeLong test (two classes) or the paired bootstrap over groups (more),
+    with Holm's correction; without test pictures its score is also corrected for having been chosen. Decisions are
     the most probable class, or with two classes the out-of-fold Youden threshold. Raises CacheError for no runs, and
     for runs that did not see the same pictures.
     """
     names = run_names(runs)
     _check_same_pictures(runs, names)
-    scored = partial(_scored, seed=seed, n_bootstrap=n_bootstrap)
+    draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        rows = list(threads.map(scored, runs, names))
+        rows = list(threads.map(partial(_row, **draws), runs, names))
     order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
     ranked = [rows[i] | {"validation_rank": rank} for rank, i in enumerate(order, start=1)]
-    tested = [runs[i].predictions.part(test=True) for i in order]
-    for row, comparison in zip(ranked, _comparisons(tested, seed, n_bootstrap), strict=True):
-        row["against_chosen"] = comparison
+    verdicts = against_the_first([shown(runs[i]) for i in order], **draws)
+    for row, verdict in zip(ranked, verdicts, strict=True):
+        row["against_chosen"] = verdict
     results = {
-        "schema": 1,
+        "schema": 2,
         "dataset": _dataset(runs[0]),
-        "classes": _by_class(runs[order[0]], ranked[0], seed, n_bootstrap),
+        "classes": by_class(runs[order[0]], ranked[0], **draws),
         "chosen": ranked[0]["name"],
-        "settings": {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "n_bootstrap": n_bootstrap, "seed": seed},
+        "corrected": _corrected([runs[i] for i in order], ranked[0], seed),
+        "calibration": calibrations(runs[order[0]], **draws),
+        "settings": {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, **draws},
         "metrics": {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
         "runs": ranked,
         "commands": commands(ranked, runs[0].facts, seed),
     }
     return results | {"summary": summary(results), "protocol": protocol(results)}
+
+
+def _corrected(runs: Sequence[Run], chosen: Mapping[str, Any], seed: int) -> dict[str, float | None] | None:
+    """Return the chosen run's score corrected for the choice, where no test pictures say what it is worth."""
+    if chosen["test"] is not None or len(runs) < 2:
+        return None
+    parts = [shown(run) for run in runs]
+    found = score_of_the_chosen(parts[0].y, [part.proba for part in parts], parts[0].groups, metric=CHOICE, seed=seed)
+    return as_dict(found)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -84,12 +96,6 @@ def _told_apart(names: list[str], tells: list[str]) -> list[str]:
     for name, tell in zip(names, tells, strict=True):
         known.setdefault(name, set()).add(tell)
     return [f"{name} [{tell}]" if len(known[name]) > 1 else name for name, tell in zip(names, tells, strict=True)]
-
-
-def shown(run: Run) -> Predictions:
-    """Return the predictions that tables and curves are about: on test pictures, out of fold where there are none."""
-    test = run.predictions.part(test=True)
-    return test if len(test.y) else run.predictions.part(test=False)
 
 
 def _check_same_pictures(runs: Sequence[Run], names: Sequence[str]) -> None:
@@ -109,7 +115,7 @@ def _check_same_pictures(runs: Sequence[Run], names: Sequence[str]) -> None:
 
 
 def _same_pictures(first: Run, run: Run) -> bool:
-    facts = all(first.facts[key] == run.facts[key] for key in ("manifest", "classes", "labels"))
+    facts = all(first.facts[key] == run.facts[key] for key in ("manifest", "classes", "labels", "protocol"))
     ours, others = first.predictions, run.predictions
     return facts and all(
         np.array_equal(a, b) for a, b in ((ours.ids, others.ids), (ours.y, others.y), (ours.fold < 0, others.fold < 0))
@@ -118,140 +124,31 @@ def _same_pictures(first: Run, run: Run) -> bool:
 
 def _dataset(run: Run) -> dict[str, Any]:
     facts = run.facts
-    keys = ("labels", "classes", "counts", "groups", "grouped_by", "split_by", "note", "manifest")
+    keys = ("labels", "classes", "protocol", "counts", "groups", "grouped_by", "split_by", "note", "manifest")
     binary = len(facts["classes"]) == 2
     test = int((run.predictions.fold < 0).sum())
     return {
         "name": facts["dataset"],
         **{key: facts[key] for key in keys},
         "positive": facts["classes"][1] if binary else None,
-        "pictures": {"validation": len(run.predictions.fold) - test, "test": test},
+        "pictures": {"validation": (len(run.predictions.fold) - test) // facts["repeats"], "test": test},
     }
 
 
-def _scored(run: Run, name: str, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
+def _row(run: Run, name: str, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
     """Return all that can be said of one run by itself."""
-    held, tested = (run.predictions.part(test=test) for test in (False, True))
-    points = _thresholds(held)
-    decision = points.get("youden")
-    scores = partial(_scores, seed=seed, n_bootstrap=n_bootstrap)
-    at_threshold = {at: scores(tested, at) for at in {decision, *points.values()}}
     return {
         "name": name,
         **{key: run.facts[key] for key in FACTS},
-        "key": dict(run.facts["key"]),
-        "key_digest": key_digest(run.facts["key"]),
+        "bases": list(run.facts.get("bases", ())),
+        "keys": [dict(key) for key in run.facts["keys"]],
+        "key_digests": [key_digest(key) for key in run.facts["keys"]],
         "versions": dict(run.facts["versions"]),
-        "threshold": decision,
-        "validation": scores(held, decision),
-        "test": at_threshold[decision],
-        "confusion": _confusion(tested if len(tested.y) else held, decision),
-        "thresholds": {key: _at_threshold(at_threshold[at], at) for key, at in points.items()},
+        **scored(run, seed=seed, n_bootstrap=n_bootstrap),
     }
-
-
-def _thresholds(held: Predictions) -> dict[str, float]:
-    """Return the thresholds that out-of-fold predictions choose; none for more than two classes."""
-    if held.proba.shape[1] != 2:
-        return {}
-    return {name: at for name, at in operating_points(held.y, held.proba[:, 1]).items() if not math.isnan(at)}
-
-
-def _scores(part: Predictions, threshold: float | None, *, seed: int, n_bootstrap: int) -> dict[str, Any] | None:
-    """Return every metric with its interval, None without pictures."""
-    if not len(part.y):
-        return None
-    scores = score(
-        part.y, part.proba, part.groups, threshold=threshold, n_bootstrap=n_bootstrap, level=LEVEL, seed=seed
-    )
-    return {name: _interval(row) for name, row in scores.items()}
-
-
-def _at_threshold(scores: Mapping[str, Any] | None, threshold: float) -> dict[str, Any]:
-    kept = {name: scores[name] if scores else None for name in ("sensitivity", "specificity")}
-    return {"threshold": threshold, **kept}
-
-
-def _confusion(part: Predictions, threshold: float | None) -> list[list[int]]:
-    """Return the pictures of each true class (rows) decided as each class (columns)."""
-    k = part.proba.shape[1]
-    decided = part.proba.argmax(axis=1) if threshold is None else (part.proba[:, 1] >= threshold).astype(np.int64)
-    counts: list[list[int]] = np.bincount(part.y * k + decided, minlength=k * k).reshape(k, k).tolist()
-    return counts
-
-
-def _by_class(run: Run, row: Mapping[str, Any], seed: int, n_bootstrap: int) -> list[dict[str, Any]]:
-    """Return what the chosen run makes of each class against the rest; nothing for two classes."""
-    part, counts = shown(run), np.array(row["confusion"])
-    if part.proba.shape[1] == 2:
-        return []
-    classes = []
-    for k, name in enumerate(run.facts["classes"]):
-        proba = np.stack([1 - part.proba[:, k], part.proba[:, k]], axis=1)
-        area = _scores(
-            part._replace(y=(part.y == k).astype(np.int64), proba=proba), None, seed=seed, n_bootstrap=n_bootstrap
-        )
-        right, true, decided = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
-        classes.append(
-            {
-                "name": name,
-                "pictures": true,
-                **{metric: area[metric] for metric in ("roc_auc", "pr_auc") if area},
-                "recall": right / true if true else None,
-                "precision": right / decided if decided else None,
-            }
-        )
-    return classes
 
 
 def _choice_key(row: Mapping[str, Any]) -> tuple[float, float, str]:
     """Return what sorts the best validation first: the area, the log loss of equals, then the name."""
     area, loss = (row["validation"][name]["value"] for name in (CHOICE, "log_loss"))
     return (math.inf if area is None else -area, math.inf if loss is None else loss, row["name"])
-
-
-def _comparisons(tested: list[Predictions], seed: int, n_bootstrap: int) -> list[dict[str, Any] | None]:
-    """Compare the first predictions with each of the others; None for the first, and for all without pictures."""
-    if not len(tested[0].y):
-        return [None] * len(tested)
-    paired = partial(_paired, tested[0], seed=seed, n_bootstrap=n_bootstrap)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        tests = list(threads.map(paired, tested[1:]))
-    adjusted = holm([test.p_value for test in tests]).tolist()
-    return [None, *(_comparison(test, p) for test, p in zip(tests, adjusted, strict=True))]
-
-
-def _paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
-    """Test the difference other - chosen in ROC AUC."""
-    if chosen.proba.shape[1] == 2:
-        return delong_test(chosen.y, other.proba[:, 1], chosen.proba[:, 1], chosen.groups, level=LEVEL)
-    return bootstrap_test(
-        CHOICE,
-        chosen.y,
-        other.proba,
-        chosen.proba,
-        chosen.groups,
-        n_bootstrap=n_bootstrap,
-        level=LEVEL,
-        seed=seed,
-    )
-
-
-def _comparison(test: PairedTest, adjusted: float) -> dict[str, Any]:
-    distinguishable = bool(adjusted < ALPHA)  # NaN, where the pictures cannot tell, is not
-    side = "higher" if test.difference.value > 0 else "lower"
-    return {
-        "difference": _interval(test.difference),
-        "p_value": _number(test.p_value),
-        "p_adjusted": _number(adjusted),
-        "distinguishable": distinguishable,
-        "verdict": side if distinguishable else "tie",
-    }
-
-
-def _interval(interval: Interval) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in interval._asdict().items()}
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)

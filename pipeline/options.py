@@ -11,7 +11,7 @@ Dataset = Annotated[
 ]
 Backbone = Annotated[str, typer.Option(help="One or several torchvision CNNs, separated by blanks.")]
 CachedBackbone = Annotated[
-    str, typer.Option(help="One or several backbones, separated by blanks; empty is resnet18, or what a pack holds.")
+    str, typer.Option(help="Backbones separated by blanks, a+b for a joined view; empty is resnet18, or a pack's own.")
 ]
 Weights = Annotated[str, typer.Option(help="A weights file of your own (.pth or .safetensors) for the backbone.")]
 Preprocess = Annotated[str, typer.Option(help="squash, pad (whole picture) or crop (torchvision's centre crop).")]
@@ -24,10 +24,14 @@ BatchSize = Annotated[int, typer.Option(min=0, help="Pictures per forward pass; 
 Workers = Annotated[int, typer.Option(min=0, help="Threads that decode; 0 is one per core.")]
 Heads = Annotated[str, typer.Option(help="Heads separated by blanks, or all.")]
 Blocks = Annotated[str, typer.Option(help="Blocks of the view: names, a number of last ones, or all.")]
-Pool = Annotated[str, typer.Option(help="avg, max or both.")]
+Pool = Annotated[str, typer.Option(help="avg, max or both; of cached maps: gem, grid2 or grid3.")]
 Labels = Annotated[
     str, typer.Option(help="classes, or a coarser view of them that the data set has (cervical: binary).")
 ]
+Protocol = Annotated[
+    str, typer.Option(help="split (the publisher's test pictures) or cv (repeated nested cross-validation).")
+]
+Budget = Annotated[float, typer.Option(min=0, help="Seconds for a search over views and heads; 0 is no search.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
 Out = Annotated[str, typer.Option(help="The file to write, ending in .h5; empty is a name below artifacts/packs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is touched.")]

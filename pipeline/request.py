@@ -75,7 +75,7 @@ class Request:
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names in a list separated by blanks or commas, each once."""
+    """Return the names (or names joined by +) in a list separated by blanks or commas, each once."""
     return list(dict.fromkeys(text.replace(",", " ").split()))
 
 
@@ -90,7 +90,7 @@ def resolve(
 ) -> list[Request]:
     """Return one request per backbone. Raises UnknownName, BadWeights or FirnError for what does not fit."""
     dataset.source.stamps([])  # a pack has no pictures and says so before anything is made ready
-    names = names_in(backbones)
+    names = names_in(backbones.replace("+", " "))
     if not names:
         raise FirnError("no backbone given; for example BACKBONE=resnet18")
     if weights and len(names) > 1:

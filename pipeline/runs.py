@@ -19,11 +19,12 @@ __all__ = ["Run", "load_run", "load_runs", "runs_root", "save_run"]
 class Run:
     """One line of the comparison. `facts` is what `run.json` holds:
 
-    dataset, asked (the data set as it was typed), labels ("classes" or the name of a label view), classes, backbone,
-    entry (folder name), key (the cache key's fields), blocks, pool, view (one line), head, about (what the head is),
-    chosen (what the inner folds chose), seed, folds, seconds {"oof": ..., "fit": ...}, features (d), manifest (digest
-    of ids, contents, labels, splits, groups), grouped_by, split_by, note, counts {split: {class: pictures}}, groups
-    {split: number}, versions.
+    dataset, asked (the data set as it was typed), labels ("classes" or the name of a label view), classes, protocol,
+    backbone (several joined by +), entry (folder names likewise), keys (the fields of each cache key), blocks,
+    asked_blocks, pool, view (one line), head, about (what the head is), chosen (what the inner folds chose), bases
+    (of a stack: the folders of its runs), seed, folds, repeats, seconds {"oof": ..., "fit": ...}, features (d),
+    manifest (digest of ids, contents, labels, splits, groups), grouped_by, split_by, note, counts
+    {split: {class: pictures}}, groups {split: number}, versions.
     """
 
     folder: Path
@@ -32,14 +33,16 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Return the run's name in tables: head, backbone and view."""
+        """Return the run's name in tables: head, backbone and view, or what it combines."""
+        if self.facts.get("bases"):
+            return f"{self.facts['head']} of {self.facts['view']}"
         return f"{self.facts['head']} on {self.facts['backbone']} {self.facts['view']}"
 
 
-def runs_root(dataset: str, labels: str = "classes") -> Path:
-    """Return the folder of all runs of a data set under one view of its labels."""
-    name = slug(dataset) if labels == "classes" else f"{slug(dataset)}-{slug(labels)}"
-    return artifacts_root() / "heads" / name
+def runs_root(dataset: str, labels: str = "classes", protocol: str = "split") -> Path:
+    """Return the folder of all runs of a data set under one view of its labels and one protocol."""
+    parts = [dataset, *([labels] if labels != "classes" else []), *([protocol] if protocol != "split" else [])]
+    return artifacts_root() / "heads" / "-".join(slug(part) for part in parts)
 
 
 def save_run(folder: Path, facts: Mapping[str, Any], predictions: Predictions) -> Run:
@@ -66,6 +69,7 @@ def load_run(folder: Path) -> Run:
     return Run(folder, facts, load_predictions(folder / "predictions.csv", tuple(facts["classes"])))
 
 
-def load_runs(dataset: str, labels: str = "classes") -> list[Run]:
+def load_runs(dataset: str, labels: str = "classes", protocol: str = "split") -> list[Run]:
     """Return all whole runs of a data set, sorted by folder."""
-    return [load_run(path.parent) for path in sorted(runs_root(dataset, labels).rglob("run.json"))]
+    root = runs_root(dataset, labels, protocol)
+    return [load_run(path.parent) for path in sorted(root.rglob("run.json"))]

@@ -139,14 +139,33 @@ def test_order_of_runs_changes_nothing(two: tuple[list[Run], dict[str, Any]]) ->
 
 
 def test_without_test_pictures_only_validation() -> None:
-    results = compare_runs(draw_runs(2, train=120, test=0), n_bootstrap=DRAWS)
+    runs = draw_runs(2, train=120, test=0)
+    results = compare_runs(runs, n_bootstrap=DRAWS)
+    first, *others = results["runs"]
     assert [row["test"] for row in results["runs"]] == [None] * 3
-    assert [row["against_chosen"] for row in results["runs"]] == [None] * 3
-    assert results["runs"][0]["validation"]["roc_auc"]["low"] < results["runs"][0]["validation"]["roc_auc"]["value"]
-    assert results["runs"][0]["thresholds"]["youden"]["sensitivity"] is None
-    assert "there are no test pictures" in results["summary"]
-    assert "Without test pictures" in results["protocol"][-1]
+    assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
+    assert first["validation"]["roc_auc"]["low"] < first["validation"]["roc_auc"]["value"]
+    assert results["corrected"]["value"] < first["validation"]["roc_auc"]["value"], "choosing flatters"
+    assert "when corrected for the choice" in results["summary"]
+    assert "there are no test pictures" in compare_runs(runs[:1], n_bootstrap=DRAWS)["summary"]
     assert "validation ROC AUC" in printed(results)
+
+
+def test_thresholds_without_test_pictures_come_from_the_other_folds() -> None:
+    """The sensitivity of a fold is at the threshold that the other folds of its repeat chose."""
+    run = draw_runs(2, train=120, test=0)[2]
+    held = run.predictions
+    decided = np.zeros(len(held.y), bool)
+    for fold in range(5):
+        own = held.fold == fold
+        at = operating_points(held.y[~own], held.proba[~own, 1])["youden"]
+        decided[own] = held.proba[own, 1] >= at
+    row = compare_runs([run], n_bootstrap=DRAWS)["runs"][0]
+    assert row["thresholds"]["youden"]["sensitivity"]["value"] == pytest.approx(decided[held.y == 1].mean())
+    assert row["confusion"][1][1] == (decided & (held.y == 1)).sum()
+    whole = operating_points(held.y, held.proba[:, 1])["youden"]
+    assert row["threshold"] == whole
+    assert (decided != (held.proba[:, 1] >= whole)).any()
 
 
 def test_what_the_pictures_cannot_tell_is_null() -> None:
@@ -197,7 +216,7 @@ def test_names_differ() -> None:
 def test_results_carry_what_makes_them_again() -> None:
     p = draw_predictions(2, strength=1.0)
     maps = make_run(p, "map", view="layer4 maps")
-    both = make_run(p, "knn", backbone="alexnet", blocks=["layer3", "layer4"], view="layer3+layer4 avg")
+    both = make_run(p, "knn", backbone="alexnet", asked_blocks="2", view="layer3+layer4 avg")
     results = compare_runs([make_run(p, labels="binary")], n_bootstrap=DRAWS)
     assert results["commands"] == [
         "make extract DATASET=drawn BACKBONE=resnet18 PREPROCESS=squash PRECISION=float32 SEED=0",
@@ -211,7 +230,7 @@ def test_results_carry_what_makes_them_again() -> None:
     assert any("BACKBONE=resnet18" in line and "MAPS=layer4" in line for line in extracts)
     assert any("HEADS='logistic map' BLOCKS=1" in line for line in trainings)
     assert any("HEADS=knn BLOCKS=2" in line for line in trainings)
-    assert len(results["runs"][0]["key_digest"]) == 64
+    assert [len(digest) for digest in results["runs"][0]["key_digests"]] == [64]
 
 
 def test_table_fits_and_marks_ties(two: tuple[list[Run], dict[str, Any]]) -> None:

@@ -13,6 +13,8 @@ import h5py
 import pytest
 from conftest import draw
 
+from models.heads import HEADS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,20 +40,20 @@ def test_the_road(tmp_path: Path) -> None:
     assert "forward" not in again.stderr, "ready means that nothing is done"
 
     trained = pipeline("train-heads", *on).stdout.splitlines()
-    assert [line.split()[1] for line in trained] == ["logistic", "sgd", "lda", "knn", "mlp", "lightgbm", "map"]
+    assert [line.split()[1] for line in trained] == [*HEADS]
     runs = [Path(line.split()[-1]) for line in trained]
     stamps = [(run / "run.json").stat().st_mtime_ns for run in runs]
     pipeline("train-heads", *on)
     assert [(run / "run.json").stat().st_mtime_ns for run in runs] == stamps, "runs that are there are not repeated"
 
     shown = pipeline("compare", "--dataset", str(folder)).stdout
-    assert all(name in shown for name in ("logistic", "lightgbm", "map"))
+    assert all(name in shown for name in ("logistic", "lightgbm", "map", "stack of 10 runs"))
     page = Path(shown.split()[-1])
     assert page.is_file()
     results = json.loads((page.parent / "results.json").read_text())
-    assert len(results["runs"]) == 7
+    assert len(results["runs"]) == len(HEADS)
     with (page.parent / "predictions.csv").open() as file:
-        assert len(list(csv.reader(file))) == 1 + 7 * 64
+        assert len(list(csv.reader(file))) == 1 + len(HEADS) * 64
     for name in ("roc.svg", "roc.png", "pr.svg", "pr.png"):
         assert (page.parent / name).stat().st_size > 1000
 

@@ -27,6 +27,9 @@ def drawn(input_: str, classes: int = 2, n: int = 480, seed: int = 0) -> tuple[n
         X = (np.repeat(X[:, :, None, None], 9, axis=2).reshape(n, 12, 3, 3) + rng.normal(size=(n, 12, 3, 3))).astype(
             np.float16
         )
+    if input_ == "runs":  # two models that know something and one that knows nothing
+        noise = rng.normal(size=(n, 3, classes)) + np.array([2.0, 1.0, 0.0])[:, None] * np.eye(classes)[y][:, None]
+        X = np.exp(noise) / np.exp(noise).sum(axis=2, keepdims=True)
     return X, y, np.array([f"g{g}" for g in groups])
 
 

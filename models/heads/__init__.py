@@ -2,19 +2,28 @@
 
 head       what every head is, and how it is saved without a pickle
 linear     logistic (strength by grouped folds), sgd (the seed article's recipe), lda
+ridge      least squares
 boosted    lightgbm
 neighbours knn
 mlp        one hidden layer
+channels   feature maps in their principal channels; descent: early stopping
 maps       a 1x1 convolution on feature maps, which gives class maps
+attention  pooling that learns where to look
+spatial    logistic on pyramid-pooled maps
+stack      a weighted vote of other runs
 """
 
 from features.errors import unknown
+from models.heads.attention import Attention
 from models.heads.boosted import Boosted
 from models.heads.head import Head, HeadRow, load_head, save_head
 from models.heads.linear import Discriminant, Logistic, Sgd
 from models.heads.maps import MapHead
 from models.heads.mlp import Perceptron
 from models.heads.neighbours import Neighbours
+from models.heads.ridge import Ridge
+from models.heads.spatial import Spatial
+from models.heads.stack import Stack
 
 __all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head", "save_head"]
 
@@ -22,10 +31,14 @@ HEADS: dict[str, HeadRow] = {
     "logistic": HeadRow(Logistic, "logistic regression, L2 strength chosen by grouped folds"),
     "sgd": HeadRow(Sgd, "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe"),
     "lda": HeadRow(Discriminant, "linear discriminant analysis with Ledoit-Wolf shrinkage"),
+    "ridge": HeadRow(Ridge, "least squares on the labels, penalty by grouped folds, Platt's sigmoid"),
     "knn": HeadRow(Neighbours, "nearest neighbours by cosine, k chosen by grouped folds"),
     "mlp": HeadRow(Perceptron, "one hidden layer, early stopping on held-out groups"),
     "lightgbm": HeadRow(Boosted, "gradient-boosted trees, early stopping on held-out groups"),
     "map": HeadRow(MapHead, "1x1 convolution on feature maps, pooled class maps", input="maps"),
+    "attention": HeadRow(Attention, "gated attention over map positions, early stopping", input="maps"),
+    "spatial": HeadRow(Spatial, "logistic on 1x1, 2x2 and 3x3 means of the maps' principal channels", input="maps"),
+    "stack": HeadRow(Stack, "a weighted vote of other runs, learned from out-of-fold predictions", input="runs"),
 }
 
 

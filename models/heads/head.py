@@ -50,7 +50,7 @@ class HeadRow:
 
     make: Callable[..., Head]
     about: str
-    input: str = "pooled"  # or "maps"
+    input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
 
 
 def save_head(folder: Path, name: str, head: Head) -> None:

@@ -8,23 +8,22 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.folds import held_out
-from models.heads.head import Array, log_loss
+from models.heads.channels import ROWS, principal_channels
+from models.heads.descent import descend
+from models.heads.head import Array
 from models.heads.linear import probabilities
 
 __all__ = ["MapHead"]
-
-_ROWS = 256  # pictures converted to float32 at once
 
 
 class MapHead:
     """Logits per position, pooled by log-mean-exp over positions (Pinheiro & Collobert 2015, arXiv:1411.6228).
 
     A plain mean over positions would be a linear head on average-pooled features; log-mean-exp lets the strongest
-    positions speak louder. Adam, weight decay, early stopping on a grouped fifth of the rows.
+    positions speak louder. The convolution is learned in the principal channels, by Adam with weight decay.
     """
 
-    most_epochs, patience, batch, rate, decay, sharpness = 60, 8, 64, 2e-3, 1e-2, 1.0
+    channels, rate, decay, sharpness = 128, 2e-3, 1e-2, 1.0
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
@@ -38,49 +37,31 @@ class MapHead:
         import torch
 
         self.classes_ = np.arange(int(y.max()) + 1)
-        mean, std = _channel_statistics(X)
-        held = held_out(y, groups, seed=self.seed)
-        train, rng = np.flatnonzero(~held), np.random.default_rng(self.seed)
-        centre, scale = torch.from_numpy(mean), torch.from_numpy(std)
-        weights = torch.zeros(len(self.classes_), X.shape[1], requires_grad=True)
+        found = principal_channels(X, self.channels, seed=self.seed)
+        Z, labels = torch.from_numpy(found.project(X)), torch.from_numpy(y)
+        weights = torch.zeros(len(self.classes_), Z.shape[1], requires_grad=True)
         bias = torch.zeros(len(self.classes_), requires_grad=True)
         decayed = [{"params": [weights], "weight_decay": self.decay}, {"params": [bias], "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW(decayed, lr=self.rate)
-        best, epoch_of_best = np.inf, 0
-        for epoch in range(self.most_epochs):
-            order = rng.permutation(train)
-            for start in range(0, len(order), self.batch):
-                at = np.sort(order[start : start + self.batch])
-                maps = torch.from_numpy(X[at]).float().flatten(2)
-                raw = weights / scale  # standardises without a standardised copy of the maps
-                votes = raw @ maps + (bias - raw @ centre)[:, None]
-                pooled = torch.logsumexp(votes * self.sharpness, 2) / self.sharpness
-                loss = torch.nn.functional.cross_entropy(pooled, torch.from_numpy(y[at]))
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-            self._set(weights.detach().numpy(), bias.detach().numpy(), mean, std)
-            held_loss = log_loss(y[held], self.predict_proba(X[held]))
-            if held_loss < best:
-                best, epoch_of_best, kept = held_loss, epoch, (self._weights, self._bias)
-            if epoch - epoch_of_best >= self.patience:
-                break
-        self._weights, self._bias = kept
-        self.chosen_ = {"epochs": epoch_of_best + 1}
-        return self
 
-    def _set(self, weights: Array, bias: Array, mean: Array, std: Array) -> None:
-        """Take over weights found on standardised maps, in the units of X."""
-        self._weights = weights / std
-        self._bias = bias - self._weights @ mean
+        def loss(at: NDArray[np.intp]) -> torch.Tensor:
+            votes = weights @ Z[at] + bias[:, None]
+            pooled = torch.logsumexp(votes * self.sharpness, 2) / self.sharpness
+            return torch.nn.functional.cross_entropy(pooled, labels[at])
+
+        epochs = descend(optimiser, loss, [weights, bias], y, groups, seed=self.seed)
+        self._weights = (weights.detach().numpy() @ found.basis.T).astype(np.float64)
+        self._bias = bias.detach().numpy() - self._weights @ found.mean
+        self.chosen_ = {"epochs": epochs}
+        return self
 
     def class_maps(self, X: Array) -> NDArray[np.float32]:
         """Return the votes of every position, (n, K, H, W): the evidence for each class where it lies."""
-        pieces = [
-            np.einsum("kc,nchw->nkhw", self._weights, X[i : i + _ROWS].astype(np.float32), optimize=True)
-            for i in range(0, len(X), _ROWS)
-        ]
-        return np.asarray(np.concatenate(pieces) + self._bias[:, None, None], dtype=np.float32)
+        weights, shape = self._weights.astype(np.float32), X.shape[2:]
+        blocks = (X[i : i + ROWS] for i in range(0, len(X), ROWS))
+        pieces = [weights @ block.reshape(*block.shape[:2], -1).astype(np.float32) for block in blocks]
+        votes = np.concatenate(pieces).reshape(len(X), len(weights), *shape)
+        return np.asarray(votes + self._bias[:, None, None], dtype=np.float32)
 
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         """Return probabilities, (n, K)."""
@@ -97,16 +78,3 @@ class MapHead:
         """Take over the convolution."""
         self._weights, self._bias = arrays["weights"], arrays["bias"]
         return self
-
-
-def _channel_statistics(X: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and standard deviation of each channel over rows and positions, (C,) each."""
-    total, squares = np.zeros(X.shape[1]), np.zeros(X.shape[1])
-    for i in range(0, len(X), _ROWS):
-        piece = X[i : i + _ROWS].astype(np.float32)
-        total += piece.sum(axis=(0, 2, 3), dtype=np.float64)
-        squares += np.square(piece).sum(axis=(0, 2, 3), dtype=np.float64)
-    count = X.shape[0] * X.shape[2] * X.shape[3]
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)

@@ -26,6 +26,7 @@ from models.metrics.intervals import Interval
 from models.metrics.paired import PairedTest, bootstrap_test, delong_test, holm, mcnemar
 from models.metrics.sample import BadPredictions
 from models.metrics.scoring import score
+from models.metrics.selection import score_of_the_chosen
 from models.metrics.table import METRICS, Metric
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "reliability_curve",
     "roc_curve_band",
     "score",
+    "score_of_the_chosen",
 ]

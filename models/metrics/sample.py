@@ -102,13 +102,13 @@ class Replicates:
 
 
 def make_sample(
-    y: ArrayLike, proba: ArrayLike, groups: ArrayLike | None = None, *, threshold: float | None = None
+    y: ArrayLike, proba: ArrayLike, groups: ArrayLike | None = None, *, threshold: ArrayLike | None = None
 ) -> Sample:
     """Check predictions and decide each picture.
 
     y (n,) whole numbers 0 to K - 1; proba (n, K) rows summing to 1; groups (n,) any labels, None where each picture
-    stands for itself. The decision is the class of highest probability, or with two classes and a `threshold` class 1
-    where proba[:, 1] >= threshold. Raises BadPredictions.
+    stands for itself. The decision is the class of highest probability, or with two classes and a `threshold`, one for
+    all or one a picture (n,), class 1 where proba[:, 1] >= threshold. Raises BadPredictions.
     """
     labels, probabilities = np.asarray(y), np.asarray(proba, dtype=np.float64)
     _check(labels, probabilities)
@@ -132,9 +132,10 @@ def _check(y: NDArray[Any], proba: Floats) -> None:
         raise BadPredictions(f"expected rows of probabilities that sum to 1, got {given}")
 
 
-def _decide(proba: Floats, threshold: float | None) -> Ints:
+def _decide(proba: Floats, threshold: ArrayLike | None) -> Ints:
     if threshold is None:
         return np.asarray(proba.argmax(axis=1), dtype=np.int64)
-    if proba.shape[1] != 2 or np.isnan(threshold):
+    at = np.asarray(threshold, dtype=np.float64)
+    if proba.shape[1] != 2 or np.isnan(at).any() or at.shape not in ((), proba.shape[:1]):
         raise BadPredictions(f"a threshold needs two classes, got threshold {threshold} and {proba.shape[1]} classes")
-    return np.where(proba[:, 1] >= threshold, 1, 0)
+    return np.where(proba[:, 1] >= at, 1, 0)

@@ -20,7 +20,7 @@ def score(
     proba: ArrayLike,
     groups: ArrayLike | None = None,
     *,
-    threshold: float | None = None,
+    threshold: ArrayLike | None = None,
     n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from features.datasets.dataset import SPLITS
-from pipeline.comparison import run_names, shown
+from models.predictions import Predictions
+from pipeline.comparison import run_names
 from pipeline.report import figures
 from pipeline.report.curves import CURVES, operating_table, sides
 from pipeline.report.ranking import ranking_columns, ranking_rows
 from pipeline.runs import Run
+from pipeline.scores import shown
 
 __all__ = ["render_page"]
 
@@ -70,6 +72,7 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         "unit": data["grouped_by"] or "picture",
         "tiles": [(results["metrics"][name]["label"], scores[name]) for name in TILES[binary]],
         "columns": ranking_columns(results),
+        "against": 2 if tested else 1,  # the column after which the comparison with the chosen run stands
         "rows": ranking_rows(results),
         "legend": [
             (row["name"], figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results["runs"])
@@ -90,16 +93,23 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
     parts = [sides(shown(by_name[name]), classes) for name in names]
     bootstrap = {name: results["settings"][name] for name in ("n_bootstrap", "level", "seed")}
     drawn = {kind: figures.curve_figure(kind, names, parts, **bootstrap) for kind in CURVES}
+    once = sides(_first_repeat(by_name[chosen["name"]]), classes)  # each picture once, where pictures are counted
     drawn |= {
-        "reliability": figures.reliability_figure(parts[0]),
-        "decision": figures.decision_figure(parts[0]),
+        "reliability": figures.reliability_figure(once),
+        "decision": figures.decision_figure(once),
         "cost": figures.cost_figure(results["runs"]),
     }
     if len(parts[0]) > 1:
         return {"figures": drawn, "operating": None}
     thresholds = {name: row["threshold"] for name, row in chosen["thresholds"].items()} | {"half": 0.5}
-    drawn["scores"] = figures.score_figure(parts[0][0], classes[0])
-    return {"figures": drawn, "operating": operating_table(parts[0][0], thresholds)}
+    drawn["scores"] = figures.score_figure(once[0], classes[0])
+    return {"figures": drawn, "operating": operating_table(once[0], thresholds)}
+
+
+def _first_repeat(run: Run) -> Predictions:
+    """Return the predictions that are shown, each picture once: of the first repeat of a repeated cross-validation."""
+    part = shown(run)
+    return Predictions(*(column[part.fold < run.facts["folds"]] for column in part))
 
 
 def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:

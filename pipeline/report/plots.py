@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.account import printable, with_interval
-from pipeline.comparison import run_names, shown
+from pipeline.comparison import run_names
 from pipeline.report.curves import CURVES, Side, sides
 from pipeline.runs import Run
+from pipeline.scores import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

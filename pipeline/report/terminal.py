@@ -15,7 +15,7 @@ __all__ = ["print_table"]
 
 WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "≈ tie: on the test pictures not distinguishable from the chosen run (Holm-corrected p ≥ 0.05)."
+TIES = "≈ tie: on the {} pictures not distinguishable from the chosen run (Holm-corrected p ≥ 0.05)."
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 
@@ -24,7 +24,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     """Print the runs, best validation first, then the summary and how the choice was made; fits 100 columns."""
     console.print(_table(results), soft_wrap=False)
     console.print(printable(results["summary"]), style="bold", markup=False, highlight=False)
-    lines = [NOTE, TIES] if results["runs"][0]["test"] else [NOTE]
+    lines = [NOTE, TIES.format("test" if results["runs"][0]["test"] else "held-out")]
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
     if note := results["dataset"]["note"]:
         console.print(printable(note), style="dim", markup=False, highlight=False)

@@ -1,0 +1,214 @@
+"""Cached features of one or several backbones side by side -> runs: heads, predictions, how they came about."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.cache.master import Manifest
+from features.errors import CacheError, unknown
+from features.files import slug
+from features.views import Cached, View, choose_blocks, join, load_manifest, made_by, map_view, pooled_view
+from models.heads import HEADS, make_head, save_head
+from models.validation import FOLDS, Fitted, choose_protocol, fit
+from pipeline.progress import say, shown
+from pipeline.runs import load_facts, runs_root, save_run
+
+__all__ = ["SHARED", "Ask", "Stage", "fitted", "is_current"]
+
+_FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
+SHARED = (  # facts that all runs of one data set, labels, protocol and seed have in common
+    *("dataset", "asked", "labels", "classes", "protocol", "seed", "folds", "repeats", "manifest"),
+    *("grouped_by", "split_by", "note", "counts", "groups"),
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a user asked for, beyond features and heads."""
+
+    dataset: str  # as it was typed
+    labels: str = "classes"
+    protocol: str = "split"
+    seed: int = 0
+    until: float = np.inf  # the `time.monotonic()` after which no fold is begun
+
+
+class Stage:
+    """Features of one or several entries of the same pictures; a view is read when a head first needs it."""
+
+    def __init__(self, entries: Sequence[Cached], ask: Ask) -> None:
+        self.entries, self._ask = tuple(entries), ask
+        self.name = "+".join(entry.key.backbone for entry in entries)
+        self._manifests = [load_manifest(entry) for entry in entries]
+        self._classes, self._merged = _label_view(self._manifests[0], ask.labels)
+        digests = {manifest_digest(manifest, self._classes) for manifest in self._manifests}
+        if len(digests) > 1:
+            dataset, names = self._manifests[0].about["dataset"], self.name.replace("+", " ")
+            raise CacheError(
+                f"{self.name} were extracted from different pictures, labels or splits and cannot be joined; "
+                f'run: make extract DATASET={dataset} BACKBONE="{names}"'
+            )
+        self._digest = digests.pop()
+        self._last: tuple[object, View] | None = None  # one view at a time: maps are large
+
+    def train(self, name: str, blocks: str, pool: str, *, insist: bool) -> Path | None:
+        """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
+
+        `insist` makes an error of the latter. Raises OutOfTime.
+        """
+        source = HEADS[name].input
+        chosen = self._blocks(blocks) if source == "pooled" else self._map_blocks(insist)
+        if not chosen:
+            entry = self.entries[0]
+            how = f"make {made_by(entry)} MAPS={entry.key.blocks[-1]}"
+            one = "it needs feature maps of one backbone" if len(self.entries) > 1 else f"it needs feature maps; {how}"
+            say(f"{name} on {self.name} is left out: {one}")
+            return None
+        described = f"{'+'.join('+'.join(some) for some in chosen)} {pool if source == 'pooled' else 'maps'}"
+        folder = self.folder(described, name)
+        identity = self._identity(name, chosen, described)
+        if is_current(folder, identity):
+            return folder
+        view = self._view(source, chosen, pool)
+        found = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
+        about = {"backbone": self.name, "entry": self._entry_name(), "keys": [asdict(e.key) for e in self.entries]}
+        own = {"blocks": [b for some in chosen for b in some], "asked_blocks": blocks, "pool": pool, "view": described}
+        facts = self._shared(view) | about | own | run_facts(name, view, found) | {"identity": identity}
+        save_head(folder, name, found.head)
+        save_run(folder, facts, found.predictions)
+        return folder
+
+    def folder(self, described: str, name: str) -> Path:
+        """Return the folder of a run."""
+        dataset = str(self._manifests[0].about["dataset"])
+        return runs_root(dataset, self._ask.labels, self._ask.protocol) / self._entry_name() / slug(described) / name
+
+    def maps(self) -> bool:
+        """Return whether maps of the last block of every entry are cached."""
+        pairs = zip(self.entries, self._manifests, strict=True)
+        return all(f"maps/{entry.key.blocks[-1]}" in manifest.parts for entry, manifest in pairs)
+
+    def _entry_name(self) -> str:
+        return "+".join(entry.key.folder() for entry in self.entries)
+
+    def _blocks(self, wanted: str) -> tuple[tuple[str, ...], ...]:
+        return tuple(choose_blocks(entry.key.blocks, wanted) for entry in self.entries)
+
+    def _map_blocks(self, insist: bool) -> tuple[tuple[str, ...], ...]:
+        """Return the last block whose maps are cached; without any, an error for a head that was asked for by name."""
+        if len(self.entries) > 1:
+            return ()
+        (entry,), (manifest,) = self.entries, self._manifests
+        cached = [block for block in entry.key.blocks if f"maps/{block}" in manifest.parts]
+        if not cached and insist:
+            block = entry.key.blocks[-1]
+            raise CacheError(f"no feature maps at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
+        return ((cached[-1],),) if cached else ()
+
+    def _view(self, source: str, blocks: tuple[tuple[str, ...], ...], pool: str) -> View:
+        wanted = (source, blocks, pool if source == "pooled" else "")
+        if self._last is None or self._last[0] != wanted:
+            self._last = None  # the old one makes room before the new one comes
+            pairs = zip(self.entries, blocks, strict=True)
+            views = [
+                map_view(entry, some[-1]) if source == "maps" else pooled_view(entry, some, pool)
+                for entry, some in pairs
+            ]
+            view = join(views) if len(views) > 1 else views[0]
+            self._last = (wanted, view._replace(y=self._merged[view.y]))
+        return self._last[1]
+
+    def _identity(self, name: str, blocks: object, described: str) -> str:
+        """Return a digest of all that a run depends on; a run with another one is out of date."""
+        ask = self._ask
+        parts = [_FORMAT, name, blocks, described, ask.labels, ask.protocol, ask.seed, FOLDS]
+        keys = [entry.key.digest() for entry in self.entries]
+        return hashlib.sha256(f"{parts}{self._digest}{keys}".encode()).hexdigest()
+
+    def _shared(self, view: View) -> dict[str, Any]:
+        about, ask = self._manifests[0].about, self._ask
+        splits = np.unique(view.splits)
+        counts = {
+            str(s): {c: int(((view.splits == s) & (view.y == k)).sum()) for k, c in enumerate(self._classes)}
+            for s in splits
+        }
+        return {
+            **{name: about[name] for name in ("dataset", "grouped_by", "split_by", "note")},
+            "asked": ask.dataset,
+            "labels": ask.labels,
+            "classes": list(self._classes),
+            "protocol": ask.protocol,
+            "seed": ask.seed,
+            "manifest": self._digest,
+            "counts": counts,
+            "groups": {str(s): len(np.unique(view.groups[view.splits == s])) for s in splits},
+            "versions": {**about["versions"], **_versions()},
+        }
+
+
+def is_current(folder: Path, identity: str) -> bool:
+    """Return whether a whole run of that identity is there."""
+    facts = load_facts(folder)
+    return facts is not None and facts.get("identity") == identity
+
+
+def fitted(name: str, views: Sequence[View], ask: Ask, described: str) -> Fitted:
+    """Fit a head under a protocol with a progress bar. Raises OutOfTime."""
+    with shown(described, "fits") as progress:
+        make = partial(make_head, name, seed=ask.seed)
+        return fit(make, views, choose_protocol(ask.protocol), seed=ask.seed, progress=progress, until=ask.until)
+
+
+def run_facts(name: str, view: View, found: Fitted) -> dict[str, Any]:
+    """Return the facts that a fit adds."""
+    repeats = choose_repeats(found)
+    return {
+        "head": name,
+        "about": HEADS[name].about,
+        "chosen": dict(found.head.chosen_),
+        "folds": (int(found.predictions.fold.max()) + 1) // repeats,
+        "repeats": repeats,
+        "seconds": dict(found.seconds),
+        "features": int(np.prod(view.X.shape[1:2])),
+    }
+
+
+def choose_repeats(found: Fitted) -> int:
+    """Return how often the pictures to learn from were predicted out of fold."""
+    held = found.predictions.part(test=False)
+    return len(held.ids) // len(np.unique(held.ids))
+
+
+def manifest_digest(manifest: Manifest, classes: Sequence[str]) -> str:
+    """Return a digest of classes, names, contents, labels, splits and groups, in the order of names."""
+    order = np.argsort(manifest.ids, kind="stable")
+    hasher = hashlib.sha256(repr(tuple(classes)).encode())
+    for column in (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups):
+        hasher.update(repr(column.dtype).encode() + np.ascontiguousarray(column[order]).tobytes())
+    return hasher.hexdigest()
+
+
+def _versions() -> Mapping[str, str]:
+    return {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "lightgbm")}
+
+
+def _label_view(manifest: Manifest, labels: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the classes under a view of the labels, and the new label of every old one."""
+    classes = [str(c) for c in manifest.about["classes"]]
+    if labels == "classes":
+        return tuple(classes), np.arange(len(classes))
+    views = manifest.about["label_views"]
+    if labels not in views:
+        raise unknown("view of the labels", labels, ["classes", *views])
+    merged = [views[labels][c] for c in classes]
+    names = tuple(dict.fromkeys(merged))
+    return names, np.array([names.index(m) for m in merged])

@@ -1,0 +1,119 @@
+"""Heads on maps, ridge and stack, held against what they must equal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge as Reference
+from sklearn.metrics import roc_auc_score
+from test_heads import drawn
+
+from models.folds import grouped_folds
+from models.heads import make_head
+from models.heads.attention import Attention
+from models.heads.channels import principal_channels
+from models.heads.maps import MapHead
+from models.heads.ridge import Ridge
+from models.heads.stack import Stack
+
+
+def test_principal_channels_are_a_rotation() -> None:
+    """With all channels kept distances are those of standardised channels, and the leading ones hold the most."""
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(60, 8, 3, 3)) * np.arange(1, 9)[:, None, None] + 5).astype(np.float32)
+    X[:, 3] += X[:, 2]
+    X[:, 7] = 4.0  # a channel that says nothing
+    every = principal_channels(X, 8)
+    Z = every.project(X)
+    assert Z.shape == (60, 8, 9)
+    flat = X.transpose(0, 2, 3, 1).reshape(-1, 8)[:, :7]
+    flat = (flat - flat.mean(0)) / flat.std(0)
+    mine = Z.transpose(0, 2, 1).reshape(-1, 8)
+    ratio = np.linalg.norm(mine[1:] - mine[:-1], axis=1) / np.linalg.norm(flat[1:] - flat[:-1], axis=1)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+    variance = mine.var(0)
+    assert (np.diff(variance) < 1e-3).all()
+    assert variance.mean() == pytest.approx(1, rel=0.02)
+    few = principal_channels(X, 3).project(X).transpose(0, 2, 1).reshape(-1, 3)
+    for i in range(3):
+        assert abs(np.corrcoef(few[:, i], mine[:, i])[0, 1]) > 0.99
+
+
+def test_map_head_votes_in_the_units_of_the_maps() -> None:
+    """Its probabilities are log-mean-exp of a plain 1x1 convolution on the maps."""
+    X, y, groups = drawn("maps")
+    head = MapHead(seed=0).fit(X, y, groups)
+    weights, bias = head.state()[1]["weights"], head.state()[1]["bias"]
+    votes = np.einsum("kc,ncp->nkp", weights, X.reshape(len(X), 12, 9).astype(np.float64)) + bias[:, None]
+    pooled = np.log(np.exp(votes).mean(2))
+    expected = np.exp(pooled) / np.exp(pooled).sum(1, keepdims=True)
+    np.testing.assert_allclose(head.predict_proba(X), expected, atol=1e-5)
+
+
+def test_attention_looks_where_the_signal_is() -> None:
+    """The position that carries the class gets more than its share, and shares sum to 1."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 6, 3, 3)).astype(np.float16)
+    y = rng.integers(0, 2, 400)
+    at = rng.integers(0, 9, 400)
+    X.reshape(400, 6, 9)[np.arange(400), 1, at] += 6  # here is something ...
+    X.reshape(400, 6, 9)[np.arange(400), 2, at] += (6 * y - 3).astype(np.float16)  # ... and this is what
+    head = make_head("attention").fit(X[:300], y[:300])
+    assert isinstance(head, Attention)
+    shares = head.attention(X[300:])
+    assert shares.shape == (100, 3, 3)
+    np.testing.assert_allclose(shares.sum((1, 2)), 1, atol=1e-5)
+    assert shares.reshape(100, 9)[np.arange(100), at[300:]].mean() > 2 / 9
+    assert roc_auc_score(y[300:], head.predict_proba(X[300:])[:, 1]) > 0.9
+
+
+def test_spatial_sees_where() -> None:
+    """A signal that only differs in its side is lost in the mean and found by the pyramid."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 6, 6, 6)).astype(np.float16)
+    y = rng.integers(0, 2, 300)
+    X[y == 0, 2, :, :2] += 1
+    X[y == 1, 2, :, 4:] += 1
+    spatial = make_head("spatial").fit(X[:200], y[:200])
+    blind = make_head("logistic").fit(X[:200].mean((2, 3), dtype=np.float32), y[:200])
+    assert roc_auc_score(y[200:], spatial.predict_proba(X[200:])[:, 1]) > 0.95
+    assert roc_auc_score(y[200:], blind.predict_proba(X[200:].mean((2, 3), dtype=np.float32))[:, 1]) < 0.7
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_ridge_is_scikit_learns(classes: int) -> None:
+    """Up to the sigmoid the scores are those of scikit-learn's Ridge, at the penalty of least held-out error."""
+    X, y, groups = drawn("pooled", classes)
+    head = Ridge(seed=0).fit(X, y, groups)
+    Z = (X - X.mean(0)) / X.std(0)
+    targets = 2.0 * np.eye(classes)[y] - 1
+    targets = targets[:, 1:] if classes == 2 else targets
+    reference = Reference(alpha=head.chosen_["penalty"] * len(X)).fit(Z, targets)
+    mine, theirs = head.decision_function(X), reference.predict(Z).reshape(len(X), -1)
+    for column in range(mine.shape[1]):
+        assert np.corrcoef(mine[:, column], theirs[:, column])[0, 1] == pytest.approx(1, abs=1e-6)
+    folds = grouped_folds(y, groups, 5, seed=0)
+    errors = []
+    for penalty in Ridge.penalties:
+        held = np.zeros_like(targets)
+        for fold in range(5):
+            own = folds == fold
+            one = Reference(alpha=penalty * (~own).sum()).fit(Z[~own], targets[~own])
+            held[own] = one.predict(Z[own]).reshape(own.sum(), -1)
+        errors.append(np.square(held - targets).mean())
+    assert head.chosen_["penalty"] == pytest.approx(Ridge.penalties[int(np.argmin(errors))])
+    assert head.chosen_["held_out_squared_error"] == pytest.approx(min(errors), rel=1e-4)
+
+
+def test_stack_weighs_by_worth() -> None:
+    """The model that knows nothing has next to no vote; the stack is no worse than the best; equal models share."""
+    X, y, groups = drawn("runs")
+    head = Stack().fit(X[:320], y[:320], groups[:320])
+    first, second, third = head.chosen_["weights"]
+    assert first > second > third >= 0
+    stacked, best = head.predict_proba(X[320:]), X[320:, 0]
+    new = y[320:]
+    assert roc_auc_score(new, stacked[:, 1]) >= roc_auc_score(new, best[:, 1])
+    twins = Stack().fit(X[:320, [0, 0]], y[:320])
+    assert twins.chosen_["weights"][0] == pytest.approx(twins.chosen_["weights"][1], abs=1e-3)
+    assert np.isfinite(head.predict_proba(np.array([[[1.0, 0.0]] * 3]))).all()

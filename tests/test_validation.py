@@ -1,0 +1,173 @@
+"""Who saw what: protocols, repeats, stacks, joined views and the search, end to end on drawn pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import draw
+from test_heads import drawn
+
+from features.errors import BadDataset, CacheError, UnknownName
+from features.views import View
+from models.heads import make_head
+from models.predictions import load_predictions
+from models.validation import PROTOCOLS, OutOfTime, fit, folds_of
+from pipeline.compare import compare
+from pipeline.extract import extract
+from pipeline.runs import load_runs
+from pipeline.train_heads import train_heads
+
+
+class Witness:
+    """A head that remembers the groups it was fitted on."""
+
+    seen: list[set[str]] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.classes_, self.chosen_ = np.arange(2), {}
+
+    def fit(self, X, y, groups=None):  # type: ignore[no-untyped-def]
+        self.seen.append(set(groups))
+        self.code = len(self.seen)
+        return self
+
+    def predict_proba(self, X):  # type: ignore[no-untyped-def]
+        return np.tile([1 - self.code / 100, self.code / 100], (len(X), 1))
+
+
+def a_view() -> View:
+    X, y, groups = drawn("pooled", n=240)
+    splits = np.where(np.arange(len(y)) < 160, "train", "test")
+    return View(X, y, np.array([f"p{i:03d}" for i in range(len(y))]), groups, splits)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_nobody_predicts_what_it_has_seen(name: str) -> None:
+    """Every picture is predicted once a repeat, by a fit that saw none of its group; test groups are never seen."""
+    protocol, view = PROTOCOLS[name], a_view()
+    Witness.seen = []
+    found = fit(Witness, [view], protocol, seed=1)  # type: ignore[arg-type]
+    p = found.predictions
+    pictures = 160 if protocol.tests else 240
+    held, tested = p.part(test=False), p.part(test=True)
+    assert len(held.y) == protocol.repeats * pictures
+    assert len(tested.y) == (80 if protocol.tests else 0)
+    assert all(sorted(held.ids[r * pictures : (r + 1) * pictures]) == sorted(set(held.ids)) for r in range(1))
+    for row in range(len(held.y)):
+        which = round(100 * held.proba[row, 1]) - 1
+        assert which == held.fold[row]
+        assert held.groups[row] not in Witness.seen[which]
+    assert len(Witness.seen) == 5 * protocol.repeats + 1
+    assert Witness.seen[-1] == set(held.groups)
+    assert not any(set(tested.groups) & seen for seen in Witness.seen)
+    repeats = folds_of(view.y, view.groups, PROTOCOLS["cv"], seed=1)
+    assert [int(f.min()) for f in repeats] == [0, 5, 10]
+    assert not np.array_equal(repeats[0], repeats[1] - 5)
+
+
+def test_time_is_up() -> None:
+    """Past its time a fit stops after the fold at hand."""
+    Witness.seen = []
+    with pytest.raises(OutOfTime):
+        fit(Witness, [a_view()], PROTOCOLS["split"], until=time.monotonic())  # type: ignore[arg-type]
+    assert len(Witness.seen) == 1
+
+
+def test_a_class_without_training_pictures() -> None:
+    """A class that only the test split has cannot be learned, and the message says so."""
+    view = a_view()
+    y = np.where(view.splits == "test", view.y, 0)
+    with pytest.raises(BadDataset, match="no training picture"):
+        fit(lambda: make_head("lda"), [view._replace(y=y)], PROTOCOLS["split"])
+
+
+@pytest.fixture
+def drawn_set(tmp_path: Path) -> str:
+    folder = draw(tmp_path / "spots", per_class=24, test=8)
+    extract(str(folder), "squeezenet1_1", maps="1")
+    return str(folder)
+
+
+def test_cross_validation_and_its_stack(drawn_set: str) -> None:
+    """PROTOCOL=cv uses all pictures, keeps to folders of its own, corrects for the choice, and its stack is nested."""
+    lines = train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack", protocol="cv")
+    assert [line.split()[1] for line in lines] == ["lda", "knn", "stack"]
+    runs = {run.facts["head"]: run for run in load_runs("spots", protocol="cv")}
+    assert not load_runs("spots")
+    stack = runs["stack"]
+    assert stack.facts["repeats"] == 3
+    assert len(stack.predictions.y) == 3 * 64
+    assert np.array_equal(stack.predictions.fold, runs["lda"].predictions.fold)
+    page = Path(compare(drawn_set, protocol="cv"))
+    results = json.loads((page.parent / "results.json").read_text())
+    assert page.parent.name == "spots-cv"
+    assert results["dataset"]["pictures"] == {"validation": 64, "test": 0}
+    assert results["corrected"]["value"] <= results["runs"][0]["validation"]["roc_auc"]["value"] + 0.01
+    assert "PROTOCOL=cv" in results["commands"][-1]
+    assert any("HEADS=stack" in command for command in results["commands"])
+    assert "3 times over" in results["protocol"][0]
+    with pytest.raises(CacheError, match="no trained heads of spots yet"):
+        compare(drawn_set)
+    with pytest.raises(UnknownName, match="unknown protocol"):
+        train_heads(drawn_set, "squeezenet1_1", protocol="loo")
+
+
+def test_a_stack_is_trained_again_when_a_base_changes(drawn_set: str) -> None:
+    """It combines what is there: no new run, no new stack; one more base, one more stack."""
+    with pytest.raises(CacheError, match="a stack needs 2 trained heads"):
+        train_heads(drawn_set, "squeezenet1_1", heads="lda stack")
+    (folder,) = (line.split()[-1] for line in train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack")[-1:])
+    stamp = (Path(folder) / "run.json").stat().st_mtime_ns
+    train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack")
+    assert (Path(folder) / "run.json").stat().st_mtime_ns == stamp
+    train_heads(drawn_set, "squeezenet1_1", heads="lda", pool="gem")
+    again = train_heads(drawn_set, "squeezenet1_1", heads="stack")[-1].split()[-1]
+    facts = json.loads((Path(again) / "run.json").read_text())
+    assert len(facts["bases"]) == 3
+    saved = load_predictions(Path(again) / "predictions.csv", ("normal", "spot"))
+    np.testing.assert_allclose(saved.proba.sum(1), 1)
+
+
+def test_a_joined_view(
+    drawn_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BACKBONE=a+b is one view of both, wider than either; map heads say that they need one backbone."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    monkeypatch.setenv("FIRN_WEIGHTS", str(weights))
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), weights / "mobilenet_v3_small.pth")
+    extract(drawn_set, "squeezenet1_1+mobilenet_v3_small", maps="1")
+    terms = "squeezenet1_1 mobilenet_v3_small squeezenet1_1+mobilenet_v3_small"
+    lines = train_heads(drawn_set, terms, heads="knn map", pool="both")
+    facts = [json.loads((Path(line.split()[-1]) / "run.json").read_text()) for line in lines]
+    assert [f["head"] for f in facts] == ["knn", "map", "knn", "map", "knn"]
+    assert facts[4]["features"] == facts[0]["features"] + facts[2]["features"]
+    assert facts[4]["backbone"] == "squeezenet1_1+mobilenet_v3_small"
+    assert len(facts[4]["keys"]) == 2
+    told = capsys.readouterr().err
+    assert "map on squeezenet1_1+mobilenet_v3_small is left out: it needs feature maps of one backbone" in told
+    compare(drawn_set, backbone="squeezenet1_1+mobilenet_v3_small")
+
+
+def test_search_within_a_budget(drawn_set: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A search tries many views with one head, other heads on the best, stacks, and goes on from what is there."""
+    lines = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp stack", budget=600)
+    assert lines[0].split()[1] == "stack"
+    views = {run.facts["view"] for run in load_runs("spots")}
+    assert {"features.12 avg", "features.12 gem", "features.8+features.12 avg", "features.12 grid2"} <= views
+    heads = [run.facts["head"] for run in load_runs("spots")]
+    assert heads.count("mlp") == 3
+    areas = [float(line.split()[0]) for line in lines[1:]]
+    assert areas == sorted(areas, reverse=True)
+    assert "combinations were tried, 0 left out" in capsys.readouterr().err
+    short = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp stack", budget=1e-3)
+    assert len(short) == 2, "the first view, which was there, and a stack of what is there"
+    assert "left out for want of time" in capsys.readouterr().err
+    with pytest.raises(CacheError, match="BUDGET= searches"):
+        train_heads(drawn_set, "squeezenet1_1", heads="map", budget=5)
