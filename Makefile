@@ -22,10 +22,10 @@ EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batc
 TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract train-heads compare cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
+.PHONY: help setup demo extract train-heads compare learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(SET_UP) ## make .venv from pyproject.toml (the other targets do it themselves)
 
@@ -42,6 +42,9 @@ train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEAD
 
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)
+
+learning-curve: $(SET_UP) ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
+	$(RUN) -m pipeline learning-curve $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
 
 cache-ls: $(SET_UP) ## every cache entry: bytes, state, age
 	$(RUN) -m pipeline cache-ls $(call flag,DATASET,dataset)

@@ -108,6 +108,39 @@ def compare(
 
 
 @app.command()
+def learning_curve(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.CachedBackbone = "",
+    heads: o.Heads = "logistic",
+    blocks: o.Blocks = "1",
+    pool: o.Pool = "avg",
+    labels: o.Labels = "classes",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """ROC AUC against the number of training patients: would more of them help?"""
+    from pipeline import learning_curve as verb
+
+    lines = verb.learning_curve(
+        dataset,
+        backbone,
+        heads=heads,
+        blocks=blocks,
+        pool=pool,
+        labels=labels,
+        preprocess=preprocess,
+        precision=precision,
+        device=device,
+        weights=weights,
+        seed=seed,
+    )
+    typer.echo("\n".join(lines))
+
+
+@app.command()
 def cache_ls(dataset: o.Dataset = "") -> None:
     """Every cache entry: pictures, parts, bytes, state, when last used."""
     from pipeline import cache_ls as verb

@@ -8,17 +8,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.cache.master import Manifest
-from features.errors import CacheError, unknown
+from features.errors import CacheError
 from features.files import slug
 from features.views import Cached, View, choose_blocks, join, load_manifest, made_by, map_view, pooled_view
+from models import validation
 from models.heads import HEADS, make_head, save_head
-from models.validation import FOLDS, Fitted, choose_protocol, fit
+from models.validation import FOLDS, Fitted, choose_protocol
+from pipeline.label_views import label_view
 from pipeline.progress import say, shown
 from pipeline.runs import load_facts, runs_root, save_run
 
@@ -29,6 +30,9 @@ SHARED = (  # facts that all runs of one data set, labels, protocol and seed hav
     *("dataset", "asked", "labels", "classes", "protocol", "seed", "folds", "repeats", "manifest"),
     *("grouped_by", "split_by", "note", "counts", "groups"),
 )
+
+
+Chosen: TypeAlias = tuple[tuple[str, ...], ...]  # the blocks of each entry
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Stage:
         self.entries, self._ask = tuple(entries), ask
         self.name = "+".join(entry.key.backbone for entry in entries)
         self._manifests = [load_manifest(entry) for entry in entries]
-        self._classes, self._merged = _label_view(self._manifests[0], ask.labels)
+        self._classes, self._merged = label_view(self._manifests[0], ask.labels)
         digests = {manifest_digest(manifest, self._classes) for manifest in self._manifests}
         if len(digests) > 1:
             dataset, names = self._manifests[0].about["dataset"], self.name.replace("+", " ")
@@ -57,7 +61,7 @@ class Stage:
                 f"{self.name} were extracted from different pictures, labels or splits and cannot be joined; "
                 f'run: make extract DATASET={dataset} BACKBONE="{names}"'
             )
-        self._digest = digests.pop()
+        self.digest = digests.pop()
         self._last: tuple[object, View] | None = None  # one view at a time: maps are large
 
     def train(self, name: str, blocks: str, pool: str, *, insist: bool) -> Path | None:
@@ -65,27 +69,42 @@ class Stage:
 
         `insist` makes an error of the latter. Raises OutOfTime.
         """
-        source = HEADS[name].input
-        chosen = self._blocks(blocks) if source == "pooled" else self._map_blocks(insist)
-        if not chosen:
-            entry = self.entries[0]
-            how = f"make {made_by(entry)} MAPS={entry.key.blocks[-1]}"
-            one = "it needs feature maps of one backbone" if len(self.entries) > 1 else f"it needs feature maps; {how}"
-            say(f"{name} on {self.name} is left out: {one}")
+        if (found := self._choose(name, blocks, pool, insist)) is None:
             return None
-        described = f"{'+'.join('+'.join(some) for some in chosen)} {pool if source == 'pooled' else 'maps'}"
+        chosen, described = found
         folder = self.folder(described, name)
         identity = self._identity(name, chosen, described)
         if is_current(folder, identity):
             return folder
-        view = self._view(source, chosen, pool)
-        found = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
+        view = self._view(name, chosen, pool)
+        fit = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
         about = {"backbone": self.name, "entry": self._entry_name(), "keys": [asdict(e.key) for e in self.entries]}
         own = {"blocks": [b for some in chosen for b in some], "asked_blocks": blocks, "pool": pool, "view": described}
-        facts = self._shared(view) | about | own | run_facts(name, view, found) | {"identity": identity}
-        save_head(folder, name, found.head)
-        save_run(folder, facts, found.predictions)
+        facts = self._shared(view) | about | own | run_facts(name, view, fit) | {"identity": identity}
+        save_head(folder, name, fit.head)
+        save_run(folder, facts, fit.predictions)
         return folder
+
+    def view(self, name: str, blocks: str, pool: str) -> tuple[str, View]:
+        """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted."""
+        if (found := self._choose(name, blocks, pool, insist=True)) is None:
+            raise CacheError(f"{name} needs feature maps of one backbone, and {self.name} is several")
+        return f"{self.name} {found[1]}", self._view(name, found[0], pool)
+
+    def _choose(self, name: str, blocks: str, pool: str, insist: bool) -> tuple[Chosen, str] | None:
+        """Return the blocks of each entry that a head sees, and the view in words; None, and a line, for none."""
+        of_maps = HEADS[name].input == "maps"
+        chosen = self._map_blocks(insist) if of_maps else self._blocks(blocks)
+        if chosen:
+            return chosen, f"{'+'.join('+'.join(some) for some in chosen)} {'maps' if of_maps else pool}"
+        entry = self.entries[0]
+        how = (
+            f"; run: make {made_by(entry)} MAPS={entry.key.blocks[-1]}"
+            if len(self.entries) == 1
+            else " of one backbone"
+        )
+        say(f"{name} on {self.name} is left out: it needs feature maps{how}")
+        return None
 
     def folder(self, described: str, name: str) -> Path:
         """Return the folder of a run."""
@@ -100,10 +119,10 @@ class Stage:
     def _entry_name(self) -> str:
         return "+".join(entry.key.folder() for entry in self.entries)
 
-    def _blocks(self, wanted: str) -> tuple[tuple[str, ...], ...]:
+    def _blocks(self, wanted: str) -> Chosen:
         return tuple(choose_blocks(entry.key.blocks, wanted) for entry in self.entries)
 
-    def _map_blocks(self, insist: bool) -> tuple[tuple[str, ...], ...]:
+    def _map_blocks(self, insist: bool) -> Chosen:
         """Return the last block whose maps are cached; without any, an error for a head that was asked for by name."""
         if len(self.entries) > 1:
             return ()
@@ -114,15 +133,13 @@ class Stage:
             raise CacheError(f"no feature maps at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
         return ((cached[-1],),) if cached else ()
 
-    def _view(self, source: str, blocks: tuple[tuple[str, ...], ...], pool: str) -> View:
-        wanted = (source, blocks, pool if source == "pooled" else "")
+    def _view(self, name: str, blocks: Chosen, pool: str) -> View:
+        of_maps = HEADS[name].input == "maps"
+        wanted = (of_maps, blocks, "" if of_maps else pool)
         if self._last is None or self._last[0] != wanted:
             self._last = None  # the old one makes room before the new one comes
             pairs = zip(self.entries, blocks, strict=True)
-            views = [
-                map_view(entry, some[-1]) if source == "maps" else pooled_view(entry, some, pool)
-                for entry, some in pairs
-            ]
+            views = [map_view(entry, some[-1]) if of_maps else pooled_view(entry, some, pool) for entry, some in pairs]
             view = join(views) if len(views) > 1 else views[0]
             self._last = (wanted, view._replace(y=self._merged[view.y]))
         return self._last[1]
@@ -132,7 +149,7 @@ class Stage:
         ask = self._ask
         parts = [_FORMAT, name, blocks, described, ask.labels, ask.protocol, ask.seed, FOLDS]
         keys = [entry.key.digest() for entry in self.entries]
-        return hashlib.sha256(f"{parts}{self._digest}{keys}".encode()).hexdigest()
+        return hashlib.sha256(f"{parts}{self.digest}{keys}".encode()).hexdigest()
 
     def _shared(self, view: View) -> dict[str, Any]:
         about, ask = self._manifests[0].about, self._ask
@@ -148,7 +165,7 @@ class Stage:
             "classes": list(self._classes),
             "protocol": ask.protocol,
             "seed": ask.seed,
-            "manifest": self._digest,
+            "manifest": self.digest,
             "counts": counts,
             "groups": {str(s): len(np.unique(view.groups[view.splits == s])) for s in splits},
             "versions": {**about["versions"], **_versions()},
@@ -165,7 +182,9 @@ def fitted(name: str, views: Sequence[View], ask: Ask, described: str) -> Fitted
     """Fit a head under a protocol with a progress bar. Raises OutOfTime."""
     with shown(described, "fits") as progress:
         make = partial(make_head, name, seed=ask.seed)
-        return fit(make, views, choose_protocol(ask.protocol), seed=ask.seed, progress=progress, until=ask.until)
+        return validation.fit(
+            make, views, choose_protocol(ask.protocol), seed=ask.seed, progress=progress, until=ask.until
+        )
 
 
 def run_facts(name: str, view: View, found: Fitted) -> dict[str, Any]:
@@ -199,16 +218,3 @@ def manifest_digest(manifest: Manifest, classes: Sequence[str]) -> str:
 
 def _versions() -> Mapping[str, str]:
     return {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "lightgbm")}
-
-
-def _label_view(manifest: Manifest, labels: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the classes under a view of the labels, and the new label of every old one."""
-    classes = [str(c) for c in manifest.about["classes"]]
-    if labels == "classes":
-        return tuple(classes), np.arange(len(classes))
-    views = manifest.about["label_views"]
-    if labels not in views:
-        raise unknown("view of the labels", labels, ["classes", *views])
-    merged = [views[labels][c] for c in classes]
-    names = tuple(dict.fromkeys(merged))
-    return names, np.array([names.index(m) for m in merged])

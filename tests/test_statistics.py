@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.coverage import DESIGNS, coverage, draw, false_alarms
-from models.metrics import METRICS, bootstrap_test, delong, delong_test, holm, mcnemar, score
+from models.metrics import METRICS, bootstrap_test, delong, delong_test, holm, mcnemar, score, score_of_the_chosen
 from models.metrics.delong import auc_interval
 from models.metrics.intervals import perfect_auc_bound, standard_error
 from models.metrics.sample import make_sample
@@ -252,3 +252,20 @@ def test_paired_tests_see_a_difference() -> None:
     worse = as_proba(np.log(proba[:, 1] / proba[:, 0]) + 6 * noise + 40)
     assert delong_test(y, proba[:, 1], worse[:, 1], groups).p_value < 0.001
     assert bootstrap_test("pr_auc", y, proba, worse, groups, n_bootstrap=200).p_value < 0.001
+
+
+def test_choosing_flatters_and_the_correction_takes_it_back() -> None:
+    """Of twenty heads that know nothing the best seems to know something; corrected, it does not."""
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    probas = [np.stack([1 - p, p], axis=1) for p in rng.uniform(size=(20, 120))]
+    best = max(METRICS["roc_auc"](y, proba) for proba in probas)
+    corrected = score_of_the_chosen(y, probas)
+    assert best > 0.57
+    assert abs(corrected.value - 0.5) < 0.04
+    assert corrected.low < corrected.value < corrected.high
+    good = np.stack([1 - y * 0.6 - 0.2, y * 0.6 + 0.2], axis=1)
+    assert score_of_the_chosen(y, [*probas, good]).value == 1.0
+    one = score_of_the_chosen(y, probas[:1], n_bootstrap=400)
+    assert one.value == pytest.approx(METRICS["roc_auc"](y, probas[0]), abs=0.02), "nothing to choose, nothing to pay"
+    assert np.isnan(score_of_the_chosen(y, probas[:1], groups=np.zeros(120)).value)

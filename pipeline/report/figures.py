@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from models.metrics import net_benefit, reliability_curve
 from pipeline.report.curves import CURVES, Side
 
-__all__ = ["Figure", "cost_figure", "curve_figure", "decision_figure", "line_of", "reliability_figure", "score_figure"]
+__all__ = [
+    "Figure",
+    "blank_layout",
+    "cost_figure",
+    "curve_figure",
+    "decision_figure",
+    "line_of",
+    "reliability_figure",
+    "score_figure",
+]
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -47,7 +56,7 @@ def curve_figure(kind: str, names: Sequence[str], runs: Sequence[Sequence[Side]]
     `runs` holds the sides of each run, which all have the same classes; `bootstrap` is n_bootstrap, level and seed.
     """
     row = CURVES[kind]
-    layout = _layout(row.x, row.y)
+    layout = blank_layout(row.x, row.y)
     return {"layout": layout, "views": [_curves(kind, names, view, bootstrap) for view in zip(*runs, strict=True)]}
 
 
@@ -81,7 +90,7 @@ def _band(band: Any) -> list[Trace]:
 
 def reliability_figure(views: Sequence[Side]) -> Figure:
     """Return how often a class really occurs among pictures of each predicted probability."""
-    layout = _layout("predicted probability", "share that really is")
+    layout = blank_layout("predicted probability", "share that really is")
     return {"layout": layout, "views": [_reliability(side) for side in views]}
 
 
@@ -112,7 +121,7 @@ def _reliability(side: Side) -> list[Trace]:
 
 def decision_figure(views: Sequence[Side]) -> Figure:
     """Return the net benefit of acting on the chosen run's probabilities, against acting always and never."""
-    layout = _layout("threshold probability", "net benefit")
+    layout = blank_layout("threshold probability", "net benefit")
     layout["yaxis"] |= {"range": None, "tickformat": ".2f"}
     layout |= {"showlegend": True}
     return {"layout": layout, "views": [_decision(side) for side in views]}
@@ -133,7 +142,7 @@ def _decision(side: Side) -> list[Trace]:
 def score_figure(side: Side, rest: str) -> Figure:
     """Return how the chosen run's probabilities are spread in each of two classes."""
     edges = np.linspace(0, 1, BINS + 1)
-    layout = _layout(f"probability of {html.escape(side.label)}", "pictures")
+    layout = blank_layout(f"probability of {html.escape(side.label)}", "pictures")
     layout["yaxis"] |= {"range": None, "tickformat": ",d", "rangemode": "tozero"}
     layout |= {"barmode": "overlay", "showlegend": True, "bargap": 0.06}
     traces = [
@@ -153,7 +162,7 @@ def score_figure(side: Side, rest: str) -> Figure:
 def cost_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Return the ROC AUC of every run over the seconds it took to train, with the line of what nothing beats."""
     points = _points(rows)
-    layout = _layout("seconds of training, folds and final fit", "ROC AUC")
+    layout = blank_layout("seconds of training, folds and final fit", "ROC AUC")
     decades = np.log10(max(p["x"] for p in points) / min(p["x"] for p in points)) if points else 0.0
     layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~g", "dtick": 1 if decades > 1 else None}
     layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
@@ -235,7 +244,8 @@ def _line(x: NDArray[np.float64], y: NDArray[np.float64], line: Mapping[str, Any
     return {"type": "scatter", "mode": "lines", "x": _short(x), "y": _short(y), "line": dict(line), **more}
 
 
-def _layout(x: str, y: str) -> dict[str, Any]:
+def blank_layout(x: str, y: str) -> dict[str, Any]:
+    """Return a layout with two titled axes from 0 to 1."""
     axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
     return {
         "xaxis": axis | {"title": {"text": x}, "range": [-0.02, 1.02]},

@@ -13,6 +13,7 @@ from models.predictions import Predictions
 from pipeline.comparison import run_names
 from pipeline.report import figures
 from pipeline.report.curves import CURVES, operating_table, sides
+from pipeline.report.learning import learning_figure
 from pipeline.report.ranking import ranking_columns, ranking_rows
 from pipeline.runs import Run
 from pipeline.scores import shown
@@ -24,8 +25,11 @@ TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "ba
 PRESETS = {"youden": "Youden", "sensitivity>=0.95": "sensitivity ≥ 0.95"}
 
 
-def render_page(results: Mapping[str, Any], runs: Sequence[Run]) -> str:
-    """Return the HTML of the comparison; `results` is what compare_runs returned for `runs`."""
+def render_page(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[str, Any] | None = None) -> str:
+    """Return the HTML of the comparison; `results` is what compare_runs returned for `runs`.
+
+    `learning` is what `load_learning` returned, where there are learning curves.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -44,7 +48,7 @@ def render_page(results: Mapping[str, Any], runs: Sequence[Run]) -> str:
         policy=_policy(scripts.values()),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         **{name: Markup(text) for name, text in scripts.items()},
-        **_context(results, runs),
+        **_context(results, runs, learning),
     )
 
 
@@ -60,7 +64,7 @@ def _policy(scripts: Any) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def _context(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+def _context(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
     chosen, data = results["runs"][0], results["dataset"]
     tested, binary = chosen["test"] is not None, data["positive"] is not None
     scores = chosen["test"] or chosen["validation"]
@@ -81,11 +85,12 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         "confusion": _shares(chosen["confusion"]),
         "card": _card(data),
         "versions": _versions(results["runs"]),
-        "data": _drawn(results, runs),
+        "learning": learning,
+        "data": _drawn(results, runs, learning),
     }
 
 
-def _drawn(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the page's script works on: the figures, and the operating points of two classes."""
     by_name = dict(zip(run_names(runs), runs, strict=True))
     classes, chosen = results["dataset"]["classes"], results["runs"][0]
@@ -98,6 +103,7 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
         "reliability": figures.reliability_figure(once),
         "decision": figures.decision_figure(once),
         "cost": figures.cost_figure(results["runs"]),
+        **({"learning": learning_figure(learning)} if learning else {}),
     }
     if len(parts[0]) > 1:
         return {"figures": drawn, "operating": None}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_plots"]
+__all__ = ["COLOURS", "LINES", "STYLE", "draw_plots", "saved"]
 
 # Okabe & Ito 2008, "Color Universal Design", without the yellow, which is faint on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -42,7 +42,7 @@ def draw_plots(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, byt
         return {
             f"{kind}.{suffix}": content
             for kind in CURVES
-            for suffix, content in _saved(_drawn(kind, ranked, results)).items()
+            for suffix, content in saved(_drawn(kind, ranked, results)).items()
         }
 
 
@@ -90,7 +90,8 @@ def _name_lines(axes: Axes, names: Sequence[str]) -> None:
         text.set_parse_math(False)
 
 
-def _saved(figure: Figure) -> dict[str, bytes]:
+def saved(figure: Figure) -> dict[str, bytes]:
+    """Return a figure as {"svg", "png"}: the same bytes for the same figure."""
     files = {}
     for suffix, metadata in METADATA.items():
         target = io.BytesIO()
