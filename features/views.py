@@ -36,15 +36,16 @@ _STRETCH = 64 << 20  # bytes of one array read at once
 class View(NamedTuple):
     """What a head sees. Rows are pictures, sorted by id."""
 
-    X: NDArray[np.float32]  # (n, d), or (n, C, H, W) for maps
+    X: Any  # (n, d) float32, an array or `features.rows.FeatureRows`; (n, C, H, W) for maps
     y: NDArray[np.int64]  # (n,)
     ids: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,)
     splits: NDArray[np.str_]  # (n,)
 
     def take(self, at: NDArray[np.bool_] | NDArray[np.intp]) -> View:
-        """Return the chosen rows."""
-        return View(self.X[at], self.y[at], self.ids[at], self.groups[at], self.splits[at])
+        """Return the chosen rows; those of features on the disk are not read."""
+        X = self.X[at] if isinstance(self.X, np.ndarray) else self.X.take(at)
+        return View(X, self.y[at], self.ids[at], self.groups[at], self.splits[at])
 
 
 def made_by(entry: Cached) -> str:

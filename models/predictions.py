@@ -17,7 +17,7 @@ __all__ = ["Predictions", "load_predictions", "save_predictions"]
 
 
 class Predictions(NamedTuple):
-    """Rows are pictures, sorted by id."""
+    """Rows are pictures, sorted by id: once for each repeat of a cross-validation, then the test pictures."""
 
     ids: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import BadDataset, unknown
+from features.rows import subset
 from features.views import View
 from models.folds import grouped_folds
 from models.heads.head import Head
@@ -98,7 +99,8 @@ def fit(
         X = parts[min(repeat, len(parts) - 1)].X
         for fold in np.unique(folds).tolist():
             own = folds == fold
-            held[repeat, own] = make().fit(X[~own], y[~own], groups[~own]).predict_proba(X[own])
+            learner = make().fit(subset(X, ~own), y[~own], groups[~own])
+            held[repeat, own] = learner.predict_proba(subset(X, own))
             progress(fold + 1, total)
             if time.monotonic() > until:
                 raise OutOfTime
@@ -123,10 +125,11 @@ def _together(parts: Sequence[View]) -> tuple[NDArray[np.float32], NDArray[np.in
 def _rows(
     dev: View, plan: Sequence[NDArray[np.int64]], held: NDArray[np.float64], test: View, tested: NDArray[np.float64]
 ) -> Predictions:
-    """Return predictions with the pictures of each repeat below those of the one before."""
-    repeats = len(plan)
+    """Return predictions sorted by id, the pictures of each repeat below those of the one before."""
+    order, last = np.argsort(dev.ids, kind="stable"), np.argsort(test.ids, kind="stable")
     ids, groups, y = (
-        np.concatenate([*[getattr(dev, name)] * repeats, getattr(test, name)]) for name in ("ids", "groups", "y")
+        np.concatenate([*[getattr(dev, name)[order]] * len(plan), getattr(test, name)[last]])
+        for name in ("ids", "groups", "y")
     )
-    fold = np.concatenate([*plan, np.full(len(test.y), -1)])
-    return Predictions(ids, groups, y, np.concatenate([*held, tested]), fold)
+    fold = np.concatenate([*(folds[order] for folds in plan), np.full(len(last), -1)])
+    return Predictions(ids, groups, y, np.concatenate([*held[:, order], tested[last]]), fold)

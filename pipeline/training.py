@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +16,8 @@ import numpy as np
 from features.cache.master import Manifest
 from features.errors import CacheError
 from features.files import slug
+from features.pooling import choose_pool
+from features.rows import rows_view
 from features.views import Cached, View, choose_blocks, join, load_manifest, made_by, map_view, pooled_view
 from models import validation
 from models.heads import HEADS, make_head, save_head
@@ -77,6 +80,9 @@ class Stage:
         if is_current(folder, identity):
             return folder
         view = self._view(name, chosen, pool)
+        if not isinstance(view.X, np.ndarray) and not HEADS[name].on_disk:
+            self._too_large(name, view, insist)
+            return None
         fit = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
         about = {"backbone": self.name, "entry": self._entry_name(), "keys": [asdict(e.key) for e in self.entries]}
         own = {"blocks": [b for some in chosen for b in some], "asked_blocks": blocks, "pool": pool, "view": described}
@@ -116,6 +122,15 @@ class Stage:
         pairs = zip(self.entries, self._manifests, strict=True)
         return all(f"maps/{entry.key.blocks[-1]}" in manifest.parts for entry, manifest in pairs)
 
+    def _too_large(self, name: str, view: View, insist: bool) -> None:
+        """Say, or raise where it was asked for by name, that a head needs features in memory."""
+        n, d = view.X.shape
+        able = " ".join(head for head, row in HEADS.items() if row.on_disk)
+        why = f"{n:,} x {d:,} features exceed a quarter of the memory"
+        if insist:
+            raise CacheError(f'{name} on {self.name} needs its features in memory, and {why}; add HEADS="{able}"')
+        say(f"{name} on {self.name} is left out: {why}; {able} read them from the disk")
+
     def _entry_name(self) -> str:
         return "+".join(entry.key.folder() for entry in self.entries)
 
@@ -138,9 +153,9 @@ class Stage:
         wanted = (of_maps, blocks, "" if of_maps else pool)
         if self._last is None or self._last[0] != wanted:
             self._last = None  # the old one makes room before the new one comes
-            pairs = zip(self.entries, blocks, strict=True)
-            views = [map_view(entry, some[-1]) if of_maps else pooled_view(entry, some, pool) for entry, some in pairs]
-            view = join(views) if len(views) > 1 else views[0]
+            read = _maps if of_maps else partial(_pooled, pool=pool)
+            views = [read(entry, some) for entry, some in zip(self.entries, blocks, strict=True)]
+            view = join([view._replace(X=view.X[:]) for view in views]) if len(views) > 1 else views[0]
             self._last = (wanted, view._replace(y=self._merged[view.y]))
         return self._last[1]
 
@@ -170,6 +185,24 @@ class Stage:
             "groups": {str(s): len(np.unique(view.groups[view.splits == s])) for s in splits},
             "versions": {**about["versions"], **_versions()},
         }
+
+
+def _maps(entry: Cached, blocks: Sequence[str]) -> View:
+    return map_view(entry, blocks[-1])
+
+
+def _pooled(entry: Cached, blocks: Sequence[str], pool: str) -> View:
+    """Return pooled features, on the disk where they would take more than a quarter of the machine's memory."""
+    if choose_pool(pool).cached:
+        view = rows_view(entry, blocks, pool)
+        if view.X.shape[0] * view.X.shape[1] * 4 > memory() / 4:
+            return view
+    return pooled_view(entry, blocks, pool)
+
+
+def memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def is_current(folder: Path, identity: str) -> bool:

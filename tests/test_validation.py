@@ -171,3 +171,19 @@ def test_search_within_a_budget(drawn_set: str, capsys: pytest.CaptureFixture[st
     assert "left out for want of time" in capsys.readouterr().err
     with pytest.raises(CacheError, match="BUDGET= searches"):
         train_heads(drawn_set, "squeezenet1_1", heads="map", budget=5)
+
+
+def test_features_larger_than_memory(
+    drawn_set: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stay on the disk: the heads that can read them there predict the same, the others say why they cannot."""
+    (line,) = train_heads(drawn_set, "squeezenet1_1", heads="lightgbm")
+    in_memory = load_predictions(Path(line.split()[-1]) / "predictions.csv", ("normal", "spot"))
+    (Path(line.split()[-1]) / "run.json").unlink()
+    monkeypatch.setattr("pipeline.training.memory", lambda: 1000)
+    with pytest.raises(CacheError, match="knn on squeezenet1_1 needs its features in memory, and 64 x 512 features"):
+        train_heads(drawn_set, "squeezenet1_1", heads="knn")
+    lines = train_heads(drawn_set, "squeezenet1_1", heads="logistic lightgbm")
+    on_disk = load_predictions(Path(lines[1].split()[-1]) / "predictions.csv", ("normal", "spot"))
+    assert np.array_equal(on_disk.ids, in_memory.ids)
+    np.testing.assert_allclose(on_disk.proba, in_memory.proba, atol=1e-12)

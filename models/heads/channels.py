@@ -50,7 +50,7 @@ def principal_channels(X: Array, most: int, *, seed: int = 0) -> Channels:
     variance, directions = eigh(covariance, subset_by_index=[max(0, last + 1 - most), last])
     power = float(np.sqrt(max(variance.mean(), 1e-12)))
     basis = scale[:, None] * directions[:, ::-1] / power
-    return Channels(mean.astype(np.float32), basis.astype(np.float32))
+    return Channels(mean.astype(np.float32), np.ascontiguousarray(basis, dtype=np.float32))
 
 
 def _positions(X: Array, seed: int) -> NDArray[np.float32]:

@@ -50,6 +50,7 @@ class HeadRow:
 
     make: Callable[..., Head]
     about: str
+    on_disk: bool = False  # whether features larger than memory will do: `features.rows.FeatureRows`
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
 
 

@@ -14,6 +14,8 @@ from models.sweep import out_of_fold, strengths, sweep
 
 __all__ = ["Discriminant", "Logistic", "Sgd", "probabilities"]
 
+_BLOCK = 4096  # rows read at once from features on the disk
+
 
 def probabilities(decision: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return class probabilities (n, K) for decisions (n, K), or (n,) and (n, 1) in the binary case."""
@@ -54,9 +56,14 @@ class Linear:
 class Logistic(Linear):
     """L2-regularised logistic regression on standardised features; the strength with the least held-out log loss."""
 
-    def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
-        """Solve all strengths on all grouped folds at once, choose, and solve the chosen one on all rows."""
-        grid = strengths()
+    steps = 20  # strengths tried
+
+    def fit(self, X: Any, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
+        """Solve all strengths on all grouped folds at once, choose, and solve the chosen one on all rows.
+
+        X is (n, d), or rows on the disk such as `features.rows.FeatureRows`.
+        """
+        grid = strengths(self.steps)
         folds = grouped_folds(y, groups, 5, seed=self.seed)
         masks = np.stack([folds != f for f in range(folds.max() + 1)])
         held = out_of_fold(X, sweep(X, y, strengths=grid, folds=masks), masks)
@@ -67,6 +74,14 @@ class Logistic(Linear):
         self.classes_ = np.arange(held.shape[2])
         self.chosen_ = {"C": best, "held_out_log_loss": float(losses.min())}
         return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return X @ coef' + intercept, (n, K) or (n, 1) in the binary case; rows on the disk are read in blocks."""
+        if isinstance(X, np.ndarray):
+            return super().decision_function(X)
+        score = super().decision_function
+        parts = [score(X[i : i + _BLOCK]) for i in range(0, len(X), _BLOCK)]
+        return np.concatenate(parts or [np.empty((0, len(self.coef_)))])
 
 
 class Discriminant(Linear):

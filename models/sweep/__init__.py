@@ -7,6 +7,7 @@ metric       an inverse Hessian shared by neighbouring problems
 descent      limited-memory BFGS on all problems of a block at once
 certificate  objective and gradient in float64, and the bound that they prove
 path         blocks of strengths, each started from the path of those before
+stream       the same for features larger than memory, all problems with one pass over the rows per step
 solution     what comes out, in the features' own units: `sweep`, `Sweep`, scores
 """
 

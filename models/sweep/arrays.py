@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features import devices
 
-__all__ = ["ROWS", "Array", "Arrays", "arrays_on"]
+__all__ = ["ROWS", "Array", "Arrays", "arrays_on", "in_turn"]
 
 Array: TypeAlias = Any  # a numpy array or a torch tensor
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 ROWS = 512  # rows of X converted at a time: 512 x 2048 doubles stay in the cache
 
 
@@ -129,3 +133,16 @@ def arrays_on(device: str) -> Arrays:
     import torch
 
     return Torch(torch, "cpu" if name == "torch-cpu" else devices.checked(name))
+
+
+def in_turn(function: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
+    """Yield function(g) for each g, in order, from as many threads as the linear algebra may use, with one each.
+
+    Small products gain nothing from two threads at one of them, and lose much where other programs are running.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    pools = ThreadpoolController().select(user_api="blas")
+    workers = max((int(info["num_threads"]) for info in pools.info()), default=1)
+    with pools.limit(limits=1), ThreadPoolExecutor(workers) as executor:
+        yield from executor.map(function, given)

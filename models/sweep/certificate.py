@@ -11,7 +11,7 @@ from models.sweep.arrays import Array
 from models.sweep.descent import Problems, squared
 from models.sweep.loss import losses
 
-__all__ = ["Certified", "certify"]
+__all__ = ["Certified", "certify", "curvature"]
 
 _STEPS = 3  # of Newton's method, which converges quadratically, on an intercept that is nearly right
 
@@ -20,7 +20,7 @@ class Certified(NamedTuple):
     """Solutions of B problems with what proves them; gap bounds (objective - minimum) / objective from above."""
 
     theta: Array  # (B, K, d + 1) float64
-    margins: Array  # (B, K, n) float64
+    margins: Array  # (B, K, n) float64; (B, K, 0) where the rows are read block by block
     objective: NDArray[np.float64]  # (B,)
     gradient: NDArray[np.float64]  # (B,) 2-norm over weights and intercept, over the sum of the row weights
     gap: NDArray[np.float64]  # (B,)
@@ -47,15 +47,18 @@ def _balance(problems: Problems, theta: Array) -> tuple[Array, Array]:
     for _ in range(_STEPS):
         _, q = losses(xp, margins)
         slope = (labels.residuals(q) * problems.weight[:, None]).sum(-1)
-        step = xp.linalg.solve(_hessian(problems, q), slope[..., None])
+        step = xp.linalg.solve(curvature(problems, q), slope[..., None])
         step = -xp.clip(step, -1, 1)
         theta[..., -1] += step[..., 0]
         margins = margins + labels.steps(step)
     return theta, margins
 
 
-def _hessian(problems: Problems, q: Array) -> Array:
-    """Return the Hessian (B, K, K) by the intercepts, made regular: adding a constant to all K changes nothing."""
+def curvature(problems: Problems, q: Array) -> Array:
+    """Return the Hessian (B, K, K) of the loss by the intercepts.
+
+    It is made regular, for adding a constant to all K changes nothing.
+    """
     p = problems.labels.probabilities(q)
     weighted = p * problems.weight[:, None]
     classes = p.shape[1]

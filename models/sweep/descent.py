@@ -17,7 +17,7 @@ from models.sweep.design import Design
 from models.sweep.loss import Labels, losses
 from models.sweep.metric import Metric
 
-__all__ = ["PAIRS", "Descent", "Problems", "minimise", "search", "squared"]
+__all__ = ["PAIRS", "Descent", "Problems", "dot", "inverse_times", "minimise", "search", "squared"]
 
 PAIRS = 10  # steps and gradient changes remembered
 _PATIENCE = 15  # iterations without progress after which rounding is to blame
@@ -83,10 +83,11 @@ class _State(NamedTuple):
 
 def squared(a: Array) -> Array:
     """Return the squared norm (B,) of each problem's part of a (B, ...)."""
-    return _dot(a, a)
+    return dot(a, a)
 
 
-def _dot(a: Array, b: Array) -> Array:
+def dot(a: Array, b: Array) -> Array:
+    """Return the scalar product (B,) of each problem's parts of a and b (B, ...)."""
     return (a * b).reshape(len(a), -1).sum(-1)
 
 
@@ -137,26 +138,26 @@ def _step(
     problems: Problems, state: _State, metric: Metric, memory: list[tuple[Array, Array]]
 ) -> tuple[_State, list[tuple[Array, Array]]]:
     """Take one quasi-Newton step and remember it."""
-    direction = -_inverse_times(state.gradient, metric, memory, problems.fold)
+    direction = -inverse_times(state.gradient, metric, memory, problems.fold)
     change = problems.labels.steps(problems.design.scores(direction, problems.fold))
-    slope = _dot(state.gradient, direction)
+    slope = dot(state.gradient, direction)
     length = search(problems, state.theta, state.margins, direction, change, slope)[:, None, None]
     theta, margins = state.theta + length * direction, state.margins + length * change
     new = _arrive(problems, theta, margins)
     return new, [*memory[1 - PAIRS :], (length * direction, new.gradient - state.gradient)]
 
 
-def _inverse_times(g: Array, metric: Metric, memory: list[tuple[Array, Array]], fold: NDArray[np.int64]) -> Array:
+def inverse_times(g: Array, metric: Metric, memory: list[tuple[Array, Array]], fold: NDArray[np.int64]) -> Array:
     """Return the quasi-Newton inverse Hessian times g, by the two loops over the memory."""
     stack = []
     for s, y in reversed(memory):
-        inverse = 1 / (_dot(s, y) + _TINY)
-        a = inverse * _dot(s, g)
+        inverse = 1 / (dot(s, y) + _TINY)
+        a = inverse * dot(s, g)
         stack.append((s, y, a, inverse))
         g = g - a[:, None, None] * y
     g = metric.apply(g, fold)
     for s, y, a, inverse in reversed(stack):
-        g = g + (a - inverse * _dot(y, g))[:, None, None] * s
+        g = g + (a - inverse * dot(y, g))[:, None, None] * s
     return g
 
 
@@ -169,7 +170,7 @@ def search(
     inside the bracket that the signs of the slope give.
     """
     xp = problems.design.arrays.xp
-    linear = problems.penalty * _dot(theta[..., :-1], direction[..., :-1])
+    linear = problems.penalty * dot(theta[..., :-1], direction[..., :-1])
     square = problems.penalty * squared(direction[..., :-1])
     enough = _SLOPE * xp.abs(_slope(problems, margins, change)[0] + linear if slope is None else slope)
     length = xp.ones_like(enough)

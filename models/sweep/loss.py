@@ -28,6 +28,10 @@ class Labels:
     sign: Array  # (n,) two classes; empty for more
     own: Array  # (K, n) 1 where the row has the class; empty for two classes
 
+    def part(self, rows: slice) -> Labels:
+        """Return the labels of some rows."""
+        return Labels(self.xp, self.sign[rows], self.own[:, rows])
+
     def steps(self, u: Array) -> Array:
         """Return the change of the margins (B, K, n) with a change u of the scores."""
         if len(self.sign):

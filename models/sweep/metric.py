@@ -24,6 +24,7 @@ __all__ = ["Metric", "Rounded", "metric_at"]
 _REST = 0.05  # share of D that may be left out
 _KERNEL = 1600  # rows whose kernel is still cheaper to factor than a Hessian of 2,048 features
 _FLOOR = 1e-30  # curvature of a row that float32 takes for certain
+_ALIKE = 16  # rows per feature from which on the Hessians of all folds are nearly the same
 _FLOATS = 2**24  # in all factors together, 64 MB
 
 
@@ -128,7 +129,7 @@ def metric_at(design: Design, p: Array, weight: Array, strength: float) -> Metri
         return _dual(design, chosen, curvature, strength)
     if 1 < p.shape[1] <= _FLOATS**0.5 / (d + 1):
         return _joint(design, p, weight, strength)
-    shared = _shared(curvature, d**2)
+    shared = _shared(curvature if len(chosen) < _ALIKE * d else curvature.mean(0)[None], d**2)
     return _Primal(design.arrays, [[_hessian(design, chosen, w, strength) for w in own] for own in shared], False)
 
 
@@ -193,18 +194,25 @@ def _dual(design: Design, rows: NDArray[np.int64], curvature: Array, strength: f
     bound = 0.1 / float(np.finfo(design.dtype).eps)  # a larger condition number leaves no digits in the difference
     prior = np.append(np.full(x.shape[1] - 1, strength * min(1.0, bound / trace)), 100 / float(mean.sum()))
     p = arrays.put(prior, design.dtype)
-    half = x * p**0.5
-    kernel = half @ half.T
+    kernel = _gram(x * p**0.5)
     training = float((design.weight > 0).sum()) / (design.weight.shape[0] * design.weight.shape[1])
     shared = _shared(curvature, (training * len(rows)) ** 2)
     return _Dual(arrays, x, p, [[_part(design, kernel, w) for w in own] for own in shared])
+
+
+def _gram(half: Array) -> Array:
+    """Return half half'; what it was made of is then free."""
+    return half @ half.T
 
 
 def _part(design: Design, kernel: Array, curvature: Array) -> _Part:
     """Return the factor over the rows that have curvature (m,), which those held out have not."""
     rows = np.flatnonzero(design.arrays.get(curvature) > 0)
     root = curvature[rows] ** 0.5
-    return _Part(rows, root, _factor(design, kernel[rows][:, rows] * root * root[:, None], np.ones(len(rows))))
+    own = kernel[rows[:, None], rows]
+    own *= root
+    own *= root[:, None]
+    return _Part(rows, root, _factor(design, own, np.ones(len(rows))))
 
 
 def _factor(design: Design, a: Array, ridge: NDArray[np.float64]) -> Array:

@@ -16,7 +16,7 @@ from models.sweep.design import Design
 from models.sweep.loss import labels_of, losses
 from models.sweep.metric import Metric, metric_at
 
-__all__ = ["Found", "Task", "follow"]
+__all__ = ["Found", "Task", "decades", "follow"]
 
 _DECADE = 10.0001  # ratio of the strengths that share a metric
 _FLOATS = 2**23  # in flight, 32 MB
@@ -73,7 +73,7 @@ def follow(task: Task, strengths: NDArray[np.float64]) -> Iterator[Found]:
     for first in range(0, folds, group):
         own = np.arange(first, min(first + group, folds))
         part, past = task.only(own), list[tuple[float, Array]]()
-        for places in _blocks(strengths, max(1, _FLOATS // (_floats(task) * len(own)))):
+        for places in decades(strengths, max(1, _FLOATS // (_floats(task) * len(own)))):
             solution, iterations = _solve(part, strengths[places], past)
             yield Found(places, own, solution, iterations)
             each = task.fast.arrays.cast(solution.theta, task.fast.dtype).reshape(
@@ -88,7 +88,7 @@ def _floats(task: Task) -> int:
     return (1 if task.classes == 2 else task.classes) * (n + 2 * PAIRS * (d + 1))
 
 
-def _blocks(strengths: NDArray[np.float64], most: int) -> Iterator[slice]:
+def decades(strengths: NDArray[np.float64], most: int) -> Iterator[slice]:
     """Yield runs of at most `most` ascending strengths within a decade."""
     start = 0
     for i in range(1, len(strengths) + 1):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import FirnError
 from models.sweep.arrays import ROWS, arrays_on
-from models.sweep.design import Moments, exact_design, fast_design, moments
+from models.sweep.design import Moments, Standardised, exact_design, fast_design, moments
 from models.sweep.path import Task, follow
+from models.sweep.stream import follow_rows, sample_size
 
 __all__ = ["Sweep", "balanced", "decision", "out_of_fold", "strengths", "sweep"]
 
+Features: TypeAlias = Any  # (n, d): an array, or rows read in slices, with shape, ndim, dtype and len
 _SMALL = 2**20  # features x rows up to which float64 throughout costs nothing
 
 
@@ -56,7 +58,7 @@ def balanced(y: NDArray[np.int64], folds: NDArray[np.bool_]) -> NDArray[np.float
 
 
 def sweep(
-    X: NDArray[Any],
+    X: Features,
     y: NDArray[np.int64],
     *,
     strengths: Sequence[float] | NDArray[np.float64],
@@ -73,10 +75,14 @@ def sweep(
     `sample_weight` (n,) or (F, n). With `standardize`, each fold is centred and scaled by its own training rows, as
     `StandardScaler` does. The intercept is not penalised; more than two classes are multinomial (symmetric softmax).
     Float32 does the work and float64 the proof, on the `device` "cpu", "cuda[:n]" or "auto". Besides X it needs a copy
-    of X in float32, at most 4 d^2 floats and a bounded batch. Raises FirnError for arrays that do not fit together.
+    of X in float32, at most 4 d^2 floats and a bounded batch. An X that is no array but gives rows for slices, such as
+    `features.rows.FeatureRows`, is read in blocks, once per step of all problems together, and never copied.
+    Raises FirnError for arrays that do not fit together.
     """
     grid = np.asarray(strengths, np.float64)
     weight = _checked(X, y, grid, folds, sample_weight, tol)
+    if not isinstance(X, np.ndarray) and len(X) <= sample_size(X.shape[1]):
+        X = X[:]
     found = moments(X, folds, standardize)
     if not np.isfinite(found.center).all():
         column = int(np.flatnonzero(~np.isfinite(found.center))[0])
@@ -84,12 +90,12 @@ def sweep(
             f"finite features expected, but column {column} of X has NaN or infinity; extract the features again"
         )
     exact = exact_design(arrays_on(device), X, weight, found)
-    fast = exact if X.size <= _SMALL else fast_design(exact, X, found)
+    fast = exact if isinstance(X, np.ndarray) and X.size <= _SMALL else fast_design(exact, X, found)
     return _assembled(Task(exact, fast, y, int(y.max()) + 1, tol, max_iter), grid, found)
 
 
 def _checked(
-    X: NDArray[Any], y: NDArray[Any], grid: NDArray[Any], folds: NDArray[Any], given: NDArray[Any] | None, tol: float
+    X: Features, y: NDArray[Any], grid: NDArray[Any], folds: NDArray[Any], given: NDArray[Any] | None, tol: float
 ) -> NDArray[np.float64]:
     """Return the row weights (F, n) of every fold, 0 for held-out rows, or say what does not fit."""
     n = len(y)
@@ -119,7 +125,8 @@ def _assembled(task: Task, grid: NDArray[np.float64], found: Moments) -> Sweep:
     ascending, place = np.unique(grid, return_inverse=True)
     (folds, d), classes = found.mean.shape, 1 if task.classes == 2 else task.classes
     theta, numbers = np.zeros((folds, len(ascending), classes, d + 1)), np.zeros((4, folds, len(ascending)))
-    for block in follow(task, ascending):
+    on_disk = isinstance(task.fast.matrix, Standardised)
+    for block in follow_rows(task, found, ascending) if on_disk else follow(task, ascending):
         s, own = block.solution, slice(block.folds[0], block.folds[-1] + 1)
         theta[own, block.places] = _folds_first(task.exact.arrays.get(s.theta), len(block.folds))
         for kept, one in zip(numbers, (s.objective, s.gradient, s.gap, block.iterations), strict=True):
@@ -136,32 +143,35 @@ def _folds_first(a: NDArray[Any], folds: int) -> NDArray[Any]:
     return a.reshape(-1, folds, *a.shape[1:]).swapaxes(0, 1)
 
 
-def decision(X: NDArray[Any], result: Sweep, fold: int, strength: int) -> NDArray[np.float64]:
+def decision(X: Features, result: Sweep, fold: int, strength: int) -> NDArray[np.float64]:
     """Return the scores (n, K') of X (n, d) under one fold's model at one place of the strengths."""
-    return _scores(X, result.coef[fold, strength], result.intercept[fold, strength])
+    coef, intercept = result.coef[fold, strength], result.intercept[fold, strength]
+    return np.concatenate([x @ coef.T + intercept for _, x in _blocks(X)] or [np.empty((0, len(coef)))])
 
 
-def out_of_fold(X: NDArray[Any], result: Sweep, folds: NDArray[np.bool_]) -> NDArray[np.float64]:
+def out_of_fold(X: Features, result: Sweep, folds: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return probabilities (S, n, K) of every row, by the models that have not seen it, for every strength.
 
     A row that several folds hold out gets the mean over them, a row that none does gets NaN.
     """
     _, s, scores, d = result.coef.shape
     total = np.zeros((s, len(X), max(2, scores)))
-    for fold, training in enumerate(folds):
-        held = np.flatnonzero(~training)
-        z = _scores(X[held], result.coef[fold].reshape(-1, d), result.intercept[fold].reshape(-1))
-        total[:, held] += _probabilities(z.reshape(len(held), s, scores)).swapaxes(0, 1)
+    coef, intercept = result.coef.reshape(len(folds), -1, d), result.intercept.reshape(len(folds), -1)
+    for rows, x in _blocks(X):
+        for fold, training in enumerate(folds[:, rows]):
+            held = np.flatnonzero(~training)
+            z = (x[held] @ coef[fold].T + intercept[fold]).reshape(len(held), s, scores)
+            total[:, rows.start + held] += _probabilities(z).swapaxes(0, 1)
     count = (~folds).sum(0)[:, None]
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    total /= np.where(count > 0, count, np.nan)
+    return total
 
 
-def _scores(X: NDArray[Any], coef: NDArray[np.float64], intercept: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return X coef' + intercept in float64, converting X block by block."""
-    out = np.empty((len(X), len(coef)))
-    for i in range(0, len(X), ROWS):
-        out[i : i + ROWS] = X[i : i + ROWS].astype(np.float64) @ coef.T + intercept
-    return out
+def _blocks(X: Features) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield the rows of X in float64, block by block."""
+    for start in range(0, len(X), 4 * ROWS):
+        rows = slice(start, min(start + 4 * ROWS, len(X)))
+        yield rows, X[rows].astype(np.float64)
 
 
 def _probabilities(z: NDArray[np.float64]) -> NDArray[np.float64]:
