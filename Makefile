@@ -22,7 +22,7 @@ EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batc
 TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract train-heads compare learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
+.PHONY: help setup demo extract audit train-heads compare learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights 
 
 extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE WEIGHTS
 	$(RUN) -m pipeline extract $(EXTRACT)
+
+audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS
+	$(RUN) -m pipeline audit $(COMMON) $(RECIPE) $(call flag,LABELS,labels)
 
 train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET
 	$(RUN) -m pipeline train-heads $(TRAIN)

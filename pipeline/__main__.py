@@ -57,6 +57,24 @@ def extract(
 
 
 @app.command()
+def audit(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.CachedBackbone = "",
+    labels: o.Labels = "classes",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """Duplicates, leaks between splits, doubtful labels, odd pictures; the score with and without the leaks."""
+    from pipeline import audit as verb
+
+    recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}
+    typer.echo(verb.audit(dataset, backbone, labels=labels, seed=seed, **recipe))
+
+
+@app.command()
 def train_heads(
     dataset: o.Dataset = o.PNEUMONIA,
     backbone: o.CachedBackbone = "",

@@ -1,0 +1,216 @@
+"""The table CHECKS: one more check is one more row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.datasets.splits import straddling
+from features.errors import BadDataset
+from models.audit.duplicates import Pairs
+from models.audit.evidence import Evidence
+from models.audit.outliers import Odd
+
+__all__ = ["CHECKS", "Check", "Finding", "find_all"]
+
+Severity = Literal["high", "medium", "low"]
+NO_PICTURES = "needs the pictures, and a pack has none"
+
+
+class Finding(NamedTuple):
+    """One picture, or pair of pictures, that somebody should look at."""
+
+    check: str
+    severity: Severity
+    picture: str
+    other: str  # empty where there is one picture only
+    splits: str
+    labels: str
+    value: str
+    advice: str
+
+
+class Found(NamedTuple):
+    """What a check returns: rows of the subject (-1 for none), a value in words; a name where there is no row."""
+
+    row: int
+    other: int = -1
+    value: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of CHECKS."""
+
+    title: str  # of the summary
+    severity: Severity
+    advice: str
+    find: Callable[[Evidence], Iterable[Found]]
+    pictures: bool = False  # cannot do without the pictures
+
+
+def find_all(evidence: Evidence) -> tuple[dict[str, list[Finding]], dict[str, str]]:
+    """Return the findings of every check, strongest first, and why the others were left out."""
+    found, left_out = {}, {}
+    for name, check in CHECKS.items():
+        if check.pictures and evidence.subject.thumbnails is None:
+            left_out[name] = NO_PICTURES
+            continue
+        try:
+            found[name] = [_told(evidence, name, check, one) for one in check.find(evidence)]
+        except BadDataset as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
+def _told(evidence: Evidence, name: str, check: Check, found: Found) -> Finding:
+    subject = evidence.subject
+    rows = [row for row in (found.row, found.other) if row >= 0]
+    pictures = [str(subject.ids[row]) for row in rows] or [found.name]
+    splits, labels = ([str(of(row)) for row in rows] for of in (subject.splits.__getitem__, _class_of(evidence)))
+    other = pictures[1] if len(pictures) > 1 else ""
+    told_splits, told_labels = (" | ".join(dict.fromkeys(words)) for words in (splits, labels))
+    return Finding(name, check.severity, pictures[0], other, told_splits, told_labels, found.value, check.advice)
+
+
+def _class_of(evidence: Evidence) -> Callable[[int], str]:
+    return lambda row: evidence.subject.classes[evidence.subject.y[row]]
+
+
+def _across(evidence: Evidence, pairs: Pairs) -> NDArray[np.bool_]:
+    return np.asarray(evidence.subject.order[pairs.first] != evidence.subject.order[pairs.second])
+
+
+def _leaks(pairs_of: Callable[[Evidence], Pairs]) -> Callable[[Evidence], Iterator[Found]]:
+    """Return a check that names each picture once that a split before its own holds too, with the likest there."""
+
+    def find(evidence: Evidence) -> Iterator[Found]:
+        pairs = pairs_of(evidence)
+        pairs = pairs.take(_across(evidence, pairs))
+        _, once = np.unique(pairs.second, return_index=True)
+        for a, b, likeness in zip(*pairs.take(np.sort(once)), strict=True):
+            yield Found(int(b), int(a), f"likeness {likeness:.3f}")
+
+    return find
+
+
+def _repeats(pairs_of: Callable[[Evidence], Pairs]) -> Callable[[Evidence], Iterator[Found]]:
+    """Return a check that names the pairs inside one split, those in different groups first."""
+
+    def find(evidence: Evidence) -> Iterator[Found]:
+        groups, pairs = evidence.subject.groups, pairs_of(evidence)
+        pairs = pairs.take(~_across(evidence, pairs))
+        apart = groups[pairs.first] != groups[pairs.second]
+        words = f", {evidence.subject.grouped_by}s apart" if evidence.subject.grouped_by else ""
+        for i in np.argsort(~apart, kind="stable"):
+            value = f"likeness {pairs.likeness[i]:.3f}{words if apart[i] else ''}"
+            yield Found(int(pairs.second[i]), int(pairs.first[i]), value)
+
+    return find
+
+
+def _conflicts(evidence: Evidence) -> Iterator[Found]:
+    y = evidence.subject.y
+    for a, b, likeness in zip(*evidence.pairs, strict=True):
+        if y[a] != y[b]:
+            yield Found(int(b), int(a), f"likeness {likeness:.3f}")
+
+
+def _straddling(evidence: Evidence) -> Iterator[Found]:
+    subject = evidence.subject
+    for group in straddling(subject.groups, subject.splits) if subject.grouped_by else ():
+        rows = np.flatnonzero(subject.groups == group)
+        first, last = (int(rows[pick(subject.order[rows])]) for pick in (np.argmin, np.argmax))
+        yield Found(last, first, f"{subject.grouped_by} {group}: {len(rows)} pictures")
+
+
+def _wrong_labels(evidence: Evidence) -> Iterator[Found]:
+    opinion, classes = evidence.opinion, evidence.subject.classes
+    for row, suggested, margin in zip(opinion.row, opinion.suggested, opinion.margin, strict=True):
+        yield Found(int(row), value=f"looks like {classes[suggested]}, margin {margin:.3f}")
+
+
+def _odd(odd_of: Callable[[Evidence], Odd], words: str) -> Callable[[Evidence], Iterator[Found]]:
+    def find(evidence: Evidence) -> Iterator[Found]:
+        for row, value in zip(*odd_of(evidence), strict=True):
+            yield Found(int(row), value=words.format(value))
+
+    return find
+
+
+def _unreadable(evidence: Evidence) -> Iterator[Found]:
+    for line in evidence.subject.left_out:
+        picture, _, why = line.partition(": ")
+        yield Found(-1, value=why, name=picture)
+
+
+CHECKS: Mapping[str, Check] = {
+    "exact-leak": Check(
+        "same bytes in two splits",
+        "high",
+        "remove it from the later split; a test picture that was trained on proves nothing",
+        _leaks(lambda evidence: evidence.exact),
+    ),
+    "near-leak": Check(
+        "same picture in two splits",
+        "high",
+        "look at both; if they are one picture, remove it from the later split",
+        _leaks(lambda evidence: evidence.near),
+        pictures=True,
+    ),
+    "straddling-group": Check(
+        "group in more than one split",
+        "high",
+        "put all pictures of the group into one split",
+        _straddling,
+    ),
+    "label-conflict": Check(
+        "duplicates with different labels",
+        "high",
+        "one of the two labels is wrong: decide, and keep one picture",
+        _conflicts,
+    ),
+    "exact-repeat": Check(
+        "same bytes twice in a split",
+        "medium",
+        "keep one of the two, or give both the same group",
+        _repeats(lambda evidence: evidence.exact),
+    ),
+    "near-repeat": Check(
+        "same picture twice in a split",
+        "medium",
+        "look at both; if they are one picture, keep one, or give both the same group",
+        _repeats(lambda evidence: evidence.near),
+        pictures=True,
+    ),
+    "label-error": Check(
+        "label probably wrong",
+        "medium",
+        "have a reader look at the picture without seeing the label",
+        _wrong_labels,
+    ),
+    "blank": Check(
+        "near-black or near-constant",
+        "medium",
+        "look at the picture; replace or remove it if nothing can be seen",
+        _odd(lambda evidence: evidence.blank, "uses {:.0f} of 255 grey levels"),
+        pictures=True,
+    ),
+    "unreadable": Check(
+        "cannot be read",
+        "medium",
+        "replace the file or take it out of the data set",
+        _unreadable,
+    ),
+    "outlier": Check(
+        "unlike all others of its class",
+        "low",
+        "look whether the picture belongs to the set",
+        _odd(lambda evidence: evidence.outliers, "{:.1f} robust z"),
+    ),
+}

@@ -1,0 +1,47 @@
+"""The test score with and without the pictures that the training set knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.audit.subject import Subject
+from models.heads import make_head
+from models.metrics import Interval, score
+
+__all__ = ["Leakage", "measure_leakage"]
+
+_BOOTSTRAP = 1000
+
+
+class Leakage(NamedTuple):
+    """Test ROC AUC of the logistic head, on all test pictures and on those that are not leaked."""
+
+    everything: Interval
+    clean: Interval
+    pictures: int
+    leaked: int
+
+
+def measure_leakage(subject: Subject, leaked: NDArray[np.bool_], *, seed: int = 0) -> Leakage | None:
+    """Fit the logistic head on all that is not test and score it on the test; None where a class is missing.
+
+    `leaked` (n,) marks the test pictures of which the training pictures hold a duplicate. Intervals by group, 95 %.
+    """
+    test = subject.splits == "test"
+    if len(np.unique(subject.y[~test])) < len(subject.classes) or not test.any():
+        return None
+    head = make_head("logistic", seed=seed).fit(subject.X[~test], subject.y[~test], subject.groups[~test])
+    proba = head.predict_proba(subject.X[test])
+    y, groups, kept = subject.y[test], subject.groups[test], ~leaked[test]
+
+    def area(at: NDArray[np.bool_]) -> Interval:
+        if not at.any():
+            return Interval(np.nan, np.nan, np.nan)
+        return score(y[at], proba[at], groups[at], n_bootstrap=_BOOTSTRAP, seed=seed)["roc_auc"]
+
+    everything = area(np.ones(len(y), bool))
+    clean = everything if kept.all() else area(kept)
+    return Leakage(everything, clean, len(y), int((~kept).sum()))

@@ -1,0 +1,184 @@
+"""audit: cached features and pictures -> duplicates, leaks, doubtful labels, odd pictures, and the score without."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.cache.entry import cache_root
+from features.datasets import Dataset, load_dataset
+from features.datasets.packed import Packed
+from features.files import artifacts_root, write_whole
+from features.thumbnails import load_thumbnails
+from features.views import Cached, choose_blocks, join, load_manifest, pooled_view
+from models.audit import Evidence, Leakage, Subject, find_all, measure_leakage
+from models.audit.labels import MARGIN
+from models.audit.outliers import BLACK, FAR, FLAT
+from pipeline.label_views import label_view
+from pipeline.progress import shown
+from pipeline.report.findings import findings_csv, findings_page, print_findings
+from pipeline.request import open_features
+from pipeline.runs import runs_root
+
+__all__ = ["audit"]
+
+_FORMAT = 1  # raised when a check changes, so that older audits are done again
+_EXAMPLES = 3  # findings of each check in the summary
+
+
+def audit(
+    dataset: str,
+    backbone: str,
+    *,
+    labels: str = "classes",
+    preprocess: str = "",
+    precision: str = "auto",
+    device: str = "auto",
+    weights: str = "",
+    seed: int = 0,
+) -> str:
+    """Audit a data set whose features are cached, or a pack; print the summary and return the path of the page.
+
+    findings.csv, audit.json and audit.html are written to `artifacts/audit/<dataset>`; an audit of the same pictures,
+    labels and features that is there is shown again.
+    """
+    pictures = load_dataset(dataset, seed=seed)
+    recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
+    entries = open_features(pictures, backbone, **recipe)
+    subject = _subject(entries, labels)
+    folder = artifacts_root() / "audit" / runs_root(pictures.name, labels).name
+    identity = _identity(entries, subject, labels, seed)
+    results = _results_in(folder, identity)
+    if results is None:
+        results = _examine(pictures, entries, subject, folder, {"asked": dataset, "labels": labels, "seed": seed})
+    print_findings(results)
+    return str(folder / "audit.html")
+
+
+def _subject(entries: Sequence[Cached], labels: str) -> Subject:
+    """Return the features of the last block, of several backbones side by side, without thumbnails."""
+    views = [pooled_view(entry, choose_blocks(entry.key.blocks, "1")) for entry in entries]
+    view, manifest = views[0] if len(views) == 1 else join(views), load_manifest(entries[0])
+    classes, merged = label_view(manifest, labels)
+    ids = np.char.decode(manifest.ids, "utf-8")
+    order = np.argsort(ids, kind="stable")
+    rows = order[np.searchsorted(ids[order], view.ids)]
+    return Subject(
+        view.ids,
+        merged[view.y],
+        view.splits,
+        view.groups,
+        manifest.sha256[rows],
+        view.X,
+        classes,
+        manifest.about["grouped_by"],
+        left_out=tuple(manifest.left_out.values()),
+    )
+
+
+def _identity(entries: Sequence[Cached], subject: Subject, labels: str, seed: int) -> str:
+    """Return a digest of all that an audit depends on."""
+    parts = [_FORMAT, labels, seed, subject.classes, subject.grouped_by, subject.left_out]
+    hasher = hashlib.sha256(repr([*parts, *(entry.key.digest() for entry in entries)]).encode())
+    for column in (subject.ids, subject.y, subject.splits, subject.groups, subject.sha256):
+        hasher.update(repr(column.dtype).encode() + np.ascontiguousarray(column).tobytes())
+    hasher.update(repr([type(entry).__name__ for entry in entries]).encode())
+    return hasher.hexdigest()
+
+
+def _results_in(folder: Path, identity: str) -> dict[str, Any] | None:
+    """Return the results of the same audit, or None where there are none."""
+    try:
+        results = json.loads((folder / "audit.json").read_text())
+    except (OSError, ValueError):
+        return None
+    there = all((folder / name).is_file() for name in ("findings.csv", "audit.html"))
+    return results if there and isinstance(results, dict) and results.get("identity") == identity else None
+
+
+def _examine(
+    pictures: Dataset, entries: Sequence[Cached], subject: Subject, folder: Path, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Look at everything, write the three files, audit.json last, and return what it holds."""
+    packed = isinstance(pictures.source, Packed)
+    if not packed:
+        memo = cache_root(pictures.name) / "thumbnails.h5"
+        with shown(f"look at {pictures.name}") as progress:
+            thumbnails = load_thumbnails(pictures, subject.ids, subject.sha256, memo, progress=progress)
+        subject = replace(subject, thumbnails=thumbnails)
+    with _steps(pictures.name) as step:
+        evidence = Evidence(subject, seed=asked["seed"], step=step)
+        found, left_out = find_all(evidence)
+        step("fit the head on the training pictures")
+        leakage = measure_leakage(subject, evidence.leaked, seed=asked["seed"])
+    findings = [finding for each in found.values() for finding in each]
+    results = {
+        "dataset": pictures.name,
+        **asked,
+        "classes": list(subject.classes),
+        "backbone": " ".join(entry.key.backbone for entry in entries),
+        "entries": [entry.key.folder() for entry in entries],
+        "pictures": {str(s): int(k) for s, k in zip(*np.unique(subject.splits, return_counts=True), strict=True)},
+        "grouped_by": subject.grouped_by,
+        "split_by": pictures.split_by,
+        "note": pictures.note,
+        "counts": {name: len(each) for name, each in found.items()},
+        "left_out": left_out,
+        "examples": {name: [finding._asdict() for finding in each[:_EXAMPLES]] for name, each in found.items()},
+        "thresholds": _thresholds(evidence),
+        "out_of_fold_accuracy": _accuracy(evidence, left_out),
+        "test_roc_auc": _scores(leakage),
+        "versions": {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "opencv-python-headless")},
+        "identity": _identity(entries, subject, asked["labels"], asked["seed"]),
+    }
+    write_whole(folder / "findings.csv", [findings_csv(findings)])
+    write_whole(folder / "audit.html", [findings_page(results, found, None if packed else pictures.source).encode()])
+    text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(folder / "audit.json", [text.encode()])
+    return results
+
+
+@contextmanager
+def _steps(name: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Give a function that names a step and returns the one that shows how far it is."""
+    with ExitStack() as open_steps:
+
+        def step(what: str) -> Callable[[int, int], None]:
+            open_steps.close()
+            return open_steps.enter_context(shown(f"audit {name}: {what}", "steps"))
+
+        yield step
+
+
+def _thresholds(evidence: Evidence) -> dict[str, float | list[float] | None]:
+    """Return what findings were measured against; those of pairs of pictures are missing in an audit of a pack."""
+    near = evidence.thresholds
+    measured: dict[str, Any] = {} if near is None else near._asdict()
+    return {**measured, "margin": MARGIN, "robust_z": FAR, "black": BLACK, "flat": FLAT}
+
+
+def _accuracy(evidence: Evidence, left_out: Mapping[str, str]) -> float | None:
+    """Return how often the out-of-fold head agrees with the labels: where it seldom does, it knows little of errors."""
+    if "label-error" in left_out:
+        return None
+    return float((evidence.probabilities.argmax(1) == evidence.subject.y).mean())
+
+
+def _scores(leakage: Leakage | None) -> dict[str, Any] | None:
+    """Return the test scores with and without leaked pictures; None where the head cannot be trained or tested."""
+    if leakage is None:
+        return None
+    told = {
+        name: {bound: None if math.isnan(value) else value for bound, value in interval._asdict().items()}
+        for name, interval in (("everything", leakage.everything), ("clean", leakage.clean))
+    }
+    return {**told, "pictures": leakage.pictures, "leaked": leakage.leaked}
