@@ -14,7 +14,7 @@ from features.errors import BadDataset, unknown
 from features.rows import subset
 from features.views import View
 from models.folds import grouped_folds
-from models.heads.head import Head
+from models.heads.head import Head, Nested
 from models.predictions import Predictions
 
 __all__ = ["FOLDS", "PROTOCOLS", "Fitted", "OutOfTime", "Protocol", "choose_protocol", "fit", "folds_of", "learned"]
@@ -94,24 +94,57 @@ def fit(
         raise BadDataset("a class has no training picture; give every class pictures outside the test split")
     plan = folds_of(y, groups, protocol, seed=seed)
     total, start = int(plan[-1].max()) + 2, time.perf_counter()
+    whole: Head | None = None
     held = np.zeros((len(plan), len(y), int(views[0].y.max()) + 1))
     for repeat, folds in enumerate(plan):
-        X = parts[min(repeat, len(parts) - 1)].X
-        for fold in np.unique(folds).tolist():
-            own = folds == fold
-            learner = make().fit(subset(X, ~own), y[~own], groups[~own])
-            held[repeat, own] = learner.predict_proba(subset(X, own))
-            progress(fold + 1, total)
-            if time.monotonic() > until:
-                raise OutOfTime
+        part = parts[min(repeat, len(parts) - 1)]
+        done = _Watch(progress, int(folds.min()), int(folds.max()) + 1, total, until)
+        held[repeat], learner = _held_out(make, part, folds, done)
+        whole = whole or learner
     middle = time.perf_counter()
-    head = make().fit(*_together(parts))
+    head = whole or make().fit(*_together(parts))
     end = time.perf_counter()
     test = views[0].take(~train)
     tested = head.predict_proba(test.X) if len(test.y) else held[0][:0]
     progress(total, total)
     seconds = {"oof": middle - start, "fit": end - middle, "predict": time.perf_counter() - end}
     return Fitted(_rows(parts[0], plan, held, test, tested), head, seconds)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Shows progress within one repeat and looks at the clock."""
+
+    progress: Callable[[int, int], None]
+    first: int
+    last: int
+    total: int
+    until: float
+
+    def __call__(self, done: int, steps: int) -> None:
+        """Show that `done` of `steps` are done. Raises OutOfTime."""
+        self.progress(self.first + (self.last - self.first) * done // steps, self.total)
+        if time.monotonic() > self.until:
+            raise OutOfTime
+
+
+def _held_out(
+    make: Callable[[], Head], part: View, folds: NDArray[np.int64], watch: _Watch
+) -> tuple[NDArray[np.float64], Head | None]:
+    """Return out-of-fold probabilities (n, K), and the head fitted on all rows where it goes through all at once."""
+    learner = make()
+    if isinstance(learner, Nested):
+        nested = learner.fit_folds(part.X, part.y, folds, watch)
+        if nested is not None:
+            return nested, learner
+    names = np.unique(folds).tolist()
+    held = np.zeros((len(folds), int(part.y.max()) + 1))
+    for done, fold in enumerate(names, start=1):
+        own = folds == fold
+        learner = make().fit(subset(part.X, ~own), part.y[~own], part.groups[~own])
+        held[own] = learner.predict_proba(subset(part.X, own))
+        watch(done, len(names))
+    return held, None
 
 
 def _together(parts: Sequence[View]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_]]:

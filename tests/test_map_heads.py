@@ -98,8 +98,9 @@ def test_ridge_is_scikit_learns(classes: int) -> None:
         held = np.zeros_like(targets)
         for fold in range(5):
             own = folds == fold
-            one = Reference(alpha=penalty * (~own).sum()).fit(Z[~own], targets[~own])
-            held[own] = one.predict(Z[own]).reshape(own.sum(), -1)
+            mean, std = X[~own].mean(0), X[~own].std(0)
+            one = Reference(alpha=penalty * (~own).sum()).fit((X[~own] - mean) / std, targets[~own])
+            held[own] = one.predict((X[own] - mean) / std).reshape(own.sum(), -1)
         errors.append(np.square(held - targets).mean())
     assert head.chosen_["penalty"] == pytest.approx(Ridge.penalties[int(np.argmin(errors))])
     assert head.chosen_["held_out_squared_error"] == pytest.approx(min(errors), rel=1e-4)
@@ -117,3 +118,22 @@ def test_stack_weighs_by_worth() -> None:
     twins = Stack().fit(X[:320, [0, 0]], y[:320])
     assert twins.chosen_["weights"][0] == pytest.approx(twins.chosen_["weights"][1], abs=1e-3)
     assert np.isfinite(head.predict_proba(np.array([[[1.0, 0.0]] * 3]))).all()
+
+
+@pytest.mark.parametrize("name", ["ridge", "spatial"])
+def test_all_folds_at_once(name: str) -> None:
+    """Other labels in a fold leave the predictions for it as they were, and the head is that of all rows."""
+    X, y, groups = drawn({"ridge": "pooled", "spatial": "maps"}[name])
+    folds = grouped_folds(y, groups, 5, seed=2)
+    own = folds == 1
+    heads = [make_head(name), make_head(name)]
+    first, second = (
+        head.fit_folds(X, labels, folds)  # type: ignore[attr-defined]
+        for head, labels in zip(heads, (y, np.where(own, 1 - y, y)), strict=True)
+    )
+    np.testing.assert_allclose(first[own], second[own], atol=1e-3)
+    assert np.abs(first[~own] - second[~own]).max() > 0.01
+    assert roc_auc_score(y, first[:, 1]) > 0.8
+    whole = heads[0].predict_proba(X)[:, 1]
+    alone = make_head(name, seed=0).fit(X, y, groups).predict_proba(X)[:, 1]
+    assert np.corrcoef(whole, alone)[0, 1] > 0.98

@@ -25,7 +25,7 @@ class Attention:
     the weighted mean. Adam with weight decay, early stopping on a grouped fifth of the rows.
     """
 
-    channels, hidden, rate, decay = 128, 32, 1e-3, 1e-2
+    channels, hidden, rate, decay = 64, 32, 2e-3, 1e-2
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_EPOCHS", "descend"]
 
-MOST_EPOCHS, PATIENCE, BATCH = 60, 8, 64
+MOST_EPOCHS, PATIENCE, BATCH = 60, 5, 128
 
 
 def descend(

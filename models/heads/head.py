@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,20 @@ from numpy.typing import NDArray
 from features.errors import CacheError
 from features.files import write_whole
 
-__all__ = ["Head", "HeadRow", "load_head", "log_loss", "save_head", "standardisation"]
+__all__ = [
+    "FEWEST_FOLDS",
+    "Head",
+    "HeadRow",
+    "Nested",
+    "load_head",
+    "log_loss",
+    "save_head",
+    "silent",
+    "standardisation",
+]
 
 Array = NDArray[Any]
+FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
 
 
 class Head(Protocol):
@@ -42,6 +53,19 @@ class Head(Protocol):
 
     def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
         """Take over what `state` returned."""
+
+
+@runtime_checkable
+class Nested(Protocol):
+    """A head that goes through all folds at once, cheaper than one fit after the other."""
+
+    def fit_folds(
+        self, X: Any, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None]
+    ) -> NDArray[np.float64] | None:
+        """Fit on all rows and return out-of-fold probabilities (n, K), all choices made inside the other folds.
+
+        None where these folds need one fit after the other.
+        """
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,10 @@ def load_head(folder: Path) -> Head:
     except (OSError, ValueError, KeyError) as error:
         raise CacheError(f"cannot read a head from {folder} ({error}); run: make train-heads") from None
     return head
+
+
+def silent(done: int, total: int) -> None:
+    """Show no progress."""
 
 
 def standardisation(X: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -23,7 +23,7 @@ class MapHead:
     positions speak louder. The convolution is learned in the principal channels, by Adam with weight decay.
     """
 
-    channels, rate, decay, sharpness = 128, 2e-3, 1e-2, 1.0
+    channels, rate, decay, sharpness = 128, 4e-3, 1e-2, 1.0
 
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed

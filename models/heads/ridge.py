@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.folds import grouped_folds
-from models.heads.head import Array, standardisation
+from models.heads.head import FEWEST_FOLDS, Array, silent, standardisation
 from models.heads.linear import Linear, probabilities
-from models.metrics.calibration import fit_platt
+from models.metrics.calibration import Platt, fit_platt
 
 __all__ = ["Ridge"]
 
@@ -21,73 +23,137 @@ class Ridge(Linear):
     """Least squares on the classes as -1 and 1 (Hoerl & Kennard 1970), made probabilities by Platt's sigmoid.
 
     The penalty is the one of least held-out squared error in grouped folds; the sigmoid is fitted on the same held-out
-    scores. Every fold's Gram matrix is the whole one less the fold's own part, so that the features are read twice.
+    scores. The sums over all rows less those over some folds give every solution: the features are read twice.
     """
 
-    penalties = np.logspace(-4, 1, 11)  # a row of standardised features at a time
+    penalties = np.logspace(-3, 1, 9)  # for a row of standardised features
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Choose the penalty by grouped folds, solve on all rows, scale the scores to log odds."""
-        k = int(y.max()) + 1
-        mean, std = standardisation(X)
-        Z = ((X - mean) / std).astype(np.float32)
-        targets = 2 * np.eye(k)[y] - 1
-        targets = targets[:, 1:] if k == 2 else targets
-        folds = grouped_folds(y, groups, 5, seed=self.seed)
-        held = _held_out_scores(Z, targets, folds, self.penalties)
-        errors = np.square(held - targets).mean(axis=(1, 2))
+        rows = _rows(X, y, grouped_folds(y, groups, 5, seed=self.seed))
+        return self._settle(rows, {f: _solve(rows.without(f), self.penalties) for f in rows.parts})
+
+    def fit_folds(
+        self, X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
+    ) -> Floats | None:
+        """Fit on all rows and return nested out-of-fold probabilities (n, K); the inner folds are the other folds."""
+        rows = _rows(X, y, folds)
+        if len(rows.parts) < FEWEST_FOLDS:
+            return None
+        proba, done, pairs = np.zeros((len(y), int(y.max()) + 1)), 0, list(combinations(rows.parts, 2))
+        inner = {}
+        for pair in pairs:
+            inner[frozenset(pair)] = _solve(rows.without(*pair), self.penalties)
+            done += 1
+            progress(done, len(pairs) + len(rows.parts))
+        singles = {}
+        for fold in rows.parts:
+            singles[fold] = _solve(rows.without(fold), self.penalties)
+            others = {f: inner[frozenset((f, fold))] for f in rows.parts if f != fold}
+            best, platt, _ = self._chosen(rows, others)
+            at = rows.folds == fold
+            proba[at] = platt(probabilities(_scores(rows.Z[at], singles[fold])[best]))
+            done += 1
+            progress(done, len(pairs) + len(rows.parts))
+        self._settle(rows, singles)
+        return proba
+
+    def _chosen(self, rows: _Rows, models: Mapping[int, _Model]) -> tuple[int, Platt, float]:
+        """Return the best penalty's place, the sigmoid and the error, of models (fold that they lack -> model)."""
+        at = np.isin(rows.folds, list(models))
+        held = np.zeros((len(self.penalties), *rows.targets.shape))
+        for fold, model in models.items():
+            own = rows.folds == fold
+            held[:, own] = _scores(rows.Z[own], model)
+        errors = np.square(held[:, at] - rows.targets[at]).mean(axis=(1, 2))
         best = int(errors.argmin())
-        platt = fit_platt(y, probabilities(held[best]))
-        whole = _moments(Z, targets)
-        W, b = _solve(whole, self.penalties[best : best + 1])
+        return best, fit_platt(rows.y[at], probabilities(held[best, at])), float(errors[best])
+
+    def _settle(self, rows: _Rows, models: Mapping[int, _Model]) -> Self:
+        """Solve on all rows at the penalty that the models, each of which lacks a fold, choose."""
+        best, platt, error = self._chosen(rows, models)
+        k = int(rows.y.max()) + 1
+        model = _solve(rows.without(), self.penalties[best : best + 1])
         shifts = np.array(platt.intercepts)
-        self.coef_ = platt.slope * W[0].T / std
-        self.intercept_ = platt.slope * b[0] + (np.diff(shifts) if k == 2 else shifts) - self.coef_ @ mean
+        self.coef_ = platt.slope * model.weights[0].T / rows.std
+        self.intercept_ = platt.slope * model.intercepts[0] + (np.diff(shifts) if k == 2 else shifts)
+        self.intercept_ -= self.coef_ @ rows.mean
         self.classes_ = np.arange(k)
-        self.chosen_ = {"penalty": float(self.penalties[best]), "held_out_squared_error": float(errors[best])}
+        self.chosen_ = {"penalty": float(self.penalties[best]), "held_out_squared_error": error}
         return self
 
 
-class _Sums:
-    """Sums over rows from which a ridge solution follows; those of a part can be taken away."""
+class _Sums(NamedTuple):
+    """Sums over rows, from which a ridge solution follows; those of some rows can be taken away."""
 
-    def __init__(self, n: int, x: Floats, t: Floats, xx: Floats, xt: Floats) -> None:
-        self.n, self.x, self.t, self.xx, self.xt = n, x, t, xx, xt
+    n: int
+    x: Floats  # (d,)
+    t: Floats  # (K',)
+    xx: Floats  # (d, d)
+    xt: Floats  # (d, K')
 
-    def less(self, part: _Sums) -> _Sums:
-        """Return the sums over the rows that are not in `part`."""
-        return _Sums(self.n - part.n, self.x - part.x, self.t - part.t, self.xx - part.xx, self.xt - part.xt)
+
+class _Rows(NamedTuple):
+    """All rows, standardised as a whole, and the sums over each fold."""
+
+    Z: NDArray[np.float32]  # (n, d)
+    mean: NDArray[np.float32]  # (d,)
+    std: NDArray[np.float32]  # (d,)
+    y: NDArray[np.int64]  # (n,)
+    targets: Floats  # (n, K') -1 and 1; one column for two classes
+    folds: NDArray[np.int64]  # (n,)
+    parts: dict[int, _Sums]  # fold -> its sums
+
+    def without(self, *folds: int) -> _Sums:
+        """Return the sums over the rows of all other folds."""
+        kept = [part for fold, part in self.parts.items() if fold not in folds]
+        sums: Any = [sum(columns) for columns in zip(*kept, strict=True)]
+        return _Sums(*sums)
 
 
-def _moments(Z: NDArray[np.float32], targets: Floats) -> _Sums:
-    """Return the sums over rows; products in float32, which the penalty is far above."""
-    small = targets.astype(np.float32)
-    xx, xt = (Z.T @ Z).astype(np.float64), (Z.T @ small).astype(np.float64)
+class _Model(NamedTuple):
+    """Ridge solutions for each penalty."""
+
+    weights: Floats  # (S, d, K')
+    intercepts: Floats  # (S, K')
+
+
+def _rows(X: Array, y: NDArray[np.int64], folds: NDArray[np.int64]) -> _Rows:
+    mean, std = standardisation(X)
+    Z, k = ((X - mean) / std).astype(np.float32), int(y.max()) + 1
+    targets = 2 * np.eye(k)[y] - 1
+    targets = targets[:, 1:] if k == 2 else targets
+    parts = {f: _summed(Z[folds == f], targets[folds == f]) for f in np.unique(folds).tolist()}
+    return _Rows(Z, mean, std, y, targets, folds, parts)
+
+
+def _summed(Z: NDArray[np.float32], targets: Floats) -> _Sums:
+    """Return the sums over rows; products in float32, whose rounding every penalty is far above."""
+    xx, xt = (Z.T @ Z).astype(np.float64), (Z.T @ targets.astype(np.float32)).astype(np.float64)
     return _Sums(len(Z), Z.sum(axis=0, dtype=np.float64), targets.sum(axis=0), xx, xt)
 
 
-def _solve(sums: _Sums, penalties: Floats) -> tuple[Floats, Floats]:
-    """Return weights (S, d, K') and unpenalised intercepts (S, K') for every penalty a row."""
+def _solve(sums: _Sums, penalties: Floats) -> _Model:
+    """Return the solutions for every penalty, features standardised on these very rows, intercepts not penalised."""
     from scipy.linalg import solve
 
     mean, middle = sums.x / sums.n, sums.t / sums.n
     centred = sums.xx - sums.n * np.outer(mean, mean)
-    right = sums.xt - sums.n * np.outer(mean, middle)
-    weights = []
+    variance = centred.diagonal() / sums.n
+    scale = np.where(variance > 1e-8, 1 / np.sqrt(np.maximum(variance, 1e-8)), 0)
+    centred *= scale
+    centred *= scale[:, None]
+    right = (sums.xt - sums.n * np.outer(mean, middle)) * scale[:, None]
+    matrix, weights = centred.astype(np.float32), []
     for penalty in penalties:
-        regular = centred.copy()
-        np.fill_diagonal(regular, regular.diagonal() + penalty * sums.n)
-        weights.append(solve(regular, right, assume_a="pos", overwrite_a=True, check_finite=False))
-    W = np.stack(weights)
-    return W, middle - mean @ W
+        regular = matrix.copy()
+        np.fill_diagonal(regular, matrix.diagonal() + np.float32(penalty * sums.n))
+        found = solve(regular, right.astype(np.float32), assume_a="pos", overwrite_a=True, check_finite=False)
+        weights.append(found * scale[:, None])
+    W = np.stack(weights).astype(np.float64)
+    return _Model(W, middle - mean @ W)
 
 
-def _held_out_scores(Z: NDArray[np.float32], targets: Floats, folds: NDArray[np.int64], penalties: Floats) -> Floats:
-    """Return the scores (S, n, K') of every row by the solutions that have not seen its fold."""
-    whole = _moments(Z, targets)
-    held = np.empty((len(penalties), *targets.shape))
-    for fold in range(int(folds.max()) + 1):
-        own = folds == fold
-        W, b = _solve(whole.less(_moments(Z[own], targets[own])), penalties)
-        held[:, own] = Z[own].astype(np.float64) @ W + b[:, None]
-    return held
+def _scores(Z: NDArray[np.float32], model: _Model) -> Floats:
+    """Return the scores (S, m, K') of rows (m, d) for every penalty."""
+    return np.asarray(Z.astype(np.float64) @ model.weights + model.intercepts[:, None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from features.pooling import grid
 from models.heads.channels import ROWS, Channels, principal_channels
-from models.heads.head import Array
+from models.heads.head import Array, silent
 from models.heads.linear import Logistic
 
 __all__ = ["Spatial"]
@@ -37,6 +37,19 @@ class Spatial:
         self._linear.fit(self._pyramid(X), y, groups)
         self.classes_, self.chosen_ = self._linear.classes_, self._linear.chosen_
         return self
+
+    def fit_folds(
+        self, X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
+    ) -> NDArray[np.float64] | None:
+        """Fit on all rows and return nested out-of-fold probabilities (n, K), as `Logistic.fit_folds`.
+
+        The channels are learned once, from all rows: labels have no part in them.
+        """
+        self._channels = principal_channels(X, self.channels, seed=self.seed)
+        held = self._linear.fit_folds(self._pyramid(X), y, folds, progress)
+        if held is not None:
+            self.classes_, self.chosen_ = self._linear.classes_, self._linear.chosen_
+        return held
 
     def _pyramid(self, X: Array) -> NDArray[np.float32]:
         """Return the pooled channels of X (n, C, H, W) side by side, (n, 14 c)."""

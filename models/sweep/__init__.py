@@ -11,6 +11,6 @@ stream       the same for features larger than memory, all problems with one pas
 solution     what comes out, in the features' own units: `sweep`, `Sweep`, scores
 """
 
-from models.sweep.solution import Sweep, balanced, decision, out_of_fold, strengths, sweep
+from models.sweep.solution import Sweep, balanced, decision, out_of_fold, predicted, strengths, sweep
 
-__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "strengths", "sweep"]
+__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "predicted", "strengths", "sweep"]

@@ -15,7 +15,7 @@ from models.sweep.design import Moments, Standardised, exact_design, fast_design
 from models.sweep.path import Task, follow
 from models.sweep.stream import follow_rows, sample_size
 
-__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "strengths", "sweep"]
+__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "predicted", "strengths", "sweep"]
 
 Features: TypeAlias = Any  # (n, d): an array, or rows read in slices, with shape, ndim, dtype and len
 _SMALL = 2**20  # features x rows up to which float64 throughout costs nothing
@@ -165,6 +165,14 @@ def out_of_fold(X: Features, result: Sweep, folds: NDArray[np.bool_]) -> NDArray
     count = (~folds).sum(0)[:, None]
     total /= np.where(count > 0, count, np.nan)
     return total
+
+
+def predicted(X: Features, result: Sweep, fold: int) -> NDArray[np.float64]:
+    """Return probabilities (S, n, K) of X (n, d) under one fold's models, for every strength."""
+    _, s, scores, d = result.coef.shape
+    coef, intercept = result.coef[fold].reshape(-1, d), result.intercept[fold].reshape(-1)
+    parts = [_probabilities((x @ coef.T + intercept).reshape(len(x), s, scores)) for _, x in _blocks(X)]
+    return np.concatenate(parts or [np.empty((0, s, max(2, scores)))]).swapaxes(0, 1)
 
 
 def _blocks(X: Features) -> Iterator[tuple[slice, NDArray[np.float64]]]:
