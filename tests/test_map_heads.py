@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Ridge as Reference
 from sklearn.metrics import roc_auc_score
 from test_heads import drawn
@@ -11,7 +12,7 @@ from test_heads import drawn
 from models.folds import grouped_folds
 from models.heads import make_head
 from models.heads.attention import Attention
-from models.heads.channels import principal_channels
+from models.heads.channels import coarse, principal_channels
 from models.heads.maps import MapHead
 from models.heads.ridge import Ridge
 from models.heads.stack import Stack
@@ -137,3 +138,19 @@ def test_all_folds_at_once(name: str) -> None:
     whole = heads[0].predict_proba(X)[:, 1]
     alone = make_head(name, seed=0).fit(X, y, groups).predict_proba(X)[:, 1]
     assert np.corrcoef(whole, alone)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("name", ["map", "attention"])
+def test_large_maps_are_seen_in_parts(name: str) -> None:
+    """Maps of 13 x 13 give what their means over 7 x 7 parts give."""
+    X, y, groups = drawn("maps", n=120)
+    large = np.kron(X.astype(np.float32), np.ones((1, 1, 5, 5), np.float32))[:, :, :13, :13]
+    parts = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(large), 7).numpy()
+    assert np.array_equal(coarse(X), X)
+    np.testing.assert_allclose(coarse(large), parts, atol=1e-5)
+    head = make_head(name).fit(large, y, groups)
+    np.testing.assert_allclose(head.predict_proba(large), head.predict_proba(parts), atol=1e-4)
+    if isinstance(head, MapHead):
+        assert head.class_maps(large).shape == (120, 2, 13, 13)
+    if isinstance(head, Attention):
+        assert head.attention(large).shape == (120, 7, 7)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.channels import ROWS, Channels, principal_channels
+from models.heads.channels import ROWS, Channels, coarse, principal_channels
 from models.heads.descent import descend
 from models.heads.head import Array
 from models.heads.linear import probabilities
@@ -22,7 +22,7 @@ class Attention:
     """Gated attention pooling (Ilse, Tomczak & Welling 2018, arXiv:1802.04712) in the principal channels.
 
     A position with channels z weighs softmax(u' (tanh(V z) * sigmoid(U z))) over the positions; a linear layer reads
-    the weighted mean. Adam with weight decay, early stopping on a grouped fifth of the rows.
+    the weighted mean. Large maps are seen in 7 x 7 parts. Adam with weight decay, early stopping on a grouped fifth.
     """
 
     channels, hidden, rate, decay = 64, 32, 2e-3, 1e-2
@@ -40,7 +40,7 @@ class Attention:
 
         self.classes_ = np.arange(int(y.max()) + 1)
         self._channels = principal_channels(X, self.channels, seed=self.seed)
-        Z, labels = torch.from_numpy(self._channels.project(X)), torch.from_numpy(y)
+        Z, labels = torch.from_numpy(self._channels.positions(X)), torch.from_numpy(y)
         layers = [torch.from_numpy(a).requires_grad_() for a in self._drawn(Z.shape[1])]
         optimiser = torch.optim.AdamW(layers, lr=self.rate, weight_decay=self.decay)
 
@@ -66,9 +66,9 @@ class Attention:
         return [small[0], small[1], look, np.zeros((k, channels), np.float32), np.zeros(k, np.float32)]
 
     def attention(self, X: Array) -> NDArray[np.float32]:
-        """Return the share of every position in the decision, (n, H, W), summing to 1 over positions."""
-        pieces = [self._shares(self._channels.project(X[i : i + ROWS])) for i in range(0, len(X), ROWS)]
-        return np.concatenate(pieces).reshape(len(X), *X.shape[2:])
+        """Return the share of every coarse position in the decision, (n, h, w), summing to 1 over positions."""
+        pieces = [self._shares(self._channels.positions(X[i : i + ROWS])) for i in range(0, len(X), ROWS)]
+        return np.concatenate(pieces).reshape(len(X), *coarse(X[:1]).shape[2:])
 
     def _shares(self, Z: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the attention (n, P) over the positions of projected maps (n, c, P)."""
@@ -83,7 +83,7 @@ class Attention:
         """Return probabilities, (n, K)."""
         pieces = []
         for i in range(0, len(X), ROWS):
-            Z = self._channels.project(X[i : i + ROWS])
+            Z = self._channels.positions(X[i : i + ROWS])
             pooled = (Z @ self._shares(Z)[..., None])[..., 0].astype(np.float64)
             pieces.append(pooled @ self._layers["weights"].T + self._layers["bias"])
         return probabilities(np.concatenate(pieces))

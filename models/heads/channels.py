@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from features.pooling import grid
 from models.heads.head import Array
 
-__all__ = ["ROWS", "Channels", "principal_channels"]
+__all__ = ["ROWS", "Channels", "coarse", "principal_channels"]
 
+SIDE = 7  # positions a side that heads look at; the last maps of most backbones
 ROWS = 256  # pictures converted to float32 at once
 _POSITIONS = 8_192  # positions, of all pictures, that the directions are learned from
 
@@ -20,6 +22,15 @@ class Channels(NamedTuple):
 
     mean: NDArray[np.float32]  # (C,)
     basis: NDArray[np.float32]  # (C, c)
+
+    def positions(self, X: Array) -> NDArray[np.float32]:
+        """Return the principal channels of X (n, C, H, W) at its `coarse` positions, (n, c, P)."""
+        pieces = []
+        for i in range(0, len(X), ROWS):
+            block = X[i : i + ROWS]
+            Z = coarse(self.project(block).reshape(len(block), -1, *block.shape[2:]))
+            pieces.append(Z.reshape(*Z.shape[:2], -1))
+        return np.concatenate(pieces)
 
     def project(self, X: Array) -> NDArray[np.float32]:
         """Return X (n, C, H, W) of any precision as (n, c, H * W), float32."""
@@ -31,6 +42,13 @@ class Channels(NamedTuple):
             block = X[i : i + ROWS].reshape(-1, channels, positions).astype(np.float32)
             np.subtract(self.basis.T @ block, shift, out=out[i : i + ROWS])
         return out
+
+
+def coarse(maps: Array) -> Array:
+    """Return maps (n, c, H, W) averaged to SIDE x SIDE positions; those that are no larger as they are."""
+    if min(maps.shape[2:]) <= SIDE:
+        return maps
+    return grid(maps, SIDE).reshape(*maps.shape[:2], SIDE, SIDE)
 
 
 def principal_channels(X: Array, most: int, *, seed: int = 0) -> Channels:

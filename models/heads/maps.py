@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.channels import ROWS, principal_channels
+from models.heads.channels import ROWS, coarse, principal_channels
 from models.heads.descent import descend
 from models.heads.head import Array
 from models.heads.linear import probabilities
@@ -20,7 +20,8 @@ class MapHead:
     """Logits per position, pooled by log-mean-exp over positions (Pinheiro & Collobert 2015, arXiv:1411.6228).
 
     A plain mean over positions would be a linear head on average-pooled features; log-mean-exp lets the strongest
-    positions speak louder. The convolution is learned in the principal channels, by Adam with weight decay.
+    positions speak louder. Large maps vote in 7 x 7 parts. The convolution is learned in the principal channels, by
+    Adam with weight decay.
     """
 
     channels, rate, decay, sharpness = 128, 4e-3, 1e-2, 1.0
@@ -38,7 +39,7 @@ class MapHead:
 
         self.classes_ = np.arange(int(y.max()) + 1)
         found = principal_channels(X, self.channels, seed=self.seed)
-        Z, labels = torch.from_numpy(found.project(X)), torch.from_numpy(y)
+        Z, labels = torch.from_numpy(found.positions(X)), torch.from_numpy(y)
         weights = torch.zeros(len(self.classes_), Z.shape[1], requires_grad=True)
         bias = torch.zeros(len(self.classes_), requires_grad=True)
         decayed = [{"params": [weights], "weight_decay": self.decay}, {"params": [bias], "weight_decay": 0.0}]
@@ -65,7 +66,7 @@ class MapHead:
 
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         """Return probabilities, (n, K)."""
-        votes = self.class_maps(X).reshape(len(X), len(self._bias), -1).astype(np.float64) * self.sharpness
+        votes = coarse(self.class_maps(X)).reshape(len(X), len(self._bias), -1).astype(np.float64) * self.sharpness
         highest = votes.max(axis=2, keepdims=True)
         pooled = highest[..., 0] + np.log(np.exp(votes - highest).mean(axis=2))
         return probabilities(pooled / self.sharpness)
