@@ -128,9 +128,9 @@ def _rows(X: Array, y: NDArray[np.int64], folds: NDArray[np.int64]) -> _Rows:
 
 
 def _summed(Z: NDArray[np.float32], targets: Floats) -> _Sums:
-    """Return the sums over rows; products in float32, whose rounding every penalty is far above."""
-    xx, xt = (Z.T @ Z).astype(np.float64), (Z.T @ targets.astype(np.float32)).astype(np.float64)
-    return _Sums(len(Z), Z.sum(axis=0, dtype=np.float64), targets.sum(axis=0), xx, xt)
+    """Return the sums over rows, in float64: a feature that only some folds have must cancel in the others."""
+    x = Z.astype(np.float64)
+    return _Sums(len(x), x.sum(axis=0), targets.sum(axis=0), x.T @ x, x.T @ targets)
 
 
 def _solve(sums: _Sums, penalties: Floats) -> _Model:
@@ -144,13 +144,13 @@ def _solve(sums: _Sums, penalties: Floats) -> _Model:
     centred *= scale
     centred *= scale[:, None]
     right = (sums.xt - sums.n * np.outer(mean, middle)) * scale[:, None]
-    matrix, weights = centred.astype(np.float32), []
+    weights = []
     for penalty in penalties:
-        regular = matrix.copy()
-        np.fill_diagonal(regular, matrix.diagonal() + np.float32(penalty * sums.n))
-        found = solve(regular, right.astype(np.float32), assume_a="pos", overwrite_a=True, check_finite=False)
+        regular = centred.copy()
+        np.fill_diagonal(regular, centred.diagonal() + penalty * sums.n)
+        found = solve(regular, right, assume_a="pos", overwrite_a=True, check_finite=False)
         weights.append(found * scale[:, None])
-    W = np.stack(weights).astype(np.float64)
+    W = np.stack(weights)
     return _Model(W, middle - mean @ W)
 
 
