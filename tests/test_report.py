@@ -362,3 +362,16 @@ def test_browser_evil_names_stay_names(browser: Browser, three: Written) -> None
     assert browser.value(line) != before
     assert browser.value("document.getElementById('class-of-curves').value") == "2"
     assert complaints(browser) == []
+
+
+@needs_chromium
+def test_browser_shows_the_first_twenty_of_many_runs(browser: Browser, tmp_path: Path) -> None:
+    """The rest of the ranking waits behind a checkbox, and has no curve."""
+    strengths = [1.6 - 0.05 * i for i in range(24)]
+    many = written(tmp_path, draw_runs(2, strengths=strengths, train=60, test=40))
+    browser.open(many.page)
+    visible = "[...document.querySelectorAll('.ranking tbody tr')].filter((row) => row.offsetHeight).length"
+    assert browser.value(visible) == 20
+    assert browser.value("document.querySelectorAll('[data-run]').length") == 20
+    browser.value("document.getElementById('all-runs').click()")
+    assert browser.value(visible) == 24

@@ -22,6 +22,7 @@ __all__ = ["render_page"]
 
 FOLDER = Path(__file__).parent
 TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
+MOST = 20  # runs in the ranking at first sight, and in the curves
 PRESETS = {"youden": "Youden", "sensitivity>=0.95": "sensitivity ≥ 0.95"}
 
 
@@ -81,6 +82,7 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[
         "legend": [
             (row["name"], figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results["runs"])
         ],
+        "most": MOST,
         "presets": PRESETS,
         "confusion": _shares(chosen["confusion"]),
         "card": _card(data),
@@ -97,7 +99,7 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[st
     names = [row["name"] for row in results["runs"]]
     parts = [sides(shown(by_name[name]), classes) for name in names]
     bootstrap = {name: results["settings"][name] for name in ("n_bootstrap", "level", "seed")}
-    drawn = {kind: figures.curve_figure(kind, names, parts, **bootstrap) for kind in CURVES}
+    drawn = {kind: figures.curve_figure(kind, names[:MOST], parts[:MOST], **bootstrap) for kind in CURVES}
     once = sides(_first_repeat(by_name[chosen["name"]]), classes)  # each picture once, where pictures are counted
     drawn |= {
         "reliability": figures.reliability_figure(once),
