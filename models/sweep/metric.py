@@ -127,7 +127,7 @@ def metric_at(design: Design, p: Array, weight: Array, strength: float) -> Metri
     curvature, d = curvature[:, :, chosen], design.matrix.shape[1]
     if len(chosen) <= min(_KERNEL, d):
         return _dual(design, chosen, curvature, strength)
-    if 1 < p.shape[1] <= _FLOATS**0.5 / (d + 1):
+    if p.shape[1] > 1 and len(p) * (p.shape[1] * (d + 1)) ** 2 <= _FLOATS:
         return _joint(design, p, weight, strength)
     shared = _shared(curvature if len(chosen) < _ALIKE * d else curvature.mean(0)[None], d**2)
     return _Primal(design.arrays, [[_hessian(design, chosen, w, strength) for w in own] for own in shared], False)
@@ -162,10 +162,11 @@ def _hessian(design: Design, rows: NDArray[np.int64], curvature: Array, strength
 
 
 def _joint(design: Design, p: Array, weight: Array, strength: float) -> _Primal:
-    """Return the metric from the Hessian of all classes together, of each fold or, if too large, of the mean fold."""
-    size = p.shape[1] * (design.matrix.shape[1] + 1)
-    if len(p) * size**2 > _FLOATS:
-        p, weight = p.mean(0)[None], weight.mean(0)[None]
+    """Return the metric from the Hessian of all classes together, for each fold.
+
+    Of the mean fold it would be worse than the classes one by one for each fold: on 917 x 512 features of 7 classes 46
+    steps instead of 17.
+    """
     ridge = np.tile(np.append(np.full(design.matrix.shape[1], 1 / strength), 0), p.shape[1])
     return _Primal(
         design.arrays, [[_factor(design, _softmax(design, *own), ridge)] for own in zip(p, weight, strict=True)], True
