@@ -15,6 +15,9 @@ from models.predictions import Predictions, load_predictions, save_predictions
 __all__ = ["Run", "load_run", "load_runs", "runs_root", "save_run"]
 
 
+_NEWEST = {"keys", "protocol", "repeats", "asked_blocks"}  # facts that older forms of run.json lack
+
+
 @dataclass(frozen=True)
 class Run:
     """One line of the comparison. `facts` is what `run.json` holds:
@@ -53,12 +56,12 @@ def save_run(folder: Path, facts: Mapping[str, Any], predictions: Predictions) -
 
 
 def load_facts(folder: Path) -> dict[str, Any] | None:
-    """Return `run.json` of a folder, or None where there is no whole run."""
+    """Return `run.json` of a folder, or None where there is no whole run, or one of an older form."""
     try:
         facts = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) else None
+    return facts if isinstance(facts, dict) and facts.keys() >= _NEWEST else None
 
 
 def load_run(folder: Path) -> Run:
@@ -70,6 +73,6 @@ def load_run(folder: Path) -> Run:
 
 
 def load_runs(dataset: str, labels: str = "classes", protocol: str = "split") -> list[Run]:
-    """Return all whole runs of a data set, sorted by folder."""
-    root = runs_root(dataset, labels, protocol)
-    return [load_run(path.parent) for path in sorted(root.rglob("run.json"))]
+    """Return all whole runs of a data set, sorted by folder; those of an older form are passed over."""
+    folders = (path.parent for path in sorted(runs_root(dataset, labels, protocol).rglob("run.json")))
+    return [load_run(folder) for folder in folders if load_facts(folder) is not None]

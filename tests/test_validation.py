@@ -187,3 +187,16 @@ def test_features_larger_than_memory(
     on_disk = load_predictions(Path(lines[1].split()[-1]) / "predictions.csv", ("normal", "spot"))
     assert np.array_equal(on_disk.ids, in_memory.ids)
     np.testing.assert_allclose(on_disk.proba, in_memory.proba, atol=1e-12)
+
+
+def test_runs_of_an_older_form_are_passed_over(drawn_set: str) -> None:
+    """A run.json that lacks what is needed today counts as no run: it is trained again, and nothing breaks on it."""
+    (line,) = train_heads(drawn_set, "squeezenet1_1", heads="knn")
+    path = Path(line.split()[-1]) / "run.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name != "protocol"}))
+    assert load_runs("spots") == []
+    with pytest.raises(CacheError, match="no trained heads"):
+        compare(drawn_set)
+    train_heads(drawn_set, "squeezenet1_1", heads="knn")
+    assert [run.facts["protocol"] for run in load_runs("spots")] == ["split"]
