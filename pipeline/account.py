@@ -81,12 +81,22 @@ def protocol(results: Mapping[str, Any]) -> list[str]:
     return [
         f"Each head was trained {folds} times, each time on all but one of {folds} folds of the {pictures} "
         f"with classes balanced over the folds{apart}{again}; its predictions for the pictures left out give the "
-        "validation scores. Whatever a head has to choose it chose inside the pictures that it was trained on.",
+        "validation scores. Whatever a head has to choose it chose inside the pictures that it was trained on."
+        + _of_stacks(results["runs"]),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
         _intervals(results["settings"], unit, data["positive"] is not None),
         _comparison(results["settings"], data["positive"] is not None, tested),
     ]
+
+
+def _of_stacks(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not any(row["bases"] for row in rows):
+        return ""
+    return (
+        " A stack learned its weights for a fold from the predictions for the other folds, made by heads that had seen "
+        "that fold: its validation score is a little flattering."
+    )
 
 
 def _decisions(results: Mapping[str, Any]) -> str:

@@ -262,3 +262,16 @@ def test_no_interval_is_outside_its_metric(two: tuple[list[Run], dict[str, Any]]
             assert interval["low"] <= interval["value"] <= interval["high"], name
             assert name == "log_loss" or 0 <= interval["low"] <= interval["high"] <= 1
             assert all(math.isfinite(number) for number in interval.values())
+
+
+def test_a_stack_is_told_to_flatter_itself() -> None:
+    """Where a stack is among the runs, the page says how its validation score came about."""
+    plain = draw_runs(2)
+    assert "A stack learned" not in compare_runs(plain, n_bootstrap=DRAWS)["protocol"][0]
+    stack = make_run(
+        plain[0].predictions, "stack", bases=["a", "b"], view="2 runs", blocks=[], asked_blocks="", pool=""
+    )
+    results = compare_runs([*plain, stack], n_bootstrap=DRAWS)
+    assert "A stack learned" in results["protocol"][0]
+    assert "stack of 2 runs" in [row["name"] for row in results["runs"]]
+    assert any("HEADS=stack" in command for command in results["commands"])
