@@ -17,12 +17,15 @@ BASE_PYTHON ?= python3
 # Variables become flags of the same name: DATASET=colon is --dataset 'colon'. Defaults live in the command itself.
 flag = $(if $($(1)),--$(2) '$($(1))')
 COMMON = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,SEED,seed)
-RECIPE = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,WEIGHTS,weights)
-EXTRACT = $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict)
-TRAIN = $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
+FEATURES = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,WEIGHTS,weights)
+EXTRACT = $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict)
+TRAIN = $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
+THAW = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCHS,epochs) $(call flag,RATE,rate) $(call flag,BATCH_SIZE,batch-size) \
+  $(call flag,VIEWS,views) $(call flag,FLIP,flip) $(call flag,NORM,norm) $(call flag,MIXUP,mixup) $(call flag,DROPOUT,dropout) \
+  $(call flag,CLASS_WEIGHTS,class-weights) $(call flag,AVERAGE,average)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract audit train-heads compare learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
+.PHONY: help setup demo extract audit train-heads finetune compare learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -38,16 +41,19 @@ extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PRE
 	$(RUN) -m pipeline extract $(EXTRACT)
 
 audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS
-	$(RUN) -m pipeline audit $(COMMON) $(RECIPE) $(call flag,LABELS,labels)
+	$(RUN) -m pipeline audit $(COMMON) $(FEATURES) $(call flag,LABELS,labels)
 
 train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET
 	$(RUN) -m pipeline train-heads $(TRAIN)
+
+finetune: $(SET_UP) ## thaw the last blocks, from cached maps  DATASET BACKBONE BLOCKS RECIPE VIEWS EPOCHS RATE NORM PROTOCOL
+	$(RUN) -m pipeline finetune $(COMMON) $(FEATURES) $(THAW) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)
 
 learning-curve: $(SET_UP) ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
-	$(RUN) -m pipeline learning-curve $(COMMON) $(RECIPE) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
+	$(RUN) -m pipeline learning-curve $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)
 
 cache-ls: $(SET_UP) ## every cache entry: bytes, state, age
 	$(RUN) -m pipeline cache-ls $(call flag,DATASET,dataset)
@@ -59,13 +65,13 @@ cache-repair: $(SET_UP) ## compute again just what is damaged   DATASET
 	$(RUN) -m pipeline cache-repair $(call flag,DATASET,dataset) $(call flag,DEVICE,device) $(call flag,WORKERS,workers)
 
 cache-why: $(SET_UP) ## why features are not ready    DATASET BACKBONE and what extract takes
-	$(RUN) -m pipeline cache-why $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(RECIPE)
+	$(RUN) -m pipeline cache-why $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(FEATURES)
 
 cache-gc: $(SET_UP) ## list what a data set needs no more   DATASET BACKBONE, YES=1 removes it
-	$(RUN) -m pipeline cache-gc $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(RECIPE) $(if $(YES),--yes)
+	$(RUN) -m pipeline cache-gc $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(FEATURES) $(if $(YES),--yes)
 
 cache-pack: $(SET_UP) ## features -> one HDF5 file for a colleague   DATASET BACKBONE MAPS OUT
-	$(RUN) -m pipeline cache-pack $(COMMON) $(RECIPE) $(call flag,MAPS,maps) $(call flag,OUT,out)
+	$(RUN) -m pipeline cache-pack $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,OUT,out)
 
 test: $(SET_UP_CHECKS) ## run the tests (set up if need be)
 	$(RUN) -m pytest $(TESTS)

@@ -1,19 +1,24 @@
-"""Feature maps out of the cache row by row, for training that streams them instead of loading them all."""
+"""Feature maps out of the cache, or pictures off the disk, row by row: for training that streams its input."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.backbones.recipe import Recipe
 from features.cache.entry import Entry
 from features.cache.shards import Shard
+from features.datasets.dataset import Source
 from features.errors import CacheError
+from features.images import pixels
 from features.views import load_manifest
 
-__all__ = ["MapStream"]
+__all__ = ["MapStream", "PictureStream"]
 
 
 class MapStream:
@@ -63,3 +68,29 @@ class MapStream:
     ) -> None:
         """Close every shard."""
         self.close()
+
+
+class PictureStream:
+    """Pictures as a backbone sees them, decoded whenever they are read; threads decode side by side."""
+
+    def __init__(
+        self, source: Source, ids: Sequence[str], recipe: Recipe, preprocess: str, *, workers: int = 2
+    ) -> None:
+        """Take the names of the pictures, sorted, and the recipe that says size, mean and standard deviation."""
+        self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
+        self._source, self._geometry, self._workers = source, recipe.geometry(preprocess), workers
+        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.ids)
+
+    def read(self, at: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return pictures `at`, (len(at), 3, S, S) float32, normalised. Raises BadPicture, OSError."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as threads:
+            return np.stack(list(threads.map(self._one, self.ids[at].tolist())))
+
+    def _one(self, picture: str) -> NDArray[np.float32]:
+        values = pixels(self._source.read(picture), self._geometry, name=picture).astype(np.float32)
+        normal = (values / np.float32(255) - self._mean) / self._std  # grey pictures become three channels here
+        return np.asarray(normal, dtype=np.float32)

@@ -17,7 +17,10 @@ from models.folds import grouped_folds
 from models.heads.head import Head, Nested
 from models.predictions import Predictions
 
-__all__ = ["FOLDS", "PROTOCOLS", "Fitted", "OutOfTime", "Protocol", "choose_protocol", "fit", "folds_of", "learned"]
+__all__ = [
+    *("FOLDS", "PROTOCOLS", "Fitted", "OutOfTime", "Protocol"),
+    *("arranged", "choose_protocol", "fit", "folds_of", "learned"),
+]
 
 FOLDS = 5
 
@@ -108,7 +111,7 @@ def fit(
     tested = head.predict_proba(test.X) if len(test.y) else held[0][:0]
     progress(total, total)
     seconds = {"oof": middle - start, "fit": end - middle, "predict": time.perf_counter() - end}
-    return Fitted(_rows(parts[0], plan, held, test, tested), head, seconds)
+    return Fitted(arranged(parts[0], plan, held, test, tested), head, seconds)
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def _together(parts: Sequence[View]) -> tuple[NDArray[np.float32], NDArray[np.in
     return X, y, groups
 
 
-def _rows(
+def arranged(
     dev: View, plan: Sequence[NDArray[np.int64]], held: NDArray[np.float64], test: View, tested: NDArray[np.float64]
 ) -> Predictions:
     """Return predictions sorted by id, the pictures of each repeat below those of the one before."""

@@ -10,6 +10,7 @@ import typer
 
 from features.errors import FirnError
 from pipeline import options as o
+from pipeline.cache_commands import CACHE_VERBS
 
 # Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,6 +113,53 @@ def train_heads(
 
 
 @app.command()
+def finetune(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    blocks: o.Thawed = "1",
+    recipe: o.TrainingRecipe = "adamw",
+    views: o.Views = 1,
+    flip: o.Flip = "none",
+    epochs: o.Epochs = None,
+    rate: o.Rate = None,
+    batch_size: o.ThawBatch = None,
+    norm: o.Norm = None,
+    mixup: o.Mixup = None,
+    dropout: o.Dropout = None,
+    class_weights: o.ClassWeights = None,
+    average: o.Average = None,
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """Thaw: train the last blocks and a classifier from cached maps, as one more run of the comparison."""
+    from pipeline import finetune as verb
+
+    features = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
+    settings = {"epochs": epochs, "rate": rate, "batch": batch_size, "norm": norm, "mixup": mixup, "dropout": dropout}
+    lines = verb.finetune(
+        dataset,
+        backbone,
+        blocks=blocks,
+        recipe=recipe,
+        views=views,
+        flip=flip,
+        labels=labels,
+        protocol=protocol,
+        seed=seed,
+        features=features,
+        class_weights=class_weights,
+        average=average,
+        **settings,
+    )
+    typer.echo("\n".join(lines))
+
+
+@app.command()
 def compare(
     dataset: o.Dataset = o.PNEUMONIA,
     backbone: o.Backbone = "",
@@ -158,82 +206,8 @@ def learning_curve(
     typer.echo("\n".join(lines))
 
 
-@app.command()
-def cache_ls(dataset: o.Dataset = "") -> None:
-    """Every cache entry: pictures, parts, bytes, state, when last used."""
-    from pipeline import cache_ls as verb
-
-    verb.print_entries(verb.list_entries(dataset))
-
-
-@app.command()
-def cache_verify(dataset: o.Dataset = "") -> None:
-    """Read every byte of the cache, or of a pack, and list what is damaged; exit code 2 if anything is."""
-    from pipeline import cache as verb
-
-    lines, well = verb.verify_entries(dataset)
-    typer.echo("\n".join(lines))
-    raise typer.Exit(0 if well else 2)
-
-
-@app.command()
-def cache_repair(dataset: o.Dataset = o.PNEUMONIA, device: o.Device = "auto", workers: o.Workers = 0) -> None:
-    """Take out damaged files and compute just those again."""
-    from pipeline import cache as verb
-
-    typer.echo("\n".join(verb.repair(dataset, device_=device, workers=workers)))
-
-
-@app.command()
-def cache_why(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = o.RESNET18,
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-) -> None:
-    """Say in words whether features are ready and, if not, what changed."""
-    from pipeline import cache_why as verb
-
-    recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
-    typer.echo("\n".join(verb.why(dataset, backbone, **recipe)))
-
-
-@app.command()
-def cache_gc(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = "",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    yes: o.Yes = False,
-) -> None:
-    """List what the data set does not need of its cache any more; --yes removes it."""
-    from pipeline import cache_gc as verb
-
-    recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
-    typer.echo("\n".join(verb.collect(dataset, backbone, yes=yes, **recipe)))
-
-
-@app.command()
-def cache_pack(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = o.RESNET18,
-    out: o.Out = "",
-    maps: o.Maps = "",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """Write features into one HDF5 file that serves train-heads and compare without the pictures."""
-    from pipeline import cache_pack as verb
-
-    recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
-    typer.echo("\n".join(verb.pack(dataset, backbone, out=out, maps=maps, seed=seed, **recipe)))
+for verb_of_the_cache in CACHE_VERBS:
+    app.command()(verb_of_the_cache)
 
 
 def main() -> int:

@@ -20,6 +20,8 @@ VERDICTS = (
     ("higher", "better on the test pictures, which had no part in the choice"),
 )
 
+THAWED = ("recipe", "views", "flip", "epochs", "rate", "norm", "mixup", "dropout", "class_weights", "average")
+
 CHOSEN = {  # by whether there are test pictures
     True: "its validation score is a little flattering for that, while the test pictures had no part in any choice",
     False: "its own score is a little flattering for that; corrected for the choice means scored, over and over, on "
@@ -82,6 +84,7 @@ def protocol(results: Mapping[str, Any]) -> list[str]:
         f"Each head was trained {folds} times, each time on all but one of {folds} folds of the {pictures} "
         f"with classes balanced over the folds{apart}{again}; its predictions for the pictures left out give the "
         "validation scores. Whatever a head has to choose it chose inside the pictures that it was trained on."
+        + _of_thawed(results["runs"], unit)
         + _of_stacks(results["runs"]),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
@@ -97,6 +100,12 @@ def _of_stacks(rows: Sequence[Mapping[str, Any]]) -> str:
         " A stack learned its weights for a fold from the predictions for the other folds, made by heads that had seen "
         "that fold: its validation score is a little flattering."
     )
+
+
+def _of_thawed(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
+    if not any(row["thaw"] for row in rows):
+        return ""
+    return f" Fine-tuned networks stopped early by a tenth of the {unit}s that they were trained on, likewise."
 
 
 def _decisions(results: Mapping[str, Any]) -> str:
@@ -139,7 +148,7 @@ def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: 
     data = (("DATASET", facts.get("asked") or facts["dataset"]),)
     defaults = {"labels": "classes", "protocol": "split"}
     labels = tuple((name.upper(), facts[name]) for name, usual in defaults.items() if facts[name] != usual)
-    single = [row for row in rows if not row["bases"]]
+    single = [row for row in rows if not row["bases"] and not row["thaw"]]
     maps: dict[str, list[str]] = {}
     for row in filter(_on_maps, single):
         maps.setdefault(row["entry"], []).extend(b for b in row["blocks"] if b not in maps.get(row["entry"], ()))
@@ -151,6 +160,7 @@ def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: 
         for row in rows
         if row["bases"]
     ]
+    thawed = [_make("finetune", *data, *labels, *_thawing(row)) for row in rows if row["thaw"]]
     return [
         *(
             _make("extract", *data, ("BACKBONE", names.replace("+", " ")), *settings)
@@ -160,6 +170,7 @@ def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: 
             _make("train-heads", *data, *labels, ("BACKBONE", backbones), ("HEADS", names), *settings)
             for (names, settings), backbones in trained.items()
         ),
+        *dict.fromkeys(thawed),
         *(_make("train-heads", *data, *labels, *settings) for settings in stacks),
         _make("compare", *data, *labels, ("SEED", str(seed))),
     ]
@@ -176,6 +187,18 @@ def _extraction(row: Mapping[str, Any], maps: str) -> Settings:
 
 def _training(row: Mapping[str, Any]) -> Settings:
     return (("BLOCKS", row["asked_blocks"]), ("POOL", row["pool"]), *_pixels(row), ("SEED", str(row["seed"])))
+
+
+def _thawing(row: Mapping[str, Any]) -> Settings:
+    names = {"batch": "BATCH_SIZE"} | {name: name.upper() for name in THAWED}
+    chosen = tuple((names[name], f"{value}") for name, value in row["thaw"].items() if name in names)
+    return (
+        ("BACKBONE", row["backbone"]),
+        ("BLOCKS", row["asked_blocks"]),
+        *chosen,
+        *_pixels(row),
+        ("SEED", str(row["seed"])),
+    )
 
 
 def _pixels(row: Mapping[str, Any]) -> Settings:

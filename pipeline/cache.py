@@ -87,7 +87,9 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
             continue
         way = entry.key.preprocess.partition(":")[0]
         recipe = load_recipe(entry.key.backbone)
-        if recipe.key(preprocess=way, precision=entry.key.precision, stored=entry.key.stored) != entry.key:
+        for_thawing = entry.key.blocks != tuple(recipe.blocks)
+        asked = recipe.key(preprocess=way, precision=entry.key.precision, stored=entry.key.stored)
+        if asked != entry.key and not for_thawing:
             raise CacheError(
                 f"{entry.folder} was filled with other weights or preprocessing than {recipe.name} has now; "
                 f"give those weights back (FIRN_WEIGHTS), or remove the folder and run: make extract"
@@ -95,6 +97,9 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
         for damage in damages:
             say(f"taking out {damage.path}: {damage.reason}")
             damage.path.unlink(missing_ok=True)
+        if for_thawing:
+            lines.append(f"taken out: {entry.folder.name}, {len(damages)} files; make finetune computes them again")
+            continue
         fill([(Request(pictures, recipe, way, device(device_), entry), blocks)], workers=workers)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
     return lines or [f"no entries of {pictures.name}"]

@@ -32,6 +32,20 @@ Protocol = Annotated[
     str, typer.Option(help="split (the publisher's test pictures) or cv (repeated nested cross-validation).")
 ]
 Budget = Annotated[float, typer.Option(min=0, help="Seconds for a search over views and heads; 0 is no search.")]
+Thawed = Annotated[str, typer.Option(help="What is trained: a number of last blocks, names, a module, or all.")]
+TrainingRecipe = Annotated[str, typer.Option(help="adamw (cosine decay), or article (SGD 0.9 with StepLR(10, 0.1)).")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Most epochs; the recipe's own without.")]
+Rate = Annotated[float | None, typer.Option(help="Learning rate; the recipe's own without.")]
+ThawBatch = Annotated[int | None, typer.Option(min=2, help="Pictures per step; 64 without.")]
+Views = Annotated[
+    int, typer.Option(min=1, help="Cached views per picture (shift, turn, zoom, brightness), one an epoch.")
+]
+Flip = Annotated[str, typer.Option(help="none, mirror (left and right), any (quarter turns too): in the views.")]
+Norm = Annotated[str | None, typer.Option(help="Batch normalisation: frozen, or adapt (to the new pictures).")]
+Mixup = Annotated[float | None, typer.Option(min=0, help="Mixup of cached maps, the Beta parameter; 0 is none.")]
+Dropout = Annotated[float | None, typer.Option(min=0, help="Share of the maps' channels that a picture loses.")]
+ClassWeights = Annotated[str | None, typer.Option(help="none or balanced.")]
+Average = Annotated[str | None, typer.Option(help="none, or ema: a moving average of the weights is what is kept.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
 Out = Annotated[str, typer.Option(help="The file to write, ending in .h5; empty is a name below artifacts/packs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is touched.")]

@@ -12,8 +12,14 @@ __all__ = ["say", "shown"]
 _LINE_EVERY = 10.0  # seconds between plain lines
 
 
+_bars: list[Callable[[str], None]] = []  # where lines go while a bar is shown
+
+
 def say(text: str) -> None:
-    """Write one line to stderr; stdout is for results."""
+    """Write one line to stderr, above the bar where one is shown; stdout is for results."""
+    if _bars:
+        _bars[-1](text)
+        return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -36,7 +42,11 @@ def shown(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], No
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        _bars.append(lambda text: bar.console.print(text, markup=False, highlight=False))
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        finally:
+            _bars.pop()
 
 
 def _lines(what: str, unit: str) -> Callable[[int, int], None]:

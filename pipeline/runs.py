@@ -12,9 +12,9 @@ from features.errors import CacheError
 from features.files import artifacts_root, slug, write_whole
 from models.predictions import Predictions, load_predictions, save_predictions
 
-__all__ = ["Run", "load_run", "load_runs", "runs_root", "save_run"]
+__all__ = ["FINETUNED", "Run", "load_run", "load_runs", "runs_root", "save_run"]
 
-
+FINETUNED = "finetuned"  # what stands for the head in a run of a thawed network
 _NEWEST = {"keys", "protocol", "repeats", "asked_blocks"}  # facts that older forms of run.json lack
 
 
@@ -27,12 +27,24 @@ class Run:
     asked_blocks, pool, view (one line), head, about (what the head is), chosen (what the inner folds chose), bases
     (of a stack: the folders of its runs), seed, folds, repeats, seconds {"oof": ..., "fit": ...}, features (d),
     manifest (digest of ids, contents, labels, splits, groups), grouped_by, split_by, note, counts
-    {split: {class: pictures}}, groups {split: number}, versions.
+    {split: {class: pictures}}, groups {split: number}, versions. A fine-tuned network also has pictures_per_second
+    (gone through in training), thaw (its settings) and history (of each fold and of all pictures: the epochs, each
+    epoch, loss, roc_auc, watched_loss, seconds, pictures).
     """
 
     folder: Path
     facts: Mapping[str, Any]
     predictions: Predictions
+
+    @property
+    def pictures_per_second(self) -> float:
+        """Return how many pictures the trainings went through in a second; those of a head go through each once."""
+        if known := self.facts.get("pictures_per_second"):
+            return float(known)
+        folds, seconds = int(self.facts["folds"]), self.facts["seconds"]
+        held = int((self.predictions.fold >= 0).sum())
+        trained = held * (folds - 1) + held / int(self.facts["repeats"])
+        return trained / max(float(seconds["oof"] + seconds["fit"]), 1e-9)
 
     @property
     def name(self) -> str:

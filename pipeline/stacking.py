@@ -14,7 +14,7 @@ from features.errors import CacheError
 from features.views import View
 from models.heads import HEADS, save_head
 from models.predictions import Predictions
-from pipeline.runs import Run, load_runs, runs_root, save_run
+from pipeline.runs import FINETUNED, Run, load_runs, runs_root, save_run
 from pipeline.training import SHARED, Ask, fitted, is_current, run_facts
 
 __all__ = ["train_stack"]
@@ -62,14 +62,19 @@ def train_stack(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequenc
 
 
 def base_runs(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequence[str]) -> list[Run]:
-    """Return the runs that can be combined: of these backbones and heads, on the same pictures and folds."""
+    """Return the runs that can be combined: of these backbones and heads, on the same pictures and folds.
+
+    With all heads come the fine-tuned networks.
+    """
     known = {name for term in backbones for name in term.split("+")}
+    every = {name for name, row in HEADS.items() if row.input != "runs"}
+    wanted = {*heads, FINETUNED} if every <= {*heads} else {*heads}
     runs = [
         run
         for run in load_runs(dataset, ask.labels, ask.protocol)
-        if HEADS[run.facts["head"]].input != "runs"
+        if not run.facts.get("bases")
         and set(run.facts["backbone"].split("+")) <= known
-        and run.facts["head"] in heads
+        and run.facts["head"] in wanted
         and run.facts["seed"] == ask.seed
     ]
     newest = max(runs, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from features.backbones.table import domains
 from features.cache.master import Manifest
 from features.errors import CacheError
 from features.files import slug
@@ -65,7 +66,18 @@ class Stage:
                 f'run: make extract DATASET={dataset} BACKBONE="{names}"'
             )
         self.digest = digests.pop()
+        self._check_unseen()
         self._last: tuple[object, View] | None = None  # one view at a time: maps are large
+
+    def _check_unseen(self) -> None:
+        """Raise CacheError for a backbone that was thawed on these very pictures: it has seen their labels."""
+        dataset = str(self._manifests[0].about["dataset"])
+        for entry in self.entries:
+            if dataset in domains(entry.key.backbone):
+                raise CacheError(
+                    f"{entry.key.backbone} was thawed on {dataset} and has seen the labels of its training pictures: "
+                    f"out-of-fold scores on them would mean nothing; compare by make finetune DATASET={dataset}"
+                )
 
     def train(self, name: str, blocks: str, pool: str, *, insist: bool) -> Path | None:
         """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
@@ -84,9 +96,8 @@ class Stage:
             self._too_large(name, view, insist)
             return None
         fit = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
-        about = {"backbone": self.name, "entry": self._entry_name(), "keys": [asdict(e.key) for e in self.entries]}
         own = {"blocks": [b for some in chosen for b in some], "asked_blocks": blocks, "pool": pool, "view": described}
-        facts = self._shared(view) | about | own | run_facts(name, view, fit) | {"identity": identity}
+        facts = self.facts(view) | own | run_facts(name, view, fit) | {"identity": identity}
         save_head(folder, name, fit.head)
         save_run(folder, facts, fit.predictions)
         return folder
@@ -166,7 +177,8 @@ class Stage:
         keys = [entry.key.digest() for entry in self.entries]
         return hashlib.sha256(f"{parts}{self.digest}{keys}".encode()).hexdigest()
 
-    def _shared(self, view: View) -> dict[str, Any]:
+    def facts(self, view: View) -> dict[str, Any]:
+        """Return the facts that all runs on these features share."""
         about, ask = self._manifests[0].about, self._ask
         splits = np.unique(view.splits)
         counts = {
@@ -184,6 +196,9 @@ class Stage:
             "counts": counts,
             "groups": {str(s): len(np.unique(view.groups[view.splits == s])) for s in splits},
             "versions": {**about["versions"], **_versions()},
+            "backbone": self.name,
+            "entry": self._entry_name(),
+            "keys": [asdict(entry.key) for entry in self.entries],
         }
 
 

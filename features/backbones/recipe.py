@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from features.backbones import weights
-from features.backbones.table import BACKBONES
+from features.backbones.table import BACKBONES, architecture
 from features.cache.key import Key
 from features.files import artifacts_root, write_whole
-from features.images import Geometry
+from features.images import Augmentation, Geometry
 
 __all__ = ["Recipe", "load_recipe"]
 
@@ -33,10 +33,11 @@ class Recipe:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    augmentation: Augmentation | None = None  # how pictures are varied on the way in
 
     def geometry(self, preprocess: str) -> Geometry:
         """Return how a picture is brought to the network's size: "crop", "squash" or "pad"."""
-        return Geometry(preprocess, self.size, self.resize, self.interpolation)
+        return Geometry(preprocess, self.size, self.resize, self.interpolation, self.augmentation)
 
     def key(self, *, preprocess: str, precision: str, stored: str = "float16") -> Key:
         """Return the key of the cache entry that this recipe fills."""
@@ -47,9 +48,11 @@ class Recipe:
 def load_recipe(name: str, given: str | Path | None = None) -> Recipe:
     """Return the recipe of a backbone, from memory where the weights file is as it was, else through torch.
 
-    `given` is a weights file of the user's. Raises UnknownName or BadWeights.
+    "resnet18@pneumonia" is resnet18 as it was thawed on pneumonia. `given` is a weights file of the user's. Raises
+    UnknownName or BadWeights.
     """
-    file = weights.find(name, BACKBONES[name].file, given) if name in BACKBONES else None
+    line = BACKBONES.get(architecture(name))
+    file = weights.find(name, line.file, given) if line else None
     if file is not None and (known := _remembered(_stamp(name, file))):
         return known
     recipe = _make(name, given)

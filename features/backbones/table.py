@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BACKBONES", "Row"]
+__all__ = ["BACKBONES", "Row", "architecture", "domains"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,17 @@ def _row(architecture: str, weights: str, file: str, blocks: str | Mapping[str, 
 _RESNET = "layer1 layer2 layer3 layer4"
 _DENSENET = {f"denseblock{i}": f"features.denseblock{i}" for i in (1, 2, 3)} | {"denseblock4": "relu"}
 _INCEPTION = "maxpool1 maxpool2 Mixed_5d Mixed_6e Mixed_7c"
+
+
+def architecture(name: str) -> str:
+    """Return the row that a backbone's name begins with: resnet18 of "resnet18@pneumonia"."""
+    return name.partition("@")[0]
+
+
+def domains(name: str) -> tuple[str, ...]:
+    """Return the data sets on which a backbone was thawed, first the first: ("pneumonia",) of "resnet18@pneumonia"."""
+    return tuple(name.split("@")[1:])
+
 
 BACKBONES: dict[str, Row] = {
     "alexnet": _row(

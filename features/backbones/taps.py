@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from features.backbones import weights
-from features.backbones.table import BACKBONES, Row
+from features.backbones.table import BACKBONES, Row, architecture
 from features.errors import BadWeights, UnknownName, unknown
 
 if TYPE_CHECKING:
     from features.backbones.recipe import Recipe
 
-__all__ = ["block_shapes", "cut", "load_backbone", "network", "row"]
+__all__ = ["block_shapes", "cut", "load_backbone", "load_weights", "network", "row", "truncated"]
 
 
 def row(name: str) -> Row:
     """Return the hand-checked row of a backbone, or one made for any other torchvision CNN classifier."""
+    name = architecture(name)
     if name in BACKBONES:
         return BACKBONES[name]
     available = torchvision.models.list_models(module=torchvision.models)
@@ -64,23 +66,40 @@ def load_backbone(recipe: Recipe) -> nn.Module:
 
     Raises BadWeights where the file changed since the recipe was made.
     """
-    line = row(recipe.name)
-    module, state = _loaded(line, recipe)
+    whole = network(row(recipe.name), "meta")
+    module = cut(whole, _nodes(recipe))
+    state = load_weights(module, whole, recipe)
     if weights.digest(state) != recipe.weights:
         raise BadWeights(f"{recipe.file} changed while it was in use; run the command again")
-    return module
+    return module.requires_grad_(False).eval()
 
 
-def _loaded(line: Row, recipe: Recipe) -> tuple[nn.Module, dict[str, Tensor]]:
-    whole = network(line, "meta")
-    module = cut(whole, line.blocks)
+def load_weights(module: nn.Module, whole: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Give a part of a network on the meta device the numbers of a recipe's file; return them in float32."""
     state = weights.select(weights.read_state(recipe.file), module.state_dict(), whole.state_dict(), recipe.file)
     module.load_state_dict(state, strict=False, assign=True)
     for child in module.modules():
         for name, buffer in child.named_buffers(recurse=False):
             if buffer.is_meta:
                 setattr(child, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
-    return module.requires_grad_(False).eval(), state
+    return state
+
+
+def truncated(recipe: Recipe, block: str) -> Recipe:
+    """Return the recipe of the part of a network that ends after one block or module: of a trunk."""
+    whole, node = network(row(recipe.name), "meta"), _node(recipe, block)
+    module = cut(whole, {block: node})
+    shapes = block_shapes(module, recipe.size)
+    return replace(recipe, blocks=shapes, weights=weights.digest(load_weights(module, whole, recipe)))
+
+
+def _node(recipe: Recipe, block: str) -> str:
+    """Return the graph node after which a block ends; a module that is no block of the table ends after itself."""
+    return row(recipe.name).blocks.get(block, block)
+
+
+def _nodes(recipe: Recipe) -> dict[str, str]:
+    return {block: _node(recipe, block) for block in recipe.blocks}
 
 
 def _stages(name: str, model: nn.Module, size: int) -> dict[str, str]:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from features.backbones.table import architecture, domains
 from features.errors import BadWeights
+from features.files import artifacts_root
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BUNDLED", "digest", "find", "read_state", "select"]
+__all__ = ["BUNDLED", "digest", "find", "read_state", "select", "thawed_root"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -30,13 +32,23 @@ def find(name: str, file: str, given: str | Path | None = None) -> Path | None:
         if not Path(given).is_file():
             raise BadWeights(f"no weights file {given}; give an existing .pth or .safetensors as WEIGHTS=")
         return Path(given)
-    folders = [BUNDLED]
+    folders = [thawed_root(), BUNDLED]
     if chosen := os.environ.get("FIRN_WEIGHTS"):
         if not Path(chosen).is_dir():
             raise BadWeights(f"FIRN_WEIGHTS={chosen} is no folder; unset it or point it at <backbone>.pth files")
         folders.insert(0, Path(chosen))
     candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
+    if passed := domains(name):
+        if found := next((path for path in candidates if path.is_file()), None):
+            return found
+        first, command = architecture(name), f"make finetune DATASET={passed[-1]} BACKBONE={name.rpartition('@')[0]}"
+        raise BadWeights(f"{name} is {first} as it was thawed on {passed[-1]}, which was not done yet; run: {command}")
     return next((path for path in [*candidates, _downloads() / file] if path.is_file()), None)
+
+
+def thawed_root() -> Path:
+    """Return the folder of backbones that were thawed on a data set: <backbone>@<data set>.safetensors."""
+    return artifacts_root() / "backbones"
 
 
 def _downloads() -> Path:

@@ -66,7 +66,12 @@ def survey(entry: Entry, dataset: Dataset, digests: Digests, asked: Key) -> Surv
     if is_busy(entry):
         return Survey([], [f"{entry.folder}: a writer is at work on it"])
     if entry.key != asked:
-        return Survey([Waste(entry.folder, bytes_below(entry.folder), "; ".join(entry.key.differences(asked)))], [])
+        why = "; ".join(entry.key.differences(asked))
+        if entry.key.blocks != asked.blocks:
+            why = (
+                f"maps for make finetune, which makes them again: {', '.join(entry.key.blocks)}, {entry.key.preprocess}"
+            )
+        return Survey([Waste(entry.folder, bytes_below(entry.folder), why)], [])
     left = abandoned(entry.folder) + abandoned(entry.shards)
     try:
         manifest = entry.manifest()

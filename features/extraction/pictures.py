@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.datasets.dataset import Source
 from features.errors import FirnError
-from features.images import Geometry, pixels
+from features.images import Geometry, several_pixels
 
 __all__ = ["Prepared", "prepare"]
 
@@ -88,7 +88,7 @@ def _one(
         data = source.read(picture)
         sha256 = hashlib.sha256(data).hexdigest().encode()
         needed = wanted(sha256)
-        arrays = tuple(pixels(data, g, name=picture) for g in geometries) if needed else ()
+        arrays = several_pixels(data, geometries, name=picture) if needed else ()
         return Prepared(index, sha256, arrays, "", time.perf_counter() - start)
     except OSError as error:
         return Prepared(index, b"", (), f"{picture}: {error.strerror or error}", time.perf_counter() - start)

@@ -1,6 +1,7 @@
 """Bytes -> pixels: JPEG, PNG, TIFF, BMP, GIF, DICOM and `.npy`, grey or colour, 1 to 64 bits.
 
-bytes --formats--> image (grey or 8-bit colour) or three (deep colour) --geometry--> square --> uint8 or float32
+bytes --formats--> image (grey or 8-bit colour) or three (deep colour) --geometry--> square --augmentation--> uint8 or
+float32
 
 Eight-bit pictures keep their values. Deeper ones become float32 on the same 0..255 scale without losing their low bits:
 grey from the picture's own minimum..maximum (or the window that a DICOM file brings), colour from the full range.
@@ -10,8 +11,20 @@ Whatever cannot be read raises `BadPicture`; no warning of any decoder gets out.
 
 from __future__ import annotations
 
-from features.images.decoding import decode, describe, pixels
+from features.images.augmentation import Augmentation
+from features.images.decoding import decode, describe, pixels, several_pixels
 from features.images.geometry import PREPROCESS, Geometry
 from features.images.picture import MAX_PIXELS, Picture, PictureFacts
 
-__all__ = ["MAX_PIXELS", "PREPROCESS", "Geometry", "Picture", "PictureFacts", "decode", "describe", "pixels"]
+__all__ = [
+    "MAX_PIXELS",
+    "PREPROCESS",
+    "Augmentation",
+    "Geometry",
+    "Picture",
+    "PictureFacts",
+    "decode",
+    "describe",
+    "pixels",
+    "several_pixels",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ from features.images.geometry import Geometry, fit
 from features.images.picture import MAX_PIXELS, Picture, PictureFacts
 from features.images.quiet import hushed
 
-__all__ = ["decode", "describe", "pixels"]
+__all__ = ["decode", "describe", "pixels", "several_pixels"]
 
 
 def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -25,9 +25,20 @@ def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] |
     from several threads, which then run side by side. Raises `BadPicture`, which begins with `name`, for anything that
     cannot be read.
     """
+    return several_pixels(data, (geometry,), name=name)[0]
+
+
+def several_pixels(
+    data: bytes, geometries: Sequence[Geometry], *, name: str
+) -> tuple[NDArray[np.uint8] | NDArray[np.float32], ...]:
+    """Return what `pixels` returns for each geometry; decoded once, and fitted once for all views."""
+    squares: dict[Geometry, NDArray[np.uint8] | NDArray[np.float32]] = {}
     with _blaming(name):
-        square = [fit(plane, geometry) for plane in _planes(data)]
-        return _channels_first(square)
+        planes = _planes(data)
+        for plain in {geometry.plain() for geometry in geometries}:
+            squares[plain] = _channels_first([fit(plane, plain) for plane in planes])
+    views = ((squares[geometry.plain()], geometry.augmentation) for geometry in geometries)
+    return tuple(augmentation(square, data) if augmentation else square for square, augmentation in views)
 
 
 def decode(data: bytes, *, name: str) -> Picture:

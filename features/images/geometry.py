@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from features.errors import BadPicture, FirnError, unknown
+from features.images.augmentation import Augmentation
 from features.images.picture import MAX_PIXELS
 
 __all__ = ["INTERPOLATIONS", "PREPROCESS", "Geometry", "Way", "fit"]
@@ -23,6 +24,7 @@ class Geometry:
     size: int  # final side in pixels
     resize: int  # short side before a centre crop; the other ways do not look at it
     interpolation: str  # a row of INTERPOLATIONS
+    augmentation: Augmentation | None = None  # how the square is varied
 
     def __post_init__(self) -> None:
         """Refuse names that are in no table (`UnknownName`) and sides below 1 (`FirnError`)."""
@@ -35,7 +37,12 @@ class Geometry:
 
     def describe(self) -> str:
         """Return one canonical line, which says all that changes the pixels and nothing else."""
-        return f"{self.how}: " + PREPROCESS[self.how].line.format(geometry=self)
+        line = f"{self.how}: " + PREPROCESS[self.how].line.format(geometry=self)
+        return f"{line}; {self.augmentation.describe()}" if self.augmentation else line
+
+    def plain(self) -> Geometry:
+        """Return the geometry without its augmentation."""
+        return replace(self, augmentation=None)
 
 
 @dataclass(frozen=True)

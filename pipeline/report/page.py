@@ -15,6 +15,7 @@ from pipeline.report import figures
 from pipeline.report.curves import CURVES, operating_table, sides
 from pipeline.report.learning import learning_figure
 from pipeline.report.ranking import ranking_columns, ranking_rows
+from pipeline.report.training import training_figures
 from pipeline.runs import Run
 from pipeline.scores import shown
 
@@ -88,6 +89,7 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[
         "card": _card(data),
         "versions": _versions(results["runs"]),
         "learning": learning,
+        "thawed": any(row["history"] for row in results["runs"]),
         "data": _drawn(results, runs, learning),
     }
 
@@ -106,6 +108,7 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[st
         "decision": figures.decision_figure(once),
         "cost": figures.cost_figure(results["runs"]),
         **({"learning": learning_figure(learning)} if learning else {}),
+        **training_figures(results["runs"]),
     }
     if len(parts[0]) > 1:
         return {"figures": drawn, "operating": None}

@@ -46,14 +46,17 @@ def _table(results: Mapping[str, Any]) -> Table:
     for name in COLUMNS:
         table.add_column(SHORT[name], justify="right", no_wrap=True, min_width=6)
     table.add_column("train\ns", justify="right", no_wrap=True, min_width=6)
+    thawed = any(row["thaw"] for row in results["runs"])  # else the rate says no more than the seconds
+    if thawed:
+        table.add_column("pict.\n/s", justify="right", no_wrap=True, min_width=6)
     table.add_column("vs\nchosen", no_wrap=True)
     for row in results["runs"]:
         chosen = row["name"] == results["chosen"]
-        table.add_row(*map(Text, _cells(row, chosen)), style="bold" if chosen else "")
+        table.add_row(*map(Text, _cells(row, chosen, thawed)), style="bold" if chosen else "")
     return table
 
 
-def _cells(row: Mapping[str, Any], chosen: bool) -> list[str]:
+def _cells(row: Mapping[str, Any], chosen: bool, thawed: bool) -> list[str]:
     shown = row["test"] or row["validation"]
     areas = [_plain(row["validation"]["roc_auc"])] if row["test"] else []
     versus = row["against_chosen"]
@@ -64,6 +67,7 @@ def _cells(row: Mapping[str, Any], chosen: bool) -> list[str]:
         with_interval(shown["roc_auc"]),
         *(_plain(shown[name]) for name in COLUMNS),
         f"{row['seconds']['fit'] + row['seconds']['oof']:.3g}",
+        *([f"{row['pictures_per_second']:,.0f}"] if thawed else []),
         "chosen" if chosen else WORDS[versus["verdict"]] if versus else "–",
     ]
 

@@ -1,0 +1,111 @@
+"""What a thawed network is trained on: rows of one or several views of every picture, read a little ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import CacheError
+
+__all__ = ["Batch", "Inputs", "Stream", "batches", "epoch_plan"]
+
+_AHEAD = 3  # batches
+
+
+class Stream(Protocol):
+    """One view of all pictures: `features.streams.MapStream` or `PictureStream`."""
+
+    ids: NDArray[np.str_]  # (n,) sorted
+
+    def read(self, at: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Return rows `at`, (len(at), C, H, W)."""
+
+
+class Inputs:
+    """Views of the same pictures; row i is picture `ids[i]` in every view."""
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.ids, self._streams = streams[0].ids, tuple(streams)
+        for number, stream in enumerate(streams):
+            if not np.array_equal(stream.ids, self.ids):
+                raise CacheError(
+                    f"view {number} has other pictures than view 0; run: make extract, then the same again"
+                )
+
+    @property
+    def views(self) -> int:
+        """Return the number of views."""
+        return len(self._streams)
+
+    def read(self, at: NDArray[np.intp], view: NDArray[np.intp]) -> NDArray[Any]:
+        """Return picture at[i] in view[i], (len(at), C, H, W)."""
+        wanted = np.unique(view).tolist()
+        if len(wanted) == 1:
+            only: NDArray[Any] = self._streams[wanted[0]].read(at)
+            return only
+        pieces = {number: self._streams[number].read(at[view == number]) for number in wanted}
+        out = np.empty((len(at), *pieces[wanted[0]].shape[1:]), pieces[wanted[0]].dtype)
+        for number, piece in pieces.items():
+            out[view == number] = piece
+        return out
+
+
+class Batch(NamedTuple):
+    """Which pictures in which views, and how they are varied on the way in."""
+
+    rows: NDArray[np.intp]  # (b,)
+    view: NDArray[np.intp]  # (b,)
+    mixed: float = 1.0  # share of the picture itself in the mixture
+    partner: NDArray[np.intp] | None = None  # (b,) places in the batch of the pictures that are mixed in
+    kept: NDArray[np.bool_] | None = None  # (b, C) channels that are not dropped
+
+
+def epoch_plan(
+    rows: NDArray[np.intp],
+    *,
+    batch: int,
+    views: int,
+    channels: int,
+    mixup: float,
+    dropout: float,
+    rng: np.random.Generator,
+) -> list[Batch]:
+    """Return the batches of one epoch: all rows shuffled, one view drawn for each, in batches of nearly equal size.
+
+    `mixup` is the Beta parameter of manifold mixup (Verma et al. 2019, arXiv:1806.05236), `dropout` the share of
+    channels of the boundary's maps that a picture loses (Tompson et al. 2015, arXiv:1411.4280); 0 switches either off.
+    """
+    order = rng.permutation(rows)
+    drawn = rng.integers(views, size=len(order))
+    plan = []
+    for at in np.array_split(np.arange(len(order)), max(1, round(len(order) / batch))):
+        share, partner, kept = 1.0, None, None
+        if mixup:
+            share, partner = float(rng.beta(mixup, mixup)), rng.permutation(len(at))
+        if dropout:
+            kept = rng.random((len(at), channels)) >= dropout
+        plan.append(Batch(order[at], drawn[at], share, partner, kept))
+    return plan
+
+
+def batches(inputs: Inputs, plan: Iterable[Batch]) -> Iterator[tuple[Batch, NDArray[Any]]]:
+    """Yield the batches of a plan with their rows, which a thread reads ahead."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming: deque[tuple[Batch, Future[NDArray[Any]]]] = deque()
+        try:
+            for batch in plan:
+                coming.append((batch, pool.submit(inputs.read, batch.rows, batch.view)))
+                if len(coming) > _AHEAD:
+                    ready, future = coming.popleft()
+                    yield ready, future.result()
+            while coming:
+                ready, future = coming.popleft()
+                yield ready, future.result()
+        finally:
+            for _, future in coming:
+                future.cancel()
