@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from features.errors import FirnError
@@ -51,13 +53,15 @@ def test_a_view_belongs_to_the_content() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shape_dtype_and_scale_stay(dtype: type, channels: int) -> None:
     """For every kind of square that the images package gives."""
-    square = np.random.default_rng(0).uniform(0, 255, (channels, 33, 33)).astype(dtype)
+    square: NDArray[Any] = np.random.default_rng(0).uniform(0, 255, (channels, 33, 33)).astype(dtype)
     strong = Augmentation(1, brightness=0.9, contrast=0.9, flip=True, turns=True)
     for content in (b"a", b"b", b"c"):
-        out = strong(square, content)
-        assert (out.shape, out.dtype) == (square.shape, square.dtype)
-        assert out.min() >= 0 <= 255 >= out.max()
-        assert out.flags.c_contiguous
+        for view in (strong, replace(STILL, flip=True, turns=True), STILL):
+            out = view(square, content)
+            assert (out.shape, out.dtype) == (square.shape, square.dtype)
+            assert out.min() >= 0 <= 255 >= out.max()
+            assert out.flags.c_contiguous
+            assert not np.shares_memory(out, square)
 
 
 def test_a_shift_is_within_its_amplitude_and_drawn_both_ways() -> None:
@@ -83,6 +87,45 @@ def test_a_turn_leaves_the_middle_and_mirrors_the_border() -> None:
     square = np.zeros((1, 51, 51), np.uint8)
     square[0, 24:27, 24:27] = 200
     assert all(only(square, str(i).encode())[0, 25, 25] > 150 for i in range(10))
+
+
+def test_turns_and_zooms_are_within_their_amplitudes_and_drawn_both_ways() -> None:
+    """Read off two bright dots 60 pixels apart: their angle and their distance."""
+    square = np.zeros((1, 101, 101), np.float32)
+    square[0, 49:52, [19, 20, 21, 79, 80, 81]] = 255
+    left = np.arange(101) < 50
+
+    def dots(only: Augmentation, content: bytes) -> tuple[float, float]:
+        view = only(square, content).astype(float)[0]
+        yy, xx = np.indices(view.shape)
+        (y0, x0), (y1, x1) = (
+            [(view * yy * half).sum() / (view * half).sum(), (view * xx * half).sum() / (view * half).sum()]
+            for half in (left, ~left)
+        )
+        return float(np.degrees(np.arctan2(y1 - y0, x1 - x0))), float(np.hypot(y1 - y0, x1 - x0) / 60)
+
+    turned = np.array([dots(replace(STILL, degrees=10.0), str(i).encode()) for i in range(60)])
+    zoomed = np.array([dots(replace(STILL, zoom=0.2), str(i).encode()) for i in range(60)])
+    both = np.array([dots(replace(STILL, degrees=10.0, zoom=0.2), str(i).encode()) for i in range(60)])
+    assert (np.abs(both - np.column_stack([turned[:, 0], zoomed[:, 1]])).max(axis=0) < [0.3, 0.01]).all()
+    assert np.abs(turned[:, 1] - 1).max() < 0.01
+    assert np.abs(zoomed[:, 0]).max() < 0.5
+    assert -10.3 < turned[:, 0].min() < -6 < 6 < turned[:, 0].max() < 10.3
+    assert 0.79 < zoomed[:, 1].min() < 0.9 < 1.1 < zoomed[:, 1].max() < 1.21
+
+
+def test_light_and_contrast_are_within_their_amplitudes_and_drawn_both_ways() -> None:
+    """Brightness moves the mean and leaves the spread; contrast the other way round."""
+    square = np.random.default_rng(0).uniform(100, 140, (1, 32, 32)).astype(np.float32)
+
+    def drawn(**amplitudes: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        views = [replace(STILL, number=i, **amplitudes)(square, b"x") for i in range(60)]
+        means, spreads = np.array([v.mean() for v in views], float), np.array([v.std() for v in views], float)
+        return (means - square.mean()) / 255, spreads / square.std() - 1
+
+    for (moved, kept), most in ((drawn(brightness=0.2), 0.2), (drawn(contrast=0.3)[::-1], 0.3)):
+        assert np.abs(kept).max() < 1e-5
+        assert -most - 1e-5 < moved.min() < -most / 2 < most / 2 < moved.max() < most + 1e-5
 
 
 def test_flips_only_where_asked_for() -> None:
@@ -116,5 +159,13 @@ def test_the_line_says_everything() -> None:
     assert len(lines) == len(fields(view)) + 1
     assert PLAIN.describe() == "squash: whole picture to 64 x 64 (bilinear, antialias)"
     assert replace(PLAIN, augmentation=view).describe() == f"{PLAIN.describe()}; {view.describe()}"
-    with pytest.raises(FirnError, match="zoom below 1"):
-        Augmentation(1, zoom=1.0)
+    assert STILL.describe() == replace(STILL, shift=0.0, degrees=0.0).describe()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"zoom": 1.0}, {"shift": -0.1}, {"shift": np.nan}, {"degrees": np.inf}, {"seed": -1}, {"number": -1}]
+)
+def test_numbers_that_make_no_view_are_refused(wrong: dict[str, Any]) -> None:
+    """In one line, before any picture is read."""
+    with pytest.raises(FirnError, match=r"expected .* got view number"):
+        replace(STILL, **wrong)

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,15 @@ from features.datasets import load_dataset
 from features.errors import BadPicture
 from features.extraction import Job, Outcome, extract
 from features.extraction.forward import Forward, to_arrays
-from features.images import Geometry, pixels
+from features.images import Augmentation, Geometry, Picture, decoding, pixels
 from features.views import map_view, pooled_view
 
 ROOT = Path(__file__).parents[1]
 
 
-def job(folder: Path, *, precision: str = "float32", maps: tuple[str, ...] = (), name: str = "") -> Job:
-    """Return the job of filling a squeezenet1_1 entry."""
-    recipe = load_recipe("squeezenet1_1")
+def job(folder: Path, *, precision: str = "float32", maps: tuple[str, ...] = (), name: str = "", view: int = 0) -> Job:
+    """Return the job of filling a squeezenet1_1 entry, of a view of the pictures where `view` is not 0."""
+    recipe = replace(load_recipe("squeezenet1_1"), augmentation=Augmentation(view) if view else None)
     entry = open_entry(name or load_dataset(str(folder)).name, recipe.key(preprocess="squash", precision=precision))
     return Job(entry, recipe, "squash", maps)
 
@@ -178,21 +179,28 @@ def test_interruption_keeps_what_was_done(spots: Path, tmp_path: Path, stop: typ
 
 
 def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two lanes give what two runs give, and each picture is decoded once."""
+    """Three lanes, one of them a view, give what three runs give, and each picture is decoded once."""
     dataset = load_dataset(str(spots))
-    alone = [job(spots, name=f"alone{p}", precision=p) for p in ("float32", "bfloat16")]
+    asked: list[dict[str, Any]] = [{}, {"precision": "bfloat16"}, {"view": 1}]
+    alone = [job(spots, name=f"alone{i}", **one) for i, one in enumerate(asked)]
     for one in alone:
         run(spots, one)
-    together = [job(spots, precision=p) for p in ("float32", "bfloat16")]
-    import features.extraction.pictures as pictures
+    together = [job(spots, **one) for one in asked]
+    assert len({one.entry.key.folder() for one in together}) == 3
+    decoded: list[bytes] = []
+    planes = decoding._planes
 
-    decoded: list[str] = []
-    real: Callable[..., object] = pictures.pixels
-    monkeypatch.setattr(pictures, "pixels", lambda *a, name: (decoded.append(name), real(*a, name=name))[1])
+    def noting(data: bytes) -> Picture:
+        decoded.append(data)
+        return planes(data)
+
+    monkeypatch.setattr(decoding, "_planes", noting)
     extract(dataset, together, batch_size=4, shard_rows=6, workers=2)
-    assert sorted(decoded) == dataset.ids
+    assert sorted(decoded) == sorted((spots / picture).read_bytes() for picture in dataset.ids)
     for one, other in zip(alone, together, strict=True):
         assert same(everything(one.entry), everything(other.entry))
+    plain, _, view = (everything(one.entry)[0] for one in together)
+    assert not np.array_equal(plain, view)
 
 
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

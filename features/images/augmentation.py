@@ -15,6 +15,7 @@ from features.errors import FirnError
 __all__ = ["Augmentation"]
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
+_AMPLITUDES = ("shift", "degrees", "zoom", "brightness", "contrast")
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,17 @@ class Augmentation:
     turns: bool = False  # quarter turns, for pictures that have no up
 
     def __post_init__(self) -> None:
-        """Refuse amplitudes that make no sense."""
-        if min(self.shift, self.degrees, self.zoom, self.brightness, self.contrast) < 0 or self.zoom >= 1:
-            raise FirnError(f"expected amplitudes of 0 or more, and a zoom below 1, got {self.describe()}")
+        """Refuse numbers from which no view can be drawn."""
+        amplitudes = [getattr(self, name) for name in _AMPLITUDES]
+        if not all(0 <= amplitude < math.inf for amplitude in amplitudes) or self.zoom >= 1:
+            raise FirnError(f"expected finite amplitudes of 0 or more, and a zoom below 1, got {self.describe()}")
+        if min(self.number, self.seed) < 0:
+            raise FirnError(f"expected a number and a seed of 0 or more, got {self.describe()}")
 
     def describe(self) -> str:
         """Return one line that says all that changes the pixels."""
-        return "view " + ", ".join(f"{name} {value}" for name, value in asdict(self).items())
+        values = asdict(self) | {name: float(getattr(self, name)) for name in _AMPLITUDES}  # 0 and 0.0 are one view
+        return "view " + ", ".join(f"{name} {value}" for name, value in values.items())
 
     def __call__(self, square: Pixels, content: bytes) -> Pixels:
         """Return a square (C, S, S), uint8 or float32 on the scale 0..255, as this view of the picture shows it.
@@ -46,7 +51,7 @@ class Augmentation:
         `content` are the picture's encoded bytes, from whose sha256 the view is drawn. The square is resampled once;
         beyond its border it is mirrored, so that no black corner tells the angle.
         """
-        seeds = np.frombuffer(hashlib.sha256(content).digest(), np.uint32).tolist()
+        seeds = np.frombuffer(hashlib.sha256(content).digest(), "<u4").tolist()
         rng = np.random.default_rng([self.number, self.seed, *seeds])
         x, y, angle, zoom, light, contrast = rng.uniform(-1, 1, 6).tolist()  # all, so that one setting moves no other
         mirrored, quarters = rng.random() < 0.5, int(rng.integers(4))

@@ -35,7 +35,7 @@ def several_pixels(
     squares: dict[Geometry, NDArray[np.uint8] | NDArray[np.float32]] = {}
     with _blaming(name):
         planes = _planes(data)
-        for plain in {geometry.plain() for geometry in geometries}:
+        for plain in dict.fromkeys(geometry.plain() for geometry in geometries):
             squares[plain] = _channels_first([fit(plane, plain) for plane in planes])
     views = ((squares[geometry.plain()], geometry.augmentation) for geometry in geometries)
     return tuple(augmentation(square, data) if augmentation else square for square, augmentation in views)
