@@ -23,9 +23,11 @@ TRAIN = $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks
 THAW = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCHS,epochs) $(call flag,RATE,rate) $(call flag,BATCH_SIZE,batch-size) \
   $(call flag,VIEWS,views) $(call flag,FLIP,flip) $(call flag,NORM,norm) $(call flag,MIXUP,mixup) $(call flag,DROPOUT,dropout) \
   $(call flag,CLASS_WEIGHTS,class-weights) $(call flag,AVERAGE,average)
+EXPLAIN = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,HEADS,heads) $(call flag,LABELS,labels) \
+  $(call flag,PROTOCOL,protocol) $(call flag,PER_ROW,per-row) $(call flag,WEIGHTS,weights)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract audit train-heads finetune compare learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
+.PHONY: help setup demo extract audit train-heads finetune compare explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -51,6 +53,9 @@ finetune: $(SET_UP) ## thaw the last blocks, from cached maps  DATASET BACKBONE 
 
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)
+
+explain: $(SET_UP) ## hits and misses under class maps  DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
+	$(RUN) -m pipeline explain $(EXPLAIN)
 
 learning-curve: $(SET_UP) ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 	$(RUN) -m pipeline learning-curve $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)

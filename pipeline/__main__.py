@@ -206,6 +206,25 @@ def learning_curve(
     typer.echo("\n".join(lines))
 
 
+@app.command()
+def explain(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    heads: o.Explained = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    per_row: o.PerRow = 6,
+    weights: o.Weights = "",
+) -> None:
+    """Contact sheet of what a run got right and wrong, with class maps laid over the pictures."""
+    from pipeline import explain as verb
+
+    lines = verb.explain(
+        dataset, backbone, heads=heads, labels=labels, protocol=protocol, per_row=per_row, weights=weights
+    )
+    typer.echo("\n".join(lines))
+
+
 for verb_of_the_cache in CACHE_VERBS:
     app.command()(verb_of_the_cache)
 

@@ -46,6 +46,13 @@ Mixup = Annotated[float | None, typer.Option(min=0, help="Mixup of cached maps, 
 Dropout = Annotated[float | None, typer.Option(min=0, help="Share of the maps' channels that a picture loses.")]
 ClassWeights = Annotated[str | None, typer.Option(help="none or balanced.")]
 Average = Annotated[str | None, typer.Option(help="none, or ema: a moving average of the weights is what is kept.")]
+Explained = Annotated[
+    str,
+    typer.Option(
+        help="Heads with class maps, a sheet each: logistic sgd lda ridge map finetuned; empty is the best run."
+    ),
+]
+PerRow = Annotated[int, typer.Option(min=2, help="Pictures in a line of the sheet.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
 Out = Annotated[str, typer.Option(help="The file to write, ending in .h5; empty is a name below artifacts/packs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is touched.")]

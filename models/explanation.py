@@ -1,0 +1,97 @@
+"""Class maps: where in a picture the evidence for each class lies, exact where a head ends in a mean over positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from models.finetuning.network import Thawed
+
+__all__ = ["ClassMaps", "asked_maps", "grad_cam", "hires_cam", "linear_class_maps", "network_class_maps"]
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+class ClassMaps(NamedTuple):
+    """What each position says for each class: mean over positions + bias is the logit, whose softmax the probability.
+
+    Two classes with one logit have it as two of half the size and opposite sign: class 1 less class 0 is that logit.
+    """
+
+    evidence: Floats  # (n, K, H, W)
+    bias: Floats  # (K,)
+
+    def logits(self) -> Floats:
+        """Return the logits, (n, K)."""
+        return np.asarray(self.evidence.mean(axis=(2, 3)) + self.bias)
+
+    def votes(self) -> Floats:
+        """Return the logits that each position would give if all others were like it, (n, K, H, W)."""
+        return self.evidence + self.bias[:, None, None]
+
+
+def linear_class_maps(coef: Floats, intercept: Floats, maps: Array) -> ClassMaps:
+    """Return the exact class maps of a linear head on average-pooled maps (n, C, H, W) of any precision.
+
+    coef (K, C) and intercept (K,), or (1, C) and (1,) for two classes, in the units of the maps: a mean and a linear
+    layer commute (Zhou et al. 2016, arXiv:1512.04150). Computed in float64.
+    """
+    if len(coef) == 1:
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    evidence = np.einsum("kc,nchw->nkhw", coef.astype(np.float64), maps.astype(np.float64), optimize=True)
+    return ClassMaps(evidence, intercept.astype(np.float64))
+
+
+def network_class_maps(network: Thawed, maps: Array) -> ClassMaps:
+    """Return the exact class maps of a thawed network in eval mode for its input, the boundary's maps (n, C, H, W).
+
+    It too ends in a mean over positions and a linear layer.
+    """
+    import torch
+
+    with torch.inference_mode():
+        last = network.last_maps(torch.from_numpy(maps).float()).double().numpy()
+        weight, bias = (p.double().numpy() for p in (network.classifier.weight, network.classifier.bias))
+    return linear_class_maps(weight, bias, last)
+
+
+def grad_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
+    """Return Grad-CAM (n, H, W) of a thawed network in eval mode at its boundary, from the maps there (n, C, H, W).
+
+    `asked` (n, K) says which sum of logits is explained for each picture: 1 for a class and 0 for others, or -1 and 1.
+    Channels are weighted by the mean of their gradient over positions, and what speaks against is cut off
+    (Selvaraju et al. 2017, arXiv:1610.02391). That mean forgets where a channel mattered: before blocks that look at
+    several positions at once, only the order of positions inside a picture means something, not the level.
+    """
+    gradient = _gradient(network, maps, asked)
+    weighted = gradient.mean(axis=(2, 3), keepdims=True) * maps.astype(np.float64)
+    return np.asarray(np.maximum(weighted.sum(axis=1), 0))
+
+
+def hires_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
+    """Return gradient times maps at every position, (n, H, W), for what `grad_cam` takes: signed, and not averaged.
+
+    HiResCAM (Draelos & Carin 2020, arXiv:2011.08891), scaled by the number of positions. Right after the boundary's
+    last block it is the exact class map; before more blocks it is the part of the logits that is linear there.
+    """
+    positions = int(np.prod(maps.shape[2:]))
+    return np.asarray((_gradient(network, maps, asked) * maps.astype(np.float64)).sum(axis=1) * positions)
+
+
+def _gradient(network: Thawed, maps: Array, asked: Floats) -> Floats:
+    """Return the gradient of the asked sums of logits with respect to the boundary's maps, (n, C, H, W)."""
+    import torch
+
+    X = torch.from_numpy(maps).float().requires_grad_(True)
+    score = (network(X) * torch.from_numpy(asked)).sum()
+    (gradient,) = torch.autograd.grad(score, X)
+    return np.asarray(gradient.double().numpy())
+
+
+def asked_maps(maps: Array, asked: Floats) -> Floats:
+    """Return the sums (n, H, W) of class maps (n, K, H, W), weighted by `asked` (n, K)."""
+    return np.asarray(np.einsum("nk,nkhw->nhw", asked, maps.astype(np.float64)))

@@ -1,0 +1,226 @@
+"""explain: a contact sheet of what a run got right and wrong, with what spoke for it laid over each picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.backbones import load_recipe
+from features.datasets import Dataset, load_dataset
+from features.errors import CacheError, FirnError, unknown
+from features.files import artifacts_root, slug, write_whole
+from features.images import Geometry, pixels
+from models.heads import HEADS
+from models.metrics import METRICS
+from models.validation import choose_protocol
+from pipeline.evidence import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of
+from pipeline.outcomes import Judged, Outcome, asked_of, judged, outcomes
+from pipeline.progress import say
+from pipeline.report.sheet import Sheet, Strip, Tile, draw_sheet
+from pipeline.request import names_in
+from pipeline.runs import FINETUNED, Run, load_runs, runs_root
+
+__all__ = ["explain"]
+
+CAUTION = (
+    "Grad-CAM averages gradients over the picture: compare positions inside a picture, never pictures; before a whole "
+    "block its level can run against the decision."
+)
+MOST_HIGHEST = 3  # positions of the highest evidence that are told of each picture
+
+
+def explain(
+    dataset: str,
+    backbone: str = "",
+    *,
+    heads: str = "",
+    labels: str = "classes",
+    protocol: str = "split",
+    per_row: int = 6,
+    weights: str = "",
+) -> list[str]:
+    """Draw a sheet for the run chosen by validation, or for the best of each head that is named; return a line each.
+
+    Raises FirnError for heads without class maps, CacheError where no run, or no maps of its pictures, are there.
+    """
+    named = _named(heads)
+    choose_protocol(protocol)
+    pictures = load_dataset(dataset)
+    pictures.source.stamps([])  # a pack has no pictures and says so
+    wanted = names_in(backbone)
+    every = [run for run in load_runs(pictures.name, labels, protocol) if can_be_explained(run.facts)]
+    runs = [run for run in every if not wanted or run.facts["backbone"] in wanted]
+    chosen = []
+    for some in named:
+        fitting = [run for run in runs if run.facts["head"] in some]
+        if not fitting:
+            raise CacheError(_missing(dataset, backbone, protocol, some))
+        chosen.append(min(fitting, key=_rank))
+    return [_shown(run, pictures, per_row, weights) for run in chosen]
+
+
+def _named(heads: str) -> list[tuple[str, ...]]:
+    """Return the heads of each sheet: one sheet of any that can be explained, or one for each that was named."""
+    names = names_in(heads)
+    for name in names:
+        if name not in (*HEADS, FINETUNED):
+            raise unknown("head", name, [*HEADS, FINETUNED])
+        if name not in EXPLAINERS:
+            raise FirnError(f'{name} has no class maps; heads that have: HEADS="{" ".join(EXPLAINERS)}"')
+    return [(name,) for name in names] or [tuple(EXPLAINERS)]
+
+
+def _missing(dataset: str, backbone: str, protocol: str, heads: Sequence[str]) -> str:
+    settings = f"DATASET={dataset}{f' BACKBONE={backbone}' if backbone else ''}"
+    settings += f" PROTOCOL={protocol}" if protocol != "split" else ""
+    verb = "finetune" if heads == (FINETUNED,) else "train-heads"
+    return f"no run of {dataset} that class maps explain, of {' '.join(heads)}; run: make {verb} {settings}"
+
+
+def _rank(run: Run) -> tuple[float, float, str]:
+    """Return what sorts the best validation first, as in a comparison."""
+    held = run.predictions.part(test=False)
+    area, loss = (float(METRICS[name](held.y, held.proba)) for name in ("roc_auc", "log_loss"))
+    return (-area, loss, run.name)
+
+
+def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
+    """Write the sheet of one run and the JSON beside it; return a line with their paths."""
+    found, classes = judged(run), run.facts["classes"]
+    lines = outcomes(found, classes, per_row)
+    at = np.array([place for line in lines for place in line.at], dtype=np.intp)
+    recipe = load_recipe(run.facts["backbone"], weights or None)
+    case = Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(classes)))
+    evidence = evidence_of(case, None if found.seen else found.proba[at])
+    geometry = recipe.geometry(run.facts["keys"][0]["preprocess"].partition(":")[0])
+    seen = [_picture(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
+    root = runs_root(run.facts["dataset"], run.facts["labels"], run.facts["protocol"])
+    stem = slug("-".join(run.folder.relative_to(root).parts))
+    png = artifacts_root() / "explain" / root.name / f"{stem}.png"
+    write_whole(png, [draw_sheet(_sheet(run, found, lines, evidence, seen, per_row))])
+    content = _told(run, found, lines, evidence, geometry.size)
+    write_whole(png.with_suffix(".json"), [json.dumps(content, indent=1).encode()])
+    if found.seen:
+        say(_origin(found))
+    return f"ready: {run.name} explained on {len(at)} pictures {png.with_suffix('.json')} {png}"
+
+
+def _picture(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
+    """Return a picture as the network saw it, (S, S, 3). CacheError where it has changed since."""
+    name = str(case.ids[i])
+    data = case.dataset.source.read(name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        facts = case.run.facts
+        again = f"make extract train-heads DATASET={facts['asked']} BACKBONE={facts['backbone']}"
+        raise CacheError(f"{name} has changed since its features were extracted; run: {again}")
+    square = np.rint(pixels(data, geometry, name=name)).astype(np.uint8).transpose(1, 2, 0)
+    return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
+
+
+def _sheet(
+    run: Run,
+    found: Judged,
+    lines: Sequence[Outcome],
+    evidence: Evidence,
+    seen: Sequence[NDArray[np.uint8]],
+    per_row: int,
+) -> Sheet:
+    classes, strips, i = run.facts["classes"], [], 0
+    for line in lines:
+        tiles = []
+        for place in line.at:
+            maps = [values[i] for values in evidence.maps.values()]
+            wrong = bool(found.y[place] != found.called[place])
+            tiles.append(Tile(seen[i], maps, _caption(found, place, classes), wrong))
+            i += 1
+        strips.append(Strip(line.words, tiles))
+    named = classes[1] if len(classes) == 2 else "what it was called"
+    unit = f"{'log odds' if len(classes) == 2 else 'logit less the mean of all classes'}; one scale for the sheet"
+    ends = (f"against {named}", unit, f"for {named}")
+    return Sheet(f"{run.facts['dataset']}: {run.name}", _notes(run, found, evidence), strips, per_row, ends)
+
+
+def _caption(found: Judged, place: int, classes: Sequence[str]) -> tuple[str, str]:
+    """Return the file's name, and the probability with the true class."""
+    called = 1 if len(classes) == 2 else int(found.called[place])
+    chance = f"{found.proba[place, called]:.3f}"
+    return str(found.ids[place]).rpartition("/")[2], f"{chance}, {classes[found.y[place]]}"
+
+
+def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
+    """Return the lines below the title: whose pictures these are, how was decided, what is seen."""
+    classes, (first, *others) = run.facts["classes"], evidence.maps
+    rule = "called the most probable class"
+    if found.threshold is not None:
+        rule = f"called {classes[1]} from a probability of {found.threshold:.3f} up (out-of-fold Youden threshold)"
+    below = (
+        f"Below each its probability of {classes[1] if len(classes) == 2 else 'what it was called'}, and what it is."
+    )
+    exact = "their mean is the logit of the picture" if evidence.exact else "the strongest positions count most"
+    kinds = [f"{first}, the votes of its positions ({exact})", *others]
+    notes = [
+        _origin(found),
+        f"The most confident first, {rule}. {below}",
+        f"Downwards: the picture; {'; '.join(kinds)}.",
+    ]
+    return notes + ([CAUTION] if any("Grad-CAM" in kind for kind in others) else [])
+
+
+def _origin(found: Judged) -> str:
+    if found.seen:
+        return (
+            "There are no test pictures: decisions are out of fold, but the model behind the maps was fitted on all "
+            "pictures and HAS SEEN THESE."
+        )
+    return "Test pictures, which the model has never seen."
+
+
+def _told(run: Run, found: Judged, lines: Sequence[Outcome], evidence: Evidence, size: int) -> dict[str, Any]:
+    """Return what the sheet shows, for JSON."""
+    classes, told, i = run.facts["classes"], [], 0
+    (kind, shown), *_ = evidence.maps.items()
+    for line in lines:
+        for place in line.at:
+            told.append(
+                {
+                    "id": str(found.ids[place]),
+                    "line": line.name,
+                    "is": classes[found.y[place]],
+                    "called": classes[found.called[place]],
+                    "proba": dict(zip(classes, found.proba[place].tolist(), strict=True)),
+                    "mean": float(shown[i].mean()),
+                    "highest": _highest(shown[i], size),
+                }
+            )
+            i += 1
+    return {
+        "schema": 1,
+        "run": run.name,
+        "folder": str(run.folder),
+        **{name: run.facts[name] for name in ("dataset", "labels", "protocol", "classes", "manifest", "identity")},
+        "threshold": found.threshold,
+        "seen_in_training": found.seen,
+        "exact": evidence.exact,
+        "map": {"kind": kind, "shape": list(shown.shape[1:]), "side": size},
+        "notes": _notes(run, found, evidence),
+        "pictures": told,
+    }
+
+
+def _highest(values: NDArray[np.float64], size: int) -> list[dict[str, float]]:
+    """Return the middles of the positions of highest evidence, in pixels of the picture as the network saw it."""
+    height, width = values.shape
+    best = np.argsort(-values, axis=None, kind="stable")[:MOST_HIGHEST]
+    return [
+        {
+            "x": (int(flat) % width + 0.5) * size / width,
+            "y": (int(flat) // width + 0.5) * size / height,
+            "value": float(values.flat[flat]),
+        }
+        for flat in best
+    ]
