@@ -17,17 +17,18 @@ BASE_PYTHON ?= python3
 # Variables become flags of the same name: DATASET=colon is --dataset 'colon'. Defaults live in the command itself.
 flag = $(if $($(1)),--$(2) '$($(1))')
 COMMON = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,SEED,seed)
-FEATURES = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device) $(call flag,WEIGHTS,weights)
+FROZEN = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device)
+FEATURES = $(FROZEN) $(call flag,WEIGHTS,weights)
 EXTRACT = $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict)
 TRAIN = $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
-THAW = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCHS,epochs) $(call flag,RATE,rate) $(call flag,BATCH_SIZE,batch-size) \
+THAWED = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCHS,epochs) $(call flag,RATE,rate) $(call flag,BATCH_SIZE,batch-size) \
   $(call flag,VIEWS,views) $(call flag,FLIP,flip) $(call flag,NORM,norm) $(call flag,MIXUP,mixup) $(call flag,DROPOUT,dropout) \
   $(call flag,CLASS_WEIGHTS,class-weights) $(call flag,AVERAGE,average)
 EXPLAIN = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,HEADS,heads) $(call flag,LABELS,labels) \
   $(call flag,PROTOCOL,protocol) $(call flag,PER_ROW,per-row) $(call flag,WEIGHTS,weights)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract audit train-heads finetune compare explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
+.PHONY: help setup demo extract audit train-heads finetune transfer compare explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,7 +50,12 @@ train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEAD
 	$(RUN) -m pipeline train-heads $(TRAIN)
 
 finetune: $(SET_UP) ## thaw the last blocks, from cached maps  DATASET BACKBONE BLOCKS RECIPE VIEWS EPOCHS RATE NORM PROTOCOL
-	$(RUN) -m pipeline finetune $(COMMON) $(FEATURES) $(THAW) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
+	$(RUN) -m pipeline finetune $(COMMON) $(FEATURES) $(THAWED) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
+
+transfer: $(SET_UP) ## does a detour over a source domain help?  SOURCE TARGET SHARED BACKBONE HEADS THAW=1
+	$(RUN) -m pipeline transfer $(call flag,SOURCE,source) $(call flag,TARGET,target) $(call flag,SHARED,shared) \
+	  $(call flag,BACKBONE,backbone) $(call flag,SEED,seed) $(FROZEN) $(THAWED) $(call flag,HEADS,heads) $(if $(THAW),--thaw) \
+	  $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)

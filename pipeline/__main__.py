@@ -11,6 +11,7 @@ import typer
 from features.errors import FirnError
 from pipeline import options as o
 from pipeline.cache_commands import CACHE_VERBS
+from pipeline.thaw_commands import THAW_VERBS
 
 # Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,51 +113,8 @@ def train_heads(
     typer.echo("\n".join(lines))
 
 
-@app.command()
-def finetune(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = o.RESNET18,
-    blocks: o.Thawed = "1",
-    recipe: o.TrainingRecipe = "adamw",
-    views: o.Views = 1,
-    flip: o.Flip = "none",
-    epochs: o.Epochs = None,
-    rate: o.Rate = None,
-    batch_size: o.ThawBatch = None,
-    norm: o.Norm = None,
-    mixup: o.Mixup = None,
-    dropout: o.Dropout = None,
-    class_weights: o.ClassWeights = None,
-    average: o.Average = None,
-    labels: o.Labels = "classes",
-    protocol: o.Protocol = "split",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """Thaw: train the last blocks and a classifier from cached maps, as one more run of the comparison."""
-    from pipeline import finetune as verb
-
-    features = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
-    settings = {"epochs": epochs, "rate": rate, "batch": batch_size, "norm": norm, "mixup": mixup, "dropout": dropout}
-    lines = verb.finetune(
-        dataset,
-        backbone,
-        blocks=blocks,
-        recipe=recipe,
-        views=views,
-        flip=flip,
-        labels=labels,
-        protocol=protocol,
-        seed=seed,
-        features=features,
-        class_weights=class_weights,
-        average=average,
-        **settings,
-    )
-    typer.echo("\n".join(lines))
+for verb_of_thawing in THAW_VERBS:
+    app.command()(verb_of_thawing)
 
 
 @app.command()

@@ -12,17 +12,18 @@ from features.backbones.taps import load_backbone
 from features.backbones.weights import thawed_root
 from features.datasets import load_dataset
 from features.devices import checked
+from features.views import View
 from models.finetuning.checkpoints import load_network, save_network
-from models.finetuning.crossfit import CLASSIFIER, NETWORK, Fitted, crossfit
+from models.finetuning.crossfit import CLASSIFIER, NETWORK, Fit, Fitted, crossfit, fit_all
 from models.finetuning.recipes import RECIPES, choose_settings
 from models.finetuning.training import best_epoch
-from models.validation import FOLDS, choose_protocol
+from models.validation import FOLDS, choose_protocol, learned
 from pipeline.request import resolve
 from pipeline.runs import FINETUNED, save_run
 from pipeline.thawing import Thaw, Thawing
 from pipeline.training import Ask, is_current
 
-__all__ = ["finetune", "thawings", "write_backbone"]
+__all__ = ["asked_thaw", "finetune", "finetuned", "thawed_once", "write_backbone"]
 
 
 def finetune(
@@ -44,30 +45,48 @@ def finetune(
     `features` is what `resolve` takes besides (weights, preprocess, precision_, device_), `given` replaces settings of
     the recipe. A run that is there is not trained again; one that was interrupted goes on from its last epoch.
     """
-    ask, rules = Ask(dataset, labels, protocol, seed), choose_protocol(protocol)
+    ask = Ask(dataset, labels, protocol, seed)
+    wanted = asked_thaw(blocks, recipe, views, flip, seed, given)
+    return [
+        f"ready: finetuned on {done.stage.name} {done.described} {done.folder()}; backbone {write_backbone(done)}"
+        for done in finetuned(ask, backbone, features or {}, wanted)
+    ]
+
+
+def asked_thaw(
+    blocks: str, recipe: str, views: int, flip: str, seed: int, given: Mapping[str, Any]
+) -> Callable[[str], Thaw]:
+    """Return what makes a Thaw from a precision; raises for what makes no sense before anything is extracted."""
 
     def thaw(precision: str) -> Thaw:
         return Thaw(blocks, choose_settings(recipe, precision=precision, seed=seed, **given), views, flip)
 
-    thaw("float32")  # what makes no sense is said before anything is extracted
-    lines = []
-    for thawing in thawings(ask, backbone, features or {}, thaw):
+    thaw("float32")
+    return thaw
+
+
+def finetuned(ask: Ask, backbone: str, features: Mapping[str, str], thaw: Callable[[str], Thaw]) -> Iterator[Thawing]:
+    """Yield each backbone of a data set with its run trained and saved, unless it is there already."""
+    rules = choose_protocol(ask.protocol)
+    for thawing in _thawings(ask, backbone, features, thaw):
         if not is_current(thawing.folder(), thawing.identity()):
             with thawing.crossfit(rules.repeats * FOLDS + 1) as run:
                 _save(thawing, crossfit(run, rules))
-        name = write_backbone(thawing)
-        lines.append(
-            f"ready: finetuned on {thawing.stage.name} {thawing.described} {thawing.folder()}; backbone {name}"
-        )
-    return lines
+        yield thawing
 
 
-def thawings(
-    ask: Ask,
-    backbone: str,
-    features: Mapping[str, str],
-    thaw: Callable[[str], Thaw],
-) -> Iterator[Thawing]:
+def thawed_once(
+    ask: Ask, backbone: str, features: Mapping[str, str], thaw: Callable[[str], Thaw]
+) -> tuple[Thawing, Fit, View]:
+    """Thaw one backbone on all pictures to learn from, without folds; return what it says of the test pictures too."""
+    (thawing,) = _thawings(ask, backbone, features, thaw)
+    train = learned(thawing.view.splits, choose_protocol(ask.protocol))
+    with thawing.crossfit(1) as run:
+        fit = fit_all(run, np.flatnonzero(train), np.flatnonzero(~train))
+    return thawing, fit, thawing.view.take(~train)
+
+
+def _thawings(ask: Ask, backbone: str, features: Mapping[str, str], thaw: Callable[[str], Thaw]) -> Iterator[Thawing]:
     """Yield the backbones of a data set, each ready to be thawed; `thaw` makes what was asked for from a precision."""
     pictures = load_dataset(ask.dataset, seed=ask.seed)
     for request in resolve(pictures, backbone, **features):

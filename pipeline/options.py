@@ -46,6 +46,10 @@ Mixup = Annotated[float | None, typer.Option(min=0, help="Mixup of cached maps, 
 Dropout = Annotated[float | None, typer.Option(min=0, help="Share of the maps' channels that a picture loses.")]
 ClassWeights = Annotated[str | None, typer.Option(help="none or balanced.")]
 Average = Annotated[str | None, typer.Option(help="none, or ema: a moving average of the weights is what is kept.")]
+Source = Annotated[str, typer.Option(help="The data set on which the backbone is thawed first.")]
+Target = Annotated[str, typer.Option(help="The data set that it is all for.")]
+Shared = Annotated[str, typer.Option(help="A data set between the two, on which the backbone is thawed second.")]
+ThawTarget = Annotated[bool, typer.Option("--thaw", help="Thaw both backbones on the target too.")]
 Explained = Annotated[
     str,
     typer.Option(

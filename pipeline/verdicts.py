@@ -12,7 +12,7 @@ from models.metrics import PairedTest, bootstrap_test, delong_test, holm
 from models.predictions import Predictions
 from pipeline.scores import LEVEL, as_dict, number
 
-__all__ = ["ALPHA", "CHOICE", "against_the_first"]
+__all__ = ["ALPHA", "CHOICE", "against_the_first", "paired", "verdicts"]
 
 CHOICE = "roc_auc"  # the metric by which validation chooses
 ALPHA = 0.05  # of the corrected tests
@@ -20,15 +20,19 @@ ALPHA = 0.05  # of the corrected tests
 
 def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[dict[str, Any] | None]:
     """Compare the first predictions with each of the others, corrected by Holm; None for the first."""
-    paired = partial(_paired, parts[0], seed=seed, n_bootstrap=n_bootstrap)
+    test = partial(paired, parts[0], seed=seed, n_bootstrap=n_bootstrap)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        tests = list(threads.map(paired, parts[1:]))
+        return [None, *verdicts(list(threads.map(test, parts[1:])))]
+
+
+def verdicts(tests: Sequence[PairedTest]) -> list[dict[str, Any]]:
+    """Return differences and verdicts of several tests, corrected together by Holm, ready for JSON."""
     adjusted = holm([test.p_value for test in tests]).tolist()
-    return [None, *(_verdict(test, p) for test, p in zip(tests, adjusted, strict=True))]
+    return [_verdict(test, p) for test, p in zip(tests, adjusted, strict=True)]
 
 
-def _paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
-    """Test the difference other - chosen in ROC AUC."""
+def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
+    """Test the difference other - chosen in ROC AUC, on the same pictures."""
     if chosen.proba.shape[1] == 2:
         return delong_test(chosen.y, other.proba[:, 1], chosen.proba[:, 1], chosen.groups, level=LEVEL)
     return bootstrap_test(

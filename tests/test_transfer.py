@@ -1,0 +1,172 @@
+"""make transfer: the detour against the direct way, on the same pictures of the target; wrong input is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import draw
+
+from features.backbones import load_recipe
+from features.cache.entry import cache_root
+from features.cache.verify import find_entries
+from features.errors import BadDataset, CacheError, FirnError, UnknownName
+from features.views import load_manifest, pooled_view
+from models.domains import linear_cka
+from models.metrics import delong_test, holm, score
+from pipeline.report.detour import detour_lines
+from pipeline.runs import load_run
+from pipeline.scores import shown
+from pipeline.train_heads import train_heads
+from pipeline.transfer import transfer
+
+ROOT = Path(__file__).parents[1]
+NET = "squeezenet1_1"
+QUICK: dict[str, Any] = {"epochs": 1, "batch": 8, "features": {"precision_": "float32"}, "n_bootstrap": 100}
+
+
+@pytest.fixture
+def domains(tmp_path: Path) -> list[str]:
+    """Return three sets of drawn pictures."""
+    return [str(draw(tmp_path / name, seed=i)) for i, name in enumerate(("first", "second", "third"), start=7)]
+
+
+def told(lines: list[str]) -> dict[str, Any]:
+    """Return the JSON of a report."""
+    content: dict[str, Any] = json.loads(Path(lines[-1]).read_text())
+    return content
+
+
+def test_the_detour_is_compared_on_the_same_pictures(domains: list[str]) -> None:
+    """Over two domains: numbers are those of the runs, differences paired and corrected; a second time does nothing."""
+    first, second, third = domains
+    lines = transfer(first, third, NET, shared=second, heads="lda knn", protocol="split", **QUICK)
+    found = told(lines)
+    detour = f"{NET}@first@second"
+    assert (found["passed"], found["target"], found["detour"]) == (["first", "second"], "third", detour)
+    assert [step["backbone"] for step in found["steps"]] == [f"{NET}@first", detour]
+    assert load_recipe(detour).weights != load_recipe(f"{NET}@first").weights != load_recipe(NET).weights
+    assert [row["head"] for row in found["rows"]] == ["lda", "knn"]
+    p_values = []
+    for row in found["rows"]:
+        ways = [shown(load_run(Path(row[way]["folder"]))) for way in ("direct", "detour")]
+        assert np.array_equal(ways[0].ids, ways[1].ids)
+        for way, part in zip(("direct", "detour"), ways, strict=True):
+            area = score(part.y, part.proba, part.groups, n_bootstrap=0)["roc_auc"].value
+            assert row[way]["roc_auc"]["value"] == pytest.approx(area)
+        test = delong_test(ways[0].y, ways[1].proba[:, 1], ways[0].proba[:, 1], ways[0].groups)
+        assert row["difference"]["value"] == pytest.approx(test.difference.value)
+        p_values.append(test.p_value)
+    assert [row["p_adjusted"] for row in found["rows"]] == pytest.approx(holm(p_values).tolist(), nan_ok=True)
+    assert [row["domain"] for row in found["distances"]] == ["first", "second"]
+    assert "ImageNet → first → second → third" in lines[0]
+    assert Path(lines[-2]).read_text().startswith(lines[0])
+    stamps = [(Path(row["detour"]["folder"]) / "run.json").stat().st_mtime_ns for row in found["rows"]]
+    assert transfer(first, third, NET, shared=second, heads="lda knn", protocol="split", **QUICK) == lines
+    assert stamps == [(Path(row["detour"]["folder"]) / "run.json").stat().st_mtime_ns for row in found["rows"]]
+
+
+def test_only_thawed_blocks_have_changed(domains: list[str]) -> None:
+    """The detour's backbone is the direct one up to the boundary; its CKA is that of the two last blocks."""
+    first, _, third = domains
+    found = told(transfer(first, third, NET, heads="lda", **QUICK))
+    assert found["protocol"] == "cv"
+    direct, detour = (
+        next(entry for entry in find_entries(cache_root("third")) if entry.key.backbone == name)
+        for name in (NET, f"{NET}@first")
+    )
+    blocks = list(load_recipe(NET).blocks)
+    for block in blocks[:-1]:
+        assert np.array_equal(pooled_view(direct, [block]).X, pooled_view(detour, [block]).X)
+    before, after = (pooled_view(entry, blocks[-1:]).X for entry in (direct, detour))
+    assert not np.array_equal(before, after)
+    assert found["distances"][0]["cka"] == pytest.approx(linear_cka(before, after), abs=1e-6)
+    assert 0.5 < found["distances"][0]["cka"] < 1
+
+
+def test_the_target_can_be_thawed_too(domains: list[str]) -> None:
+    """From the command line: networks thawed on the target stand in the same table as its heads."""
+    first, _, third = domains
+    flags = ["--source", first, "--target", third, "--backbone", NET, "--heads", "lda", "--thaw", "--epochs", "1"]
+    command = [sys.executable, "-W", "error", "-m", "pipeline", "transfer", *flags, "--protocol", "split"]
+    done = subprocess.run([*command, "--precision", "float32"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = told(done.stdout.splitlines())
+    assert [row["head"] for row in found["rows"]] == ["lda", "finetuned"]
+    runs = [load_run(Path(found["rows"][1][way]["folder"])) for way in ("direct", "detour")]
+    assert [run.facts["backbone"] for run in runs] == [NET, f"{NET}@first"]
+    assert np.array_equal(runs[0].predictions.fold, runs[1].predictions.fold)
+
+
+def test_a_picture_of_the_target_among_those_thawed_on_is_refused(domains: list[str]) -> None:
+    """Even one, and under another name: the network has seen its label."""
+    first, _, third = domains
+    shutil.copy(Path(first) / "train" / "spot" / "train003.png", Path(third) / "test" / "spot" / "copied.png")
+    with pytest.raises(BadDataset, match="1 pictures of third are in first too"):
+        transfer(first, third, NET, heads="lda", **QUICK)
+
+
+def test_wrong_input(domains: list[str]) -> None:
+    """Each is said before anything is extracted."""
+    first, second, third = domains
+    with pytest.raises(FirnError, match="different data sets as SOURCE, SHARED and TARGET"):
+        transfer(first, first, NET, **QUICK)
+    with pytest.raises(FirnError, match=r'map needs more than pooled features.*HEADS="lda"'):
+        transfer(first, third, NET, heads="lda map", **QUICK)
+    with pytest.raises(UnknownName, match="recipe"):
+        transfer(first, third, NET, recipe="adam", **QUICK)
+    with pytest.raises(UnknownName, match="protocol"):
+        transfer(first, third, NET, protocol="loo", **QUICK)
+    with pytest.raises(FirnError, match=r"unknown|no data"):
+        transfer(str(second) + "x", third, NET, **QUICK)
+    assert not find_entries(cache_root("first"))
+
+
+def test_a_thawed_backbone_has_no_place_on_its_own_source(domains: list[str]) -> None:
+    """Its heads there would be scored on pictures whose labels it knows."""
+    first, _, third = domains
+    transfer(first, third, NET, heads="lda", **QUICK)
+    (entry,) = (e for e in find_entries(cache_root("third")) if e.key.backbone == f"{NET}@first")
+    assert len(load_manifest(entry).ids) == 32
+    from pipeline.extract import extract
+
+    extract(first, f"{NET}@first", precision="float32")
+    with pytest.raises(CacheError, match="has seen the labels"):
+        train_heads(first, f"{NET}@first", heads="lda", precision="float32")
+
+
+def row(head: str, difference: float, verdict: str) -> dict[str, Any]:
+    """Return a line of results."""
+    score_ = {"value": 0.8, "low": 0.7, "high": 0.9}
+    way = {"folder": "x", "roc_auc": score_, "balanced_accuracy": score_}
+    interval = {"value": difference, "low": difference - 0.1, "high": difference + 0.1}
+    return {"head": head, "direct": way, "detour": way, "difference": interval, "p_adjusted": 0.04, "verdict": verdict}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word"), [("higher", "helped"), ("lower", "hurt"), ("tie", "made no difference that these pictures")]
+)
+def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
+    """The first head makes the sentence, the others are counted; a file's name does not steer a terminal."""
+    results = {
+        "passed": ["one"],
+        "target": "two\x1b[31m",
+        "backbone": NET,
+        "protocol": "cv",
+        "pictures": 90,
+        "groups": 30,
+        "level": 0.95,
+        "steps": [],
+        "distances": [],
+        "rows": [row("lda", 0.3, verdict), row("knn", -0.3, "lower")],
+    }
+    lines = detour_lines(results)
+    assert word in lines[2]
+    assert f"hurt {1 + (verdict == 'lower')}" in lines[2]
+    assert not any("\x1b" in line for line in lines)
