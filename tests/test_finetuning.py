@@ -26,7 +26,7 @@ from models.finetuning.recipes import RECIPES, choose_settings
 from models.finetuning.training import Epoch, Task, best_epoch, predict, train
 
 LABELS = np.array([0] * 8 + [1] * 8)
-LEARNED, WATCHED = np.array([0, 1, 2, 3, 4, 8, 9, 10, 11, 12]), np.array([5, 6, 13, 14])  # five batches of two
+LEARNED, WATCHED = np.array([0, 1, 2, 3, 4, 8, 9, 10, 11, 12]), np.array([5, 6, 13, 14])
 SIX = ("resnet18", "resnet50", "alexnet", "squeezenet1_1", "mobilenet_v2", "densenet121")
 
 
@@ -116,7 +116,8 @@ def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch
 def test_ten_steps_from_the_cache_are_ten_steps_on_pictures(name: str, few: Path, tmp_path: Path) -> None:
     """In float32, with frozen batch normalisation and no augmentation: the same weights within 1e-4, relative."""
     recipe, after, maps, pictures = cached(few, name, tmp_path, "float32")
-    settings = choose_settings("article", rate=1e-3, epochs=2, batch=2)
+    # a larger rate or smaller batches would amplify the rounding of folded batch normalisation: training is chaotic
+    settings = choose_settings("article", rate=1e-4, epochs=5, batch=5)
     task = Task(Inputs([maps]), LABELS, LEARNED, WATCHED, 1)
     start = Thawed(load_tail(recipe, after), list(recipe.blocks.values())[-1][0], 2, seed=3)
     expected = on_pictures(recipe, pictures, task, settings, start)

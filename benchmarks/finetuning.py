@@ -1,0 +1,180 @@
+"""An epoch from cached maps against an ordinary epoch with a frozen trunk.
+
+    FIRN_DATA=../shared/data FIRN_WEIGHTS=../shared/weights python -m benchmarks.finetuning [--device cuda --files]
+
+Both train the same tail and classifier with the same optimiser on the same pictures, batch and precision, in turn. The
+ordinary epoch has its pictures decoded, resized and normalised in memory (with --files: reads them from the disk);
+the other reads maps from a cache entry, every row checked. The limit is what the operation counts allow,
+(trunk + 3 tail) / (3 tail): a backward pass costs two forward ones. Networks without weights at hand get random ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.flop_counter import FlopCounterMode
+
+from features.backbones import load_recipe
+from features.backbones.tails import boundary, load_tail
+from features.backbones.taps import load_backbone, network, row, truncated
+from features.cache import open_entry
+from features.datasets import load_dataset
+from features.extraction import Job, extract
+from features.streams import MapStream, PictureStream
+from models.finetuning.inputs import Inputs
+from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
+from models.finetuning.recipes import RECIPES, choose_settings
+from models.finetuning.training import Task, train
+
+NETWORKS = ("resnet18", "resnet50", "resnet101")
+PLAIN: dict[str, Any] = {"mixup": 0.0, "dropout": 0.0, "average": "none"}  # the ordinary loop has none of these
+SHARE = 0.9  # of the limit, the bar
+WATCHED = 8  # pictures that the training looks at after its epoch; not timed
+
+
+def pictures(n: int, folder: Path) -> str:
+    """Return a folder with about n pictures of pneumonia, half of each class."""
+    source = Path(os.environ.get("FIRN_DATA", "data")) / "pneumonia" / "train"
+    for name in ("NORMAL", "PNEUMONIA"):
+        target = folder / "pictures" / "train" / name
+        target.mkdir(parents=True)
+        for path in sorted((source / name).iterdir())[: n // 2]:
+            shutil.copy(path, target)
+    return str(folder / "pictures")
+
+
+def weights(name: str, folder: Path) -> Path | None:
+    """Return a file of random weights for a network that has none at hand."""
+    at_hand = Path(os.environ.get("FIRN_WEIGHTS", "")) / f"{name}.pth"
+    if at_hand.is_file():
+        return None
+    torch.manual_seed(0)
+    torch.save(network(row(name), "cpu").state_dict(), folder / f"{name}.pth")
+    return folder / f"{name}.pth"
+
+
+class Case:
+    """One network on the pictures, with both ways to train its last block."""
+
+    def __init__(self, name: str, data: str, folder: Path, precision: str, device: str, files: bool) -> None:
+        self.recipe = load_recipe(name, weights(name, folder))
+        dataset = load_dataset(data)
+        self.after = boundary(self.recipe, "1")
+        entry = open_entry(f"{dataset.name}-{precision}", self.recipe.key(preprocess="squash", precision=precision))
+        extract(dataset, [Job(entry, self.recipe, "squash", (self.after,))], device=device)
+        self.maps = MapStream(entry, self.after)
+        self.stream = PictureStream(dataset.source, self.maps.ids.tolist(), self.recipe, "squash")
+        n = len(self.maps)
+        self.pixels = None if files else self.stream.read(np.arange(n))
+        self.y = np.array([int("PNEUMONIA" in i) for i in self.maps.ids])
+        self.rows, self.watched = np.arange(n - WATCHED), np.arange(n - WATCHED, n)
+        self.settings = choose_settings("adamw", epochs=1, precision=precision, **PLAIN)
+        self.device = device
+
+    def thawed(self) -> Thawed:
+        """Return the tail with its classifier."""
+        return Thawed(load_tail(self.recipe, self.after), list(self.recipe.blocks.values())[-1][0], 2)
+
+    def from_cache(self) -> float:
+        """Return the seconds from the start of Firn's training to its last step."""
+        net, last = self.thawed(), 0.0
+        task = Task(Inputs([self.maps]), self.y, self.rows, self.watched, 0)
+
+        def step(done: int, total: int) -> None:
+            nonlocal last
+            if done == total:
+                _wait(self.device)
+                last = time.perf_counter()
+
+        start = time.perf_counter()
+        train(net, task, self.settings, device=self.device, step=step)
+        return last - start
+
+    def ordinary(self) -> float:
+        """Return the seconds of one epoch as everyone writes it: trunk without gradients, tail with them."""
+        trunk = load_backbone(truncated(self.recipe, self.after)).to(self.device, memory_format=torch.channels_last)
+        net: Any = self.thawed().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = RECIPES["adamw"].optimiser(parameter_groups(net, self.settings.decay), self.settings.rate)
+        set_mode(net, training=True, norm="frozen")
+        order, size = np.random.default_rng(0).permutation(self.rows), self.settings.batch
+        start = time.perf_counter()
+        for at in np.array_split(order, round(len(order) / size)):
+            pixels = self.stream.read(at) if self.pixels is None else self.pixels[at]
+            X = torch.from_numpy(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
+            with arithmetic(self.settings.precision, self.device):
+                with torch.no_grad():
+                    maps = trunk(X)[self.after]
+                loss = cross_entropy(net(maps), torch.from_numpy(self.y[at]).to(self.device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        _wait(self.device)
+        return time.perf_counter() - start
+
+    def limit(self) -> float:
+        """Return what the operation counts allow, and no more."""
+        side, (c, h, w) = self.recipe.size, self.recipe.blocks[self.after]
+        trunk = _operations(load_backbone(truncated(self.recipe, self.after)), torch.zeros(1, 3, side, side))
+        tail = _operations(self.thawed().eval(), torch.zeros(1, c, h, w))
+        return (trunk + 3 * tail) / (3 * tail)
+
+
+def _operations(module: torch.nn.Module, X: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(X)
+    return int(counter.get_total_flops())
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _in_turn(first: Callable[[], float], second: Callable[[], float], repeats: int) -> tuple[list[float], list[float]]:
+    """Return the seconds of both, measured one after the other over and over; the first round does not count."""
+    pairs = [(first(), second()) for _ in range(repeats + 1)][1:]
+    a, b = zip(*pairs, strict=True)
+    return list(a), list(b)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--pictures", type=int, default=392)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--files", action="store_true", help="the ordinary epoch reads its pictures from the disk")
+    asked = parser.parse_args()
+    print("| network, precision | ordinary epoch, s | from the cache, s | ratio | limit by operations | share | bar |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["FIRN_ARTIFACTS"] = str(folder / "artifacts")
+        data = pictures(asked.pictures, folder)
+        for backbone in asked.networks:
+            for precision in asked.precisions:
+                case = Case(backbone, data, folder, precision, asked.device, asked.files)
+                slow, fast = _in_turn(case.ordinary, case.from_cache, asked.repeats)
+                ratio, limit = statistics.median(a / b for a, b in zip(slow, fast, strict=True)), case.limit()
+                print(
+                    f"| {backbone}, {precision} | {statistics.median(slow):.2f} | {statistics.median(fast):.2f} "
+                    f"| {ratio:.2f} | {limit:.2f} | {ratio / limit:.2f} | >= {SHARE} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
