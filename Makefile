@@ -84,8 +84,9 @@ cache-gc: $(SET_UP) ## list what a data set needs no more   DATASET BACKBONE, YE
 cache-pack: $(SET_UP) ## features -> one HDF5 file for a colleague   DATASET BACKBONE MAPS OUT
 	$(RUN) -m pipeline cache-pack $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,OUT,out)
 
+# One thread in each of JOBS processes, 2 without: several threads in each would wait for one another.
 test: $(SET_UP_CHECKS) ## run the tests (set up if need be)
-	$(RUN) -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(or $(JOBS),2) --dist worksteal $(TESTS)
 
 check: $(SET_UP_CHECKS) ## format, lint and types, changing nothing
 	$(RUN) -m ruff format --check .
