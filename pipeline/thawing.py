@@ -35,7 +35,7 @@ from pipeline.training import Ask, Stage
 
 __all__ = ["FLIPS", "Thaw", "Thawing"]
 
-_FORMAT = 1  # raised when the same settings give other networks
+_FORMAT = 2  # raised when the same settings give other networks
 FLIPS = {"none": {}, "mirror": {"flip": True}, "any": {"flip": True, "turns": True}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from features.datasets import load_dataset
 from features.errors import FirnError, UnknownName
 from features.extraction import Job, extract
 from features.streams import MapStream, PictureStream
+from models.finetuning.convolution import Convolution, use_products
 from models.finetuning.inputs import Inputs, batches, epoch_plan
 from models.finetuning.network import Thawed, set_mode, start_from_probe
 from models.finetuning.recipes import RECIPES, choose_settings
@@ -339,3 +341,46 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
     stream.X[3] = np.inf
     with pytest.raises(FirnError, match=r"not finite.*RATE="):
         train(small(), Task(Inputs([stream]), y, **TASK), choose_settings("adamw", epochs=1, mixup=0.0))
+
+
+@pytest.mark.parametrize(
+    ("channels", "out", "kernel", "stride", "padding", "bias"),
+    [(3, 5, 3, 1, 1, True), (4, 6, 3, 2, 1, False), (8, 4, 1, 2, 0, True), (5, 7, (1, 7), 1, (0, 3), False)],
+)
+def test_gradients_by_products_are_those_of_the_convolution(
+    channels: int, out: int, kernel: Any, stride: int, padding: Any, bias: bool
+) -> None:
+    """Of maps, weight and bias: no further from float32's than those of torch's own bfloat16 convolution, or 1 %."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, out, kernel, stride, padding, bias=bias)
+    maps, towards = torch.randn(6, channels, 9, 10), None
+    found = []
+    for module, lowered in ((plain, False), (plain, True), (copy.deepcopy(plain), True)):
+        if len(found) == 2:
+            use_products(module)
+            assert type(module) is Convolution
+        given = maps.clone().requires_grad_(True)
+        module.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+            y = module(given)
+        towards = torch.randn_like(y) if towards is None else towards
+        (y.float() * towards).sum().backward()
+        found.append([given.grad, *(p.grad.clone() for p in module.parameters())])
+        assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    exact, theirs, ours = found
+    for right, other, own in zip(exact, theirs, ours, strict=True):
+        assert float((own - right).norm()) <= max(1.2 * float((other - right).norm()), 0.01 * float(right.norm()))
+
+
+def test_only_plain_convolutions_are_changed() -> None:
+    """Grouped, dilated and reflecting ones stay torch's; names and numbers stay; elsewhere nothing changes."""
+    layers = [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, dilation=2)]
+    network = nn.Sequential(*layers, nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 1))
+    before, maps = {n: t.clone() for n, t in network.state_dict().items()}, torch.randn(2, 4, 12, 12)
+    expected = network(maps)
+    use_products(network)
+    assert [type(m) is Convolution for m in network] == [True, False, False, False, True]
+    assert all(torch.equal(t, before[n]) for n, t in network.state_dict().items())
+    assert torch.equal(network(maps), expected)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network(maps).dtype == torch.bfloat16

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.finetuning.convolution import use_products
+
 __all__ = ["Thawed", "arithmetic", "parameter_groups", "set_mode", "start_from_probe"]
 
 _NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -22,6 +24,7 @@ class Thawed(nn.Module):
         """Take a tail that ends in `width` channels; the classifier is drawn as torch draws a linear layer."""
         super().__init__()
         self.tail = tail.requires_grad_(True)
+        use_products(self.tail)
         self.classifier = nn.Linear(width, classes)
         drawn = torch.Generator().manual_seed(seed)
         with torch.no_grad():
