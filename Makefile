@@ -28,7 +28,7 @@ EXPLAIN = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call fla
   $(call flag,PROTOCOL,protocol) $(call flag,PER_ROW,per-row) $(call flag,WEIGHTS,weights)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract audit train-heads finetune transfer compare explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack test check format clean
+.PHONY: help setup demo extract audit train-heads finetune transfer compare explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -83,6 +83,9 @@ cache-gc: $(SET_UP) ## list what a data set needs no more   DATASET BACKBONE, YE
 
 cache-pack: $(SET_UP) ## features -> one HDF5 file for a colleague   DATASET BACKBONE MAPS OUT
 	$(RUN) -m pipeline cache-pack $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,OUT,out)
+
+bench: $(SET_UP) ## how fast is extraction here, and against what it could be   BENCH="--quick --only loop"
+	$(RUN) -m benchmarks.extraction $(BENCH)
 
 # One thread in each of JOBS processes, 2 without: several threads in each would wait for one another.
 test: $(SET_UP_CHECKS) ## run the tests (set up if need be)

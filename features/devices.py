@@ -7,10 +7,11 @@ from pathlib import Path
 
 from features.errors import FirnError, unknown
 
-__all__ = ["DEVICES", "PRECISIONS", "device", "precision"]
+__all__ = ["BATCH", "DEVICES", "PRECISIONS", "device", "precision"]
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+BATCH = {"cpu": 32, "cuda": 256}  # pictures per forward pass, where nobody says otherwise
 
 
 def device(wanted: str) -> str:

@@ -6,13 +6,12 @@ import os
 
 from features.cache import State
 from features.datasets import load_dataset
+from features.devices import BATCH
 from features.views import choose_blocks
 from pipeline.progress import say, shown
 from pipeline.request import Request, resolve
 
 __all__ = ["extract", "fill"]
-
-_BATCH = {"cpu": 32, "cuda": 256}
 
 
 def extract(
@@ -59,7 +58,7 @@ def fill(
     jobs = [Job(r.entry, r.recipe, r.preprocess, blocks) for r, blocks in todo]
     first = todo[0][0]
     checked(first.device)
-    size = batch_size or _BATCH[first.device.partition(":")[0]]
+    size = batch_size or BATCH[first.device.partition(":")[0]]
     names = ", ".join(r.recipe.name for r, _ in todo)
     with shown(f"extract {first.dataset.name} with {names}") as progress:
         outcome = extract(

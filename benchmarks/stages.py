@@ -1,0 +1,225 @@
+"""What benchmarks.extraction compares: the loop that everyone writes, Firn's extraction, and its stages done alone."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.backbones import load_recipe
+from features.cache import Digests, Entry, open_entry
+from features.datasets import Dataset, load_dataset
+from features.devices import BATCH
+from features.extraction import Job, extract
+from features.files import data_root
+
+NO_WEIGHTS = ("mobilenet_v3_small", "resnet101")  # random numbers do where the real ones are missing: speed is the same
+
+_TELLING = 2.1  # seconds until the times of new files tell; the extraction would wait for that
+
+
+class Spent(NamedTuple):
+    """What a piece of work took, per picture."""
+
+    wall: float  # seconds
+    processor: float  # seconds of all cores, of this process and its children
+
+
+def spent(work: Callable[[], object], pictures: int) -> Spent:
+    """Do a piece of work and return what it took. Processor time is the figure that other work on the cores spares."""
+    before, start = _processor(), time.perf_counter()
+    work()
+    return Spent((time.perf_counter() - start) / pictures, (_processor() - before) / pictures)
+
+
+def _processor() -> float:
+    """Return the processor seconds of this process and of its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def median(many: list[Spent]) -> Spent:
+    """Return the median of each figure."""
+    return Spent(*(float(np.median(column)) for column in zip(*many, strict=True)))
+
+
+def give_weights(folder: Path, names: list[str]) -> None:
+    """Point FIRN_WEIGHTS at a folder with all weights: the real ones by link, random ones where there are none."""
+    import torch
+
+    from features.backbones.taps import network, row
+
+    given = Path(os.environ.get("FIRN_WEIGHTS", "."))
+    folder.mkdir()
+    for name in names:
+        found = next((p for p in given.glob(f"{name}.*") if p.suffix in (".pth", ".safetensors")), None)
+        if found:
+            (folder / found.name).symlink_to(found.resolve())
+        elif name in NO_WEIGHTS:
+            torch.manual_seed(0)
+            torch.save(network(row(name)).state_dict(), folder / f"{name}.pth")
+    os.environ["FIRN_WEIGHTS"] = str(folder)
+
+
+def some_pictures(folder: Path, count: int) -> Path:
+    """Return class folders with copies of `count` pneumonia pictures of the training split, half of each class."""
+    for name in ("NORMAL", "PNEUMONIA"):
+        (folder / name).mkdir(parents=True)
+        for picture in sorted((data_root() / "pneumonia" / "train" / name).iterdir())[: count // 2]:
+            shutil.copy(picture, folder / name)
+    time.sleep(_TELLING)
+    return folder
+
+
+def large_pictures(folder: Path, count: int) -> Path:
+    """Return class folders with `count` full-size radiographs: the 40 over and over, told apart at the end."""
+    real = sorted((data_root() / "radiographs_fullsize").iterdir())
+    for i in range(count):
+        picture = real[i % len(real)]
+        target = folder / ("virus" if "virus" in picture.name else "other") / f"{i:05d}.jpeg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(picture.read_bytes() + i.to_bytes(4, "little"))
+    time.sleep(_TELLING)
+    return folder
+
+
+def everyones_loop(folder: Path, name: str, file: Path, workers: int = 2) -> None:
+    """Do what everybody writes for features of the last block: one batch after the other, in float32, then HDF5."""
+    import h5py
+    import torch
+    import torchvision
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    line, recipe = _row(name), load_recipe(name)
+    model = torchvision.models.get_model(line.architecture, weights=None, **line.options)
+    model.load_state_dict(torch.load(recipe.file, weights_only=True), strict=False)
+    model = create_feature_extractor(model.eval(), {list(line.blocks.values())[-1]: "last"})
+    rows = []
+    with torch.no_grad():
+        for x, _ in everyones_loader(folder, name, workers):
+            rows.append(model(x)["last"].mean((2, 3)).numpy())
+    with h5py.File(file, "w") as out:
+        out.create_dataset("features", data=np.concatenate(rows))
+
+
+def everyones_loader(folder: Path, name: str, workers: int = 2) -> Any:
+    """Return ImageFolder and DataLoader with the preprocessing that torchvision's weights bring."""
+    import torchvision
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    transforms = torchvision.models.get_weight(_row(name).weights).transforms()
+    return DataLoader(ImageFolder(str(folder), transforms), batch_size=32, num_workers=workers)
+
+
+def _row(name: str) -> Any:
+    from features.backbones.taps import row
+
+    return row(name)
+
+
+@contextmanager
+def artifacts(folder: Path) -> Iterator[Path]:
+    """Give an empty FIRN_ARTIFACTS that is gone afterwards."""
+    before = os.environ.get("FIRN_ARTIFACTS")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.environ["FIRN_ARTIFACTS"] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ["FIRN_ARTIFACTS"]
+        os.environ |= {"FIRN_ARTIFACTS": before} if before else {}
+
+
+def jobs(dataset: Dataset, names: list[str], precision: str) -> list[Job]:
+    """Return one job per backbone."""
+    recipes = [load_recipe(name) for name in names]
+    return [
+        Job(open_entry(dataset.name, r.key(preprocess="squash", precision=precision)), r, "squash") for r in recipes
+    ]
+
+
+def firn(folder: Path, names: list[str], precision: str, device: str) -> Entry:
+    """Extract as the command does, files on the disk to committed HDF5; return the entry of the first backbone."""
+    dataset = load_dataset(str(folder))
+    asked = jobs(dataset, names, precision)
+    extract(dataset, asked, device=device, batch_size=BATCH[device], workers=os.cpu_count() or 1)
+    return asked[0].entry
+
+
+class Alone:
+    """The stages of an extraction, each done alone: decode and preprocess, forward from memory, write."""
+
+    def __init__(self, folder: Path, names: list[str], precision: str, device: str) -> None:
+        from features.extraction.forward import Forward
+
+        self.dataset = load_dataset(str(folder))
+        self.jobs = jobs(self.dataset, names, precision)
+        self.batch = BATCH[device]
+        self.networks = [
+            Forward(job.recipe, device=device, precision=precision, batch_size=self.batch) for job in self.jobs
+        ]
+        prepared = list(self._prepared())
+        self._digests = np.array([p.sha256 for p in prepared], "S64")
+        self._pixels = [p.pixels[0] for p in prepared[: 4 * self.batch]]
+        self.forward()  # warm
+        self._named = [self._features(network) for network in self.networks]
+
+    def _prepared(self) -> Iterator[Any]:
+        """Read, digest, decode and preprocess all pictures as the extraction does."""
+        from features.extraction.pictures import prepare
+
+        source, ids = self.dataset.source, self.dataset.ids
+        geometries = tuple(dict.fromkeys(job.recipe.geometry(job.preprocess) for job in self.jobs))
+        yield from prepare(
+            source,
+            ids,
+            range(len(ids)),
+            geometries,
+            wanted=lambda sha256: True,
+            workers=os.cpu_count() or 1,
+            ahead=2 * self.batch + 8 * (os.cpu_count() or 1),
+        )
+
+    def decode(self) -> None:
+        """Decode all pictures and drop them."""
+        for _ in self._prepared():
+            pass
+
+    def forward(self) -> None:
+        """Run every network on as many pictures as the set has, from memory."""
+        for network in self.networks:
+            self._features(network)
+
+    def _features(self, network: Any) -> dict[str, NDArray[Any]]:
+        from features.extraction.forward import to_arrays
+
+        pieces, n = [], len(self.dataset)
+        for i in range(0, n, self.batch):
+            batch = [self._pixels[(i + k) % len(self._pixels)] for k in range(min(self.batch, n - i))]
+            pieces.append(to_arrays(network(np.stack(batch))))
+        return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+
+    def write(self) -> None:
+        """Commit all features of every network in as many shards as an extraction would, and the masters."""
+        rows = max(64, -(-len(self.dataset) // 16))
+        known = Digests.of(self.dataset.ids, self.dataset.source.stamps(self.dataset.ids))
+        known.sha256[:] = self._digests
+        for job, named in zip(self.jobs, self._named, strict=True):
+            for i in range(0, len(self.dataset), rows):
+                some = {name: array[i : i + rows] for name, array in named.items()}
+                job.entry.commit("pooled", self._digests[i : i + rows], some)
+            job.entry.refresh(self.dataset, known, {}, {})
+
+
+def limit(parts: list[float], device: str) -> float:
+    """Return the least seconds per picture that the stages allow: one after the other where they share the cores."""
+    return sum(parts) if device == "cpu" else max(parts)
