@@ -11,7 +11,7 @@ __all__ = ["BATCH", "DEVICES", "PRECISIONS", "device", "precision"]
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-BATCH = {"cpu": 32, "cuda": 256}  # pictures per forward pass, where nobody says otherwise
+BATCH = {"cpu": 8, "cuda": 256}  # pictures per forward pass; on a CPU few, so that maps stay in reused memory
 
 
 def device(wanted: str) -> str:

@@ -222,6 +222,24 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
         np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
+    """The same picture at another place of another batch, full or not, has the same features bit for bit."""
+    forward = Forward(load_recipe("squeezenet1_1"), precision=precision, batch_size=4)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 224, 224), dtype=np.uint8)
+    first, later, alone = (to_arrays(forward(pixels[at])) for at in (slice(0, 4), slice(2, 6), slice(3, 4)))
+    for name in first:
+        assert np.array_equal(first[name][3], later[name][1])
+        assert np.array_equal(first[name][3], alone[name][0])
+
+
+def test_grey_is_looked_up() -> None:
+    """Grey pixels out of the table are the numbers that computing them gives."""
+    forward = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=1)
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(forward._entering(pixels), forward._entering(pixels.expand(-1, 3, -1, -1)))
+
+
 def test_half_precision_is_close_to_float32(spots: Path) -> None:
     """bfloat16 features have a cosine of at least 0.999 to the float32 ones, picture by picture."""
     full, half = job(spots, precision="float32"), job(spots, precision="bfloat16")

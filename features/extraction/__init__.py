@@ -1,7 +1,7 @@
 """The loop of stage one: decode | forward | write, overlapped.
 
 pictures  threads read, digest and decode a little ahead
-forward   the frozen network, batch by batch
+forward   the frozen network, batch by batch (packing: as a CPU runs it best; replay: as a GPU does)
 lane      one backbone's rows, from waiting pixels to committed shards
 run       the loop itself: one decode, any number of lanes
 """

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.functional import embedding, max_pool2d
 
 from features.backbones.recipe import Recipe
 from features.backbones.taps import load_backbone
 from features.errors import FirnError
+from features.extraction.packing import pack, packs
+from features.extraction.replay import Replay
 
 __all__ = ["Forward", "to_arrays"]
 
@@ -42,10 +45,19 @@ class Forward:
         self._stored = _DTYPES[stored]
         self._mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
-        # Batch-norm is folded into the convolutions before rounding: fewer passes and less rounding.
-        folded = fuse(load_backbone(recipe), inplace=True, no_trace=True)
-        moved: nn.Module = folded.to(self._device, self._dtype)
-        self._module = moved.to(memory_format=torch.channels_last).eval()
+        self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, 3)
+        self._module = self._fast(load_backbone(recipe), recipe.size)
+        self._replays: dict[object, Replay] = {}  # on a GPU, by the shape and type of pixels
+
+    def _fast(self, network: nn.Module, side: int) -> nn.Module:
+        """Return the network as this device runs it best."""
+        # Traced once more, into the blocks that torchvision keeps whole; batch-norm is folded into the convolutions
+        # before rounding: fewer passes and less rounding.
+        folded = fuse(network, inplace=True)
+        moved = folded.to(self._device, self._dtype).to(memory_format=torch.channels_last).eval()
+        if isinstance(moved, fx.GraphModule) and self._device.type == "cpu" and packs(self._dtype):
+            return pack(moved, (self.batch_size, 3, side, side))
+        return moved
 
     def __call__(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
         """Return {"pooled/<block>/avg": (n, C), ".../max": (n, C), "maps/<block>": (n, C, H, W)}, still on the device.
@@ -61,6 +73,7 @@ class Forward:
                 if self.batch_size == 1:
                     raise FirnError("not even one picture fits the GPU's memory; run again with DEVICE=cpu") from None
                 self.batch_size //= 2
+                self._replays.clear()
                 torch.cuda.empty_cache()
         return pieces[0] if len(pieces) == 1 else {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
 
@@ -70,19 +83,36 @@ class Forward:
         n = len(pixels)
         if n < self.batch_size:
             pixels = np.concatenate([pixels, np.zeros((self.batch_size - n, *pixels.shape[1:]), pixels.dtype)])
-        tensor = torch.from_numpy(pixels)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory()
-        batch = tensor.to(self._device, non_blocking=True).float().div_(255)
-        batch = batch.sub(self._mean).div_(self._std)  # grey pictures become three channels here
-        out = self._module(batch.to(self._dtype, memory_format=torch.channels_last))
+        named = self._step(pixels)(torch.from_numpy(pixels))
+        return {name: tensor[:n] for name, tensor in named.items()}
+
+    def _step(self, pixels: NDArray[np.generic]) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Return what takes a whole batch from pixels to features; on a GPU a recording of it."""
+        if self._device.type != "cuda":
+            return self._features
+        kind = (pixels.shape, pixels.dtype)
+        if kind not in self._replays:
+            self._replays[kind] = Replay(self._features, torch.from_numpy(pixels).to(self._device))
+        return self._replays[kind]
+
+    def _features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the features of one whole batch that is on the device."""
         named: dict[str, Tensor] = {}
-        for block, feature_map in out.items():
-            named[f"pooled/{block}/avg"] = feature_map[:n].mean((2, 3), dtype=torch.float32).to(self._stored)
-            named[f"pooled/{block}/max"] = feature_map[:n].amax((2, 3)).to(self._stored)
+        for block, feature_map in self._module(self._entering(pixels)).items():
+            named[f"pooled/{block}/avg"] = feature_map.mean((2, 3), dtype=torch.float32).to(self._stored)
+            named[f"pooled/{block}/max"] = max_pool2d(feature_map, feature_map.shape[2:]).flatten(1).to(self._stored)
             if block in self.maps:
-                named[f"maps/{block}"] = feature_map[:n].to(self._stored).contiguous()
+                named[f"maps/{block}"] = feature_map.to(self._stored).contiguous()
         return named
+
+    def _entering(self, pixels: Tensor) -> Tensor:
+        """Return pixels as the network wants them, (B, 3, S, S), channels last; grey becomes three channels here."""
+        if pixels.dtype == torch.uint8 and pixels.shape[1] == 1:  # the same numbers, looked up instead of computed
+            return embedding(pixels[:, 0].int(), self._greys).permute(0, 3, 1, 2)
+        return self._normal(pixels).contiguous(memory_format=torch.channels_last)
+
+    def _normal(self, pixels: Tensor) -> Tensor:
+        return pixels.float().div_(255).sub(self._mean).div_(self._std).to(self._dtype)
 
 
 def to_arrays(named: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
