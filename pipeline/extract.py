@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from features.cache import State
 from features.datasets import load_dataset
@@ -10,6 +11,9 @@ from features.devices import BATCH
 from features.views import choose_blocks
 from pipeline.progress import say, shown
 from pipeline.request import Request, resolve
+
+if TYPE_CHECKING:
+    from features.extraction import Outcome
 
 __all__ = ["extract", "fill"]
 
@@ -74,13 +78,17 @@ def fill(
         say(f"left out {picture}: {reason}")
     if len(outcome.left_out) > 20:
         say(f"... and {len(outcome.left_out) - 20} more; all are listed in features.h5 under left_out")
-    wall = outcome.seconds["wall"]
-    decode, forward, write = (outcome.seconds.get(stage, 0.0) for stage in ("decode", "forward", "write"))
-    say(
-        f"{outcome.pictures:,} pictures in {wall:,.1f} s ({outcome.pictures / wall:,.1f}/s): forward {forward:,.1f} s, "
-        f"decode {decode:,.1f} s of threads, write {write:,.1f} s; {outcome.skipped:,} were there already, "
-        f"{len(outcome.left_out):,} left out"
-    )
+    say(_told(outcome))
+
+
+def _told(outcome: Outcome) -> str:
+    """Return the last line of a run: how many, how fast, and which stage the others waited for."""
+    wall, busy, limit = outcome.seconds["wall"], outcome.busy(), outcome.limit()
+    others = ", ".join(f"{stage} {share:.0%}" for stage, share in busy.items() if stage != limit)
+    at_work = f"the limit was {limit}, at work {busy[limit]:.0%} of the time; {others}" if outcome.pictures else ""
+    there = f"{outcome.skipped:,} were there already, {len(outcome.left_out):,} left out"
+    rate = f"{outcome.pictures:,} pictures in {wall:,.1f} s ({outcome.pictures / wall:,.1f}/s)"
+    return "; ".join(part for part in (rate, at_work, there) if part)
 
 
 def _line(request: Request, state: State) -> str:

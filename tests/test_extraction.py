@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from features.extraction import Job, Outcome, extract
 from features.extraction.forward import Forward, to_arrays
 from features.images import Augmentation, Geometry, Picture, decoding, pixels
 from features.views import map_view, pooled_view
+from pipeline import extract as verb
 
 ROOT = Path(__file__).parents[1]
 
@@ -248,6 +250,16 @@ def test_half_precision_is_close_to_float32(spots: Path) -> None:
     a, b = (pooled_view(one.entry, ["features.12"]).X for one in (full, half))
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() >= 0.999
+
+
+def test_the_last_line_names_the_limit(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command says which stage the others waited for, and how busy each was; of nothing it says nothing."""
+    verb.extract(str(spots), "squeezenet1_1", precision="float32")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"32 pictures in .*the limit was (decode|forward|write), at work \d+% of the time; .* \d+%", last)
+    outcome = Outcome(pictures=8, seconds={"wall": 10.0, "decode": 16.0, "forward": 9.0, "write": 1.0}, workers=2)
+    assert outcome.busy() == {"decode": 0.8, "forward": 0.9, "write": 0.1}
+    assert outcome.limit() == "forward"
 
 
 def spawn(folder: Path) -> subprocess.Popen[str]:

@@ -6,60 +6,27 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
 
-from features.backbones.recipe import Recipe
 from features.cache import digests as memory
 from features.cache.claims import Claims
 from features.cache.digests import UNKNOWN, Digests
-from features.cache.entry import Entry, cache_root
+from features.cache.entry import cache_root
 from features.datasets.dataset import Dataset
 from features.errors import BadPicture
 from features.extraction.forward import Forward
+from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.lane import Lane
 from features.extraction.pictures import Prepared, prepare
 from features.files import make_folder
 from features.images import Geometry
 
-__all__ = ["Job", "Outcome", "extract"]
+__all__ = ["extract"]
 
-_SHARD_BYTES = 128 << 20
 _REFRESH_EVERY = 60.0  # seconds between masters while a long run goes on, for readers that do not wait
 _POLL = 0.5  # seconds between looks at what other processes are doing
-
-
-@dataclass(frozen=True)
-class Job:
-    """One entry to fill: which backbone, how pictures come in, which maps are kept beside the pooled features."""
-
-    entry: Entry
-    recipe: Recipe
-    preprocess: str
-    maps: tuple[str, ...] = ()
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Return the parts that the entry shall have."""
-        return ("pooled", *(f"maps/{block}" for block in self.maps))
-
-    def row_bytes(self) -> int:
-        """Return the bytes that one picture takes in the entry."""
-        item = int(np.dtype(self.entry.key.stored).itemsize)
-        pooled = sum(2 * c for c, _, _ in self.recipe.blocks.values())
-        return item * (pooled + sum(int(np.prod(self.recipe.blocks[block])) for block in self.maps))
-
-
-@dataclass
-class Outcome:
-    """What a run did: for the last line that a user reads."""
-
-    pictures: int = 0  # computed
-    skipped: int = 0  # found in the cache after reading their bytes
-    left_out: dict[str, str] = field(default_factory=dict)  # id -> why it is unreadable
-    seconds: dict[str, float] = field(default_factory=dict)  # wall, and decode, forward, write (they overlap)
 
 
 def extract(
@@ -80,18 +47,14 @@ def extract(
     readable; OSError (disk full) after the masters say what is there.
     """
     run = _Run(dataset, jobs, device, batch_size, strict, progress)
+    run.outcome.workers = workers
     try:
-        run.go(workers, shard_rows or _rows_per_shard(len(dataset), max(job.row_bytes() for job in jobs)))
+        run.go(workers, shard_rows or rows_per_shard(len(dataset), jobs))
         run.finish(over=True)
     except BaseException:
         run.finish(over=False)
         raise
     return run.outcome
-
-
-def _rows_per_shard(n: int, row_bytes: int) -> int:
-    """Return how many rows a shard has: a sixteenth of a small set, thousands of a large one, at most 128 MB."""
-    return max(1, min(max(64, -(-n // 16)), 8192, _SHARD_BYTES // row_bytes))
 
 
 class _Run:
