@@ -19,7 +19,8 @@ flag = $(if $($(1)),--$(2) '$($(1))')
 COMMON = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,SEED,seed)
 FROZEN = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(call flag,DEVICE,device)
 FEATURES = $(FROZEN) $(call flag,WEIGHTS,weights)
-EXTRACT = $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict)
+EXTRACT = $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict) \
+  $(call flag,ENGINE,engine)
 TRAIN = $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
 THAWED = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCHS,epochs) $(call flag,RATE,rate) $(call flag,BATCH_SIZE,batch-size) \
   $(call flag,VIEWS,views) $(call flag,FLIP,flip) $(call flag,NORM,norm) $(call flag,MIXUP,mixup) $(call flag,DROPOUT,dropout) \
@@ -40,7 +41,7 @@ demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights 
 	$(RUN) -m pipeline train-heads --dataset phantom --backbone squeezenet1_1
 	$(RUN) -m pipeline compare --dataset phantom
 
-extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE WEIGHTS
+extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
 	$(RUN) -m pipeline extract $(EXTRACT)
 
 audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS

@@ -38,6 +38,7 @@ def extract(
     workers: o.Workers = 0,
     seed: o.Seed = 0,
     strict: o.Strict = False,
+    engine: o.Engine = "local",
 ) -> None:
     """Stage one: pictures -> cached features."""
     from pipeline import extract as verb
@@ -54,6 +55,7 @@ def extract(
         workers=workers,
         seed=seed,
         strict=strict,
+        engine=engine,
     )
     typer.echo("\n".join(lines))
 

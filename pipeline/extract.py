@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from features.cache import State
 from features.datasets import load_dataset
 from features.devices import BATCH
+from features.errors import unknown
 from features.views import choose_blocks
 from pipeline.progress import say, shown
 from pipeline.request import Request, resolve
@@ -15,7 +17,7 @@ from pipeline.request import Request, resolve
 if TYPE_CHECKING:
     from features.extraction import Outcome
 
-__all__ = ["extract", "fill"]
+__all__ = ["ENGINES", "extract", "fill"]
 
 
 def extract(
@@ -31,11 +33,14 @@ def extract(
     workers: int = 0,
     seed: int = 0,
     strict: bool = False,
+    engine: str = "local",
 ) -> list[str]:
     """Fill the cache entries of a data set for one or several backbones; return one line per entry.
 
     What is ready is left alone; a stale master is refreshed; what is missing is computed, each picture decoded once.
     """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
     pictures = load_dataset(dataset, seed=seed)
     requests = resolve(pictures, backbone, weights=weights, preprocess=preprocess, precision_=precision, device_=device)
     wanted = [(r, choose_blocks(list(r.recipe.blocks), maps) if maps else ()) for r in requests]
@@ -44,8 +49,29 @@ def extract(
     for (r, _), state in zip(wanted, states, strict=True):
         say(f"{pictures.name} with {r.recipe.name}: {state.word} ({state.why})")
     if todo:
-        fill(todo, batch_size=batch_size, workers=workers, strict=strict)
+        fill(todo, batch_size=batch_size, workers=workers, strict=strict, engine=engine)
     return [_line(r, r.state(_parts(blocks))) for r, blocks in wanted]
+
+
+def _local() -> Callable[..., Outcome]:
+    """Return extraction in this process."""
+    from features.devices import checked
+    from features.extraction import extract
+
+    def run(*what: Any, device: str, workers: int, **how: Any) -> Outcome:
+        return extract(*what, device=checked(device), workers=workers or os.cpu_count() or 1, **how)
+
+    return run
+
+
+def _ray() -> Callable[..., Outcome]:
+    """Return extraction on all GPUs or cores that Ray finds; each worker asks for itself whether its GPU is there."""
+    from features.extraction.cluster import extract_on_ray
+
+    return extract_on_ray
+
+
+ENGINES: dict[str, Callable[[], Callable[..., Outcome]]] = {"local": _local, "ray": _ray}
 
 
 def _parts(blocks: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,24 +79,28 @@ def _parts(blocks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def fill(
-    todo: list[tuple[Request, tuple[str, ...]]], *, batch_size: int = 0, workers: int = 0, strict: bool = False
+    todo: list[tuple[Request, tuple[str, ...]]],
+    *,
+    batch_size: int = 0,
+    workers: int = 0,
+    strict: bool = False,
+    engine: str = "local",
 ) -> None:
     """Compute what the requests (with the blocks whose maps they want) lack, and tell how it went. Imports torch."""
-    from features.devices import checked
-    from features.extraction import Job, extract
+    from features.extraction import Job
 
+    run = ENGINES[engine]()
     jobs = [Job(r.entry, r.recipe, r.preprocess, blocks) for r, blocks in todo]
     first = todo[0][0]
-    checked(first.device)
     size = batch_size or BATCH[first.device.partition(":")[0]]
     names = ", ".join(r.recipe.name for r, _ in todo)
     with shown(f"extract {first.dataset.name} with {names}") as progress:
-        outcome = extract(
+        outcome = run(
             first.dataset,
             jobs,
             device=first.device,
             batch_size=size,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
             strict=strict,
             progress=progress,
         )

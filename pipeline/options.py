@@ -61,5 +61,6 @@ Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
 Out = Annotated[str, typer.Option(help="The file to write, ending in .h5; empty is a name below artifacts/packs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is touched.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first unreadable picture.")]
+Engine = Annotated[str, typer.Option(help="local, or ray: all GPUs or cores of a machine or a cluster ($RAY_ADDRESS).")]
 
 PNEUMONIA, RESNET18 = "pneumonia", "resnet18"

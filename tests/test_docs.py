@@ -99,12 +99,19 @@ def test_targets_and_commands_belong_together() -> None:
 def test_variables_are_flags() -> None:
     """Each variable of the Makefile is a flag of the verbs that take it, under the same name."""
     common = "DATASET=a BACKBONE='b c' DEVICE=cpu PRECISION=float32 PREPROCESS=pad SEED=3"
-    of_verbs = "HEADS=d BLOCKS=1 POOL=max MAPS=1 BATCH_SIZE=8 WORKERS=2"
+    of_verbs = "HEADS=d BLOCKS=1 POOL=max MAPS=1 BATCH_SIZE=8 WORKERS=2 ENGINE=ray"
     shown = run(f"make -n extract train-heads compare {common} {of_verbs}").stdout
     extract, train, compare = shown.strip().splitlines()
     for flag in ("--dataset 'a'", "--backbone 'b c'", "--seed '3'"):
         assert all(flag in line for line in (extract, train, compare))
-    for flag in ("--maps '1'", "--device 'cpu'", "--batch-size '8'", "--workers '2'", "--preprocess 'pad'"):
+    for flag in (
+        "--maps '1'",
+        "--device 'cpu'",
+        "--batch-size '8'",
+        "--workers '2'",
+        "--preprocess 'pad'",
+        "--engine 'ray'",
+    ):
         assert flag in extract
     for flag in ("--heads 'd'", "--blocks '1'", "--pool 'max'", "--precision 'float32'"):
         assert flag in train

@@ -45,13 +45,14 @@ class Outcome:
     skipped: int = 0  # found in the cache after reading their bytes
     left_out: dict[str, str] = field(default_factory=dict)  # id -> why it is unreadable
     seconds: dict[str, float] = field(default_factory=dict)  # wall, and decode, forward, write (they overlap)
-    workers: int = 1  # threads among which the seconds of decode are shared
+    workers: int = 1  # threads that decode, in each process
+    processes: int = 1
 
     def busy(self) -> dict[str, float]:
         """Return the share of the time in which each stage was at work: {"decode": 0..1, "forward", "write"}."""
         wall = max(self.seconds.get("wall", 0.0), 1e-9)
         threads = {"decode": self.workers, "forward": 1, "write": 1}
-        return {stage: self.seconds.get(stage, 0.0) / threads[stage] / wall for stage in _STAGES}
+        return {stage: self.seconds.get(stage, 0.0) / threads[stage] / self.processes / wall for stage in _STAGES}
 
     def limit(self) -> str:
         """Return the stage that the others waited for: the busiest."""

@@ -25,7 +25,8 @@ class Replay:
                 step(self._input)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Writers of other lanes fetch their features meanwhile: what other threads do is no part of the recording.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = step(self._input)
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:

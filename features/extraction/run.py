@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from features.cache import digests as memory
-from features.cache.claims import Claims
-from features.cache.digests import UNKNOWN, Digests
-from features.cache.entry import cache_root
+from features.cache.entry import Entry
 from features.datasets.dataset import Dataset
 from features.errors import BadPicture
 from features.extraction.forward import Forward
 from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.lane import Lane
+from features.extraction.masters import refresh, remembered, settle
 from features.extraction.pictures import Prepared, prepare
-from features.files import make_folder
 from features.images import Geometry
 
-__all__ = ["extract"]
+__all__ = ["Part", "extract", "extract_part"]
 
 _REFRESH_EVERY = 60.0  # seconds between masters while a long run goes on, for readers that do not wait
 _POLL = 0.5  # seconds between looks at what other processes are doing
@@ -47,14 +44,36 @@ def extract(
     readable; OSError (disk full) after the masters say what is there.
     """
     run = _Run(dataset, jobs, device, batch_size, strict, progress)
-    run.outcome.workers = workers
-    try:
-        run.go(workers, shard_rows or rows_per_shard(len(dataset), jobs))
-        run.finish(over=True)
-    except BaseException:
-        run.finish(over=False)
-        raise
+    run.whole(workers, shard_rows or rows_per_shard(len(dataset), jobs))
     return run.outcome
+
+
+class Part(NamedTuple):
+    """What came of a stretch of a data set."""
+
+    sha256: NDArray[np.bytes_]  # (m,) of its pictures, UNKNOWN where one could not be read
+    left_out: list[dict[str, str]]  # for each job: sha256 -> why it is unreadable
+    outcome: Outcome
+
+
+def extract_part(
+    dataset: Dataset,
+    jobs: list[Job],
+    *,
+    first: int,
+    rows: int,
+    device: str,
+    batch_size: int,
+    workers: int,
+    strict: bool,
+) -> Part:
+    """Commit the shards of a stretch of a data set that begins with unit `first`, a unit being `rows` pictures.
+
+    `dataset` has the pictures of the stretch alone. No master is written: that is for whoever knows all parts.
+    """
+    run = _Run(dataset, jobs, device, batch_size, strict, lambda done, total: None, first, masters=False)
+    run.whole(workers, rows)
+    return Part(run.digests.sha256, run.left_out, run.outcome)
 
 
 class _Run:
@@ -68,14 +87,16 @@ class _Run:
         batch_size: int,
         strict: bool,
         progress: Callable[[int, int], None],
+        first: int = 0,
+        masters: bool = True,
     ) -> None:
+        self._first, self._masters = first, masters  # number of the first unit; whether the masters are ours to write
         self.outcome, self._dataset, self._strict, self._progress = Outcome(), dataset, strict, progress
         self._started, self._refreshed, self._clock = time.perf_counter(), time.perf_counter(), time.time_ns()
-        self._memo = cache_root(dataset.name) / "digests.h5"
-        self._digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), Digests.load(self._memo))
+        self.digests = remembered(dataset)
         geometries = [job.recipe.geometry(job.preprocess) for job in jobs]
         self._geometries: tuple[Geometry, ...] = tuple(dict.fromkeys(geometries))
-        self._left_out: list[dict[str, str]] = []
+        self.left_out: list[dict[str, str]] = []
         self._lanes: list[Lane] = []
         for job, geometry in zip(jobs, geometries, strict=True):
             job.entry.clean()
@@ -89,15 +110,25 @@ class _Run:
             )
             self._lanes.append(Lane(job.entry, job.parts, forward, self._geometries.index(geometry)))
             manifest = job.entry.manifest()
-            self._left_out.append(dict(manifest.left_out) if manifest else {})
+            self.left_out.append(dict(manifest.left_out) if manifest else {})
         self._active: dict[int, list[Lane]] = {}  # unit -> lanes that claimed it
         self._open: int | None = None  # the unit whose pictures are coming in
 
-    def go(self, workers: int, rows: int) -> None:
+    def whole(self, workers: int, rows: int) -> None:
+        """Work through all units and come to an end, in good order whatever happens."""
+        self.outcome.workers = workers
+        try:
+            self._go(workers, rows)
+            self._finish(over=True)
+        except BaseException:
+            self._finish(over=False)
+            raise
+
+    def _go(self, workers: int, rows: int) -> None:
         """Work through all units; those of other living processes are waited for, and taken over if these die."""
         self._rows = rows
         ahead = 2 * max(lane.batch_size for lane in self._lanes) + 8 * workers
-        waiting = list(range(-(-len(self._dataset) // rows)))
+        waiting = list(range(self._first, self._first - (-len(self._dataset) // rows)))
         self._done = len(self._dataset) - sum(len(self._todo(unit)) for unit in waiting)
         while waiting:
             later: list[int] = []
@@ -142,24 +173,24 @@ class _Run:
 
     def _todo(self, unit: int) -> list[int]:
         """Return the pictures of a unit that are unknown or lack a row somewhere."""
-        start = unit * self._rows
-        digests = self._digests.sha256[start : start + self._rows].tolist()
+        start = (unit - self._first) * self._rows
+        digests = self.digests.sha256[start : start + self._rows].tolist()
         return [start + i for i, sha256 in enumerate(digests) if not sha256 or self._lacking(sha256)]
 
     def _lacking(self, sha256: bytes) -> list[Lane]:
         """Return the lanes in which a picture has no row and is not known to be unreadable."""
         name = sha256.decode()
-        pairs = zip(self._lanes, self._left_out, strict=True)
+        pairs = zip(self._lanes, self.left_out, strict=True)
         return [lane for lane, left_out in pairs if name not in left_out and lane.lacks(sha256)]
 
     def _take(self, prepared: Prepared) -> None:
         """Send one prepared picture into the lanes that need it."""
-        unit = prepared.picture // self._rows
+        unit = self._first + prepared.picture // self._rows
         if unit != self._open:
             self._end_unit()
             self._open = unit
         self._seconds("decode", prepared.seconds)
-        self._digests.sha256[prepared.picture] = prepared.sha256
+        self.digests.sha256[prepared.picture] = prepared.sha256
         if prepared.error:
             self._leave_out(prepared)
         lanes = [lane for lane in self._active.get(unit, []) if prepared.pixels and lane.lacks(prepared.sha256)]
@@ -184,30 +215,14 @@ class _Run:
         if self._strict:
             raise BadPicture(f"{prepared.error}; mend or remove the file, or run without --strict to leave it out")
         self.outcome.left_out[self._dataset.ids[prepared.picture]] = prepared.error
-        for left_out in self._left_out:
+        for left_out in self.left_out:
             if prepared.sha256:
                 left_out[prepared.sha256.decode()] = prepared.error
 
-    def _settle(self) -> None:
-        """Read pictures again that were written just before this run, when their times have become telling.
-
-        A file may change twice within one tick of its clock; without this a set made this moment would never be ready.
-        """
-        touched = self._digests.stamps[:, 1:].max(axis=1, initial=0)
-        fresh = np.flatnonzero((touched >= self._clock - memory.RACY_NS) & self._digests.known())
-        if not len(fresh):
-            return
-        time.sleep(max(0.0, (int(touched[fresh].max()) + memory.RACY_NS - time.time_ns()) / 1e9 + 0.01))
-        self._clock = time.time_ns()
-        for i in fresh.tolist():
-            with contextlib.suppress(OSError):
-                now = hashlib.sha256(self._dataset.source.read(self._dataset.ids[i])).hexdigest().encode()
-                self._digests.sha256[i] = now if now == self._digests.sha256[i] else UNKNOWN
-
     def _name_left_out(self) -> None:
         """Name the pictures whose bytes an earlier run could not decode beside those of this run."""
-        if known := self._left_out[0]:
-            named = zip(self._dataset.ids, self._digests.sha256.tolist(), strict=True)
+        if known := self.left_out[0]:
+            named = zip(self._dataset.ids, self.digests.sha256.tolist(), strict=True)
             self.outcome.left_out |= {i: known[s.decode()] for i, s in named if s.decode() in known}
 
     def _refresh(self, *, over: bool) -> None:
@@ -216,22 +231,22 @@ class _Run:
         Until the run is over, a master that lists pictures whose bytes are still unknown here is left alone: it was
         written by somebody who knew more, and no picture shall be taken out of the view by an unfinished run.
         """
-        versions = {name: version(name) for name in ("torch", "torchvision", "h5py", "numpy", "pillow")}
-        make_folder(self._memo.parent)
-        with Claims(self._memo.parent).turn():
-            self._digests.fill(Digests.load(self._memo))
-            known = self._digests.known()
-            listed, unknown = self._digests.sha256[known].tolist(), self._digests.ids[~known]
-            for lane, left_out in zip(self._lanes, self._left_out, strict=True):
-                if over or (lane.holds_any(listed) and not lane.entry.lists(unknown)):
-                    lane.entry.refresh(self._dataset, self._digests, left_out, versions)
-            self._digests.save(self._memo, clock=self._clock)
+        if self._masters:
+            refresh(self._dataset, self.digests, self._clock, lambda: self._behind(over))
         self._refreshed = time.perf_counter()
+
+    def _behind(self, over: bool) -> Iterator[tuple[Entry, dict[str, str]]]:
+        """Yield the entries whose masters are to be written, and what could not be read."""
+        known = self.digests.known()
+        listed, unknown = self.digests.sha256[known].tolist(), self.digests.ids[~known]
+        for lane, left_out in zip(self._lanes, self.left_out, strict=True):
+            if over or (lane.holds_any(listed) and not lane.entry.lists(unknown)):
+                yield lane.entry, left_out
 
     def _seconds(self, stage: str, seconds: float) -> None:
         self.outcome.seconds[stage] = self.outcome.seconds.get(stage, 0.0) + seconds
 
-    def finish(self, *, over: bool) -> None:
+    def _finish(self, *, over: bool) -> None:
         """Commit what is computed and write the masters, whatever fails on the way.
 
         Raises the first error where the run was `over`; else the one that ended it is the one to tell.
@@ -243,11 +258,12 @@ class _Run:
             for stage, seconds in lane.seconds.items():
                 self._seconds(stage, seconds)
         with _kept(errors):
-            if self.outcome.left_out and not self.outcome.pictures and not self.outcome.skipped:
+            nothing = self.outcome.left_out and not self.outcome.pictures and not self.outcome.skipped
+            if nothing and self._masters:
                 raise BadPicture(f"no picture could be read; the first: {next(iter(self.outcome.left_out.values()))}")
             self._name_left_out()
-            if over and not errors:
-                self._settle()
+            if over and not errors and self._masters:
+                self._clock = settle(self._dataset, self.digests, self._clock)
             self._refresh(over=over and not errors)
         self._seconds("wall", time.perf_counter() - self._started)
         if errors and over:

@@ -1,0 +1,195 @@
+"""Extraction on Ray: the pictures in partitions, a task for each, on all GPUs or cores of a machine or of a cluster.
+
+A task claims its units and commits immutable shards into the entries as any writer does; all machines see one file
+system. When a worker dies Ray gives its partition to another one, which goes on after the last shard that was
+committed. The masters are written here, once, from the shards that are there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.cache.digests import Digests
+from features.datasets.dataset import Dataset
+from features.errors import BadPicture, FirnError
+from features.extraction.job import Job, Outcome, rows_per_shard
+from features.extraction.masters import refresh, remembered, settle
+from features.extraction.run import Part, extract_part
+
+__all__ = ["extract_on_ray"]
+
+_PARTS_PER_SLOT = 4  # partitions per worker that runs at a time: the slower ones get fewer
+_TRIES = 3  # of a partition after its worker died
+_CORES = 4  # per worker, where nobody says otherwise
+_LOCAL_STORE = 128 << 20  # bytes of shared memory of a local Ray; pictures do not go through it
+
+
+class Settings(NamedTuple):
+    """How every task works."""
+
+    device: str
+    batch_size: int
+    cores: int
+    strict: bool
+    rows: int
+    place: str  # the folder from which paths are meant
+    variables: Mapping[str, str]  # FIRN_*
+
+
+def extract_on_ray(
+    dataset: Dataset,
+    jobs: list[Job],
+    *,
+    device: str = "cpu",
+    batch_size: int = 32,
+    workers: int = 0,
+    strict: bool = False,
+    shard_rows: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Do what `extract` does, on Ray: the cluster at $RAY_ADDRESS, else one on this machine for as long as it takes.
+
+    `workers` is the number of cores of one worker, 0 chooses. Raises FirnError where Ray is not installed, has no GPU
+    although `device` is one, or a partition cost its worker's life again and again; what `extract` raises besides.
+    """
+    ray = _ray()
+    start, clock, digests = time.perf_counter(), time.time_ns(), remembered(dataset)
+    rows, known = shard_rows or rows_per_shard(len(dataset), jobs), digests.known()
+    with _cluster(ray) as resources:
+        cores, slots = _slots(resources, device, workers)
+        variables = {name: value for name, value in os.environ.items() if name.startswith("FIRN_")}
+        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, str(Path.cwd()), variables)
+        todo = _partitions(_lacking(digests, jobs), rows, slots * _PARTS_PER_SLOT)
+        parts: list[Part] = []
+        done = len(dataset) - sum(stop - first for first, stop in todo)
+        for (first, stop), part in _results(ray, dataset, jobs, todo, settings):
+            digests.sha256[first:stop] = part.sha256
+            parts.append(part)
+            done += stop - first
+            progress(done, len(dataset))
+    left_out = [{s: r for part in parts for s, r in part.left_out[i].items()} for i in range(len(jobs))]
+    outcome = _sum([part.outcome for part in parts], time.perf_counter() - start, cores, slots)
+    if outcome.left_out and not outcome.pictures and not outcome.skipped and not known.any():
+        raise BadPicture(f"no picture could be read; the first: {next(iter(outcome.left_out.values()))}")
+    clock = settle(dataset, digests, clock)
+    refresh(dataset, digests, clock, lambda: [(j.entry, o) for j, o in zip(jobs, left_out, strict=True)])
+    return outcome
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise FirnError(
+            "ENGINE=ray needs Ray, which is not installed; run: pip install -e '.[ray]', or leave ENGINE= away"
+        ) from None
+    return ray
+
+
+@contextmanager
+def _cluster(ray: Any) -> Iterator[Mapping[str, float]]:
+    """Give the resources of the cluster at $RAY_ADDRESS, or of one that lives on this machine during the block."""
+    root = str(Path(__file__).parents[2])
+    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": root, "OMP_WAIT_POLICY": "PASSIVE"}}}
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody that it runs
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _LOCAL_STORE}
+    ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _slots(resources: Mapping[str, float], device: str, workers: int) -> tuple[int, int]:
+    """Return the cores of one worker, and how many workers run at a time: one per GPU, else as the cores allow."""
+    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    if not device.startswith("cuda"):
+        cores = min(workers or _CORES, cpus)
+        return cores, max(1, cpus // cores)
+    if not gpus:
+        raise FirnError("this Ray has no GPU; run again with DEVICE=cpu, or set RAY_ADDRESS to a cluster that has some")
+    return max(1, min(workers or cpus, cpus // gpus)), gpus
+
+
+def _lacking(digests: Digests, jobs: list[Job]) -> NDArray[np.bool_]:
+    """Return which pictures are unknown or have no row in some part of some entry, (n,)."""
+    lacking = ~digests.known()
+    for job in jobs:
+        job.entry.clean()
+        for part in job.parts:
+            lacking |= ~np.isin(digests.sha256, job.entry.scan(part)[0])
+    return lacking
+
+
+def _partitions(lacking: NDArray[np.bool_], rows: int, most: int) -> list[tuple[int, int]]:
+    """Return [first, stop) of stretches of whole units of `rows` pictures, of those alone in which some are lacking."""
+    units = -(-len(lacking) // rows)
+    bounds = np.unique(np.linspace(0, units, min(units, most) + 1).astype(int)) * rows
+    pairs = zip(bounds[:-1].tolist(), np.minimum(bounds[1:], len(lacking)).tolist(), strict=True)
+    return [(first, stop) for first, stop in pairs if lacking[first:stop].any()]
+
+
+def _results(
+    ray: Any, dataset: Dataset, jobs: list[Job], todo: list[tuple[int, int]], settings: Settings
+) -> Iterator[tuple[tuple[int, int], Part]]:
+    """Run a task per partition and yield what came of each, whichever is done first. Raises the first error."""
+    gpus = int(settings.device != "cpu")
+    task = ray.remote(num_cpus=settings.cores, num_gpus=gpus, max_retries=_TRIES)(_work)
+    running = {task.remote(_stretch(dataset, *pair), jobs, pair[0], settings): pair for pair in todo}
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        try:
+            yield running.pop(ready), ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            raise FirnError(f"a partition was lost {_TRIES + 1} times ({reason}); run the same command again") from None
+
+
+def _stretch(dataset: Dataset, first: int, stop: int) -> Dataset:
+    """Return some pictures of a data set, in their order."""
+    columns = {name: getattr(dataset, name)[first:stop] for name in ("ids", "labels", "splits", "groups")}
+    return replace(dataset, **columns)
+
+
+def _work(dataset: Dataset, jobs: list[Job], first: int, settings: Settings) -> Part:
+    """Do one partition; runs in a process of Ray's."""
+    import torch
+
+    os.chdir(settings.place)
+    os.environ.update(settings.variables)
+    torch.set_num_threads(settings.cores)
+    return extract_part(
+        dataset,
+        jobs,
+        first=first // settings.rows,
+        rows=settings.rows,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        workers=settings.cores,
+        strict=settings.strict,
+    )
+
+
+def _sum(outcomes: list[Outcome], wall: float, cores: int, slots: int) -> Outcome:
+    """Return the outcome of all tasks together; seconds are those of all workers."""
+    total = Outcome(workers=cores, processes=slots)
+    for one in outcomes:
+        total.pictures += one.pictures
+        total.skipped += one.skipped
+        total.left_out |= one.left_out
+        for stage, seconds in one.seconds.items():
+            total.seconds[stage] = total.seconds.get(stage, 0.0) + seconds
+    total.seconds["wall"] = wall
+    return total
