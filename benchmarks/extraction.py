@@ -1,6 +1,6 @@
 """How fast is extraction, against the loop that everyone writes and against the machine itself?
 
-    python -m benchmarks.extraction [--quick] [--only loop large several memory fidelity gpu projection]
+    python -m benchmarks.extraction [--quick] [--only loop limit large several memory fidelity gpu projection]
 
 Needs real pictures below FIRN_DATA (pneumonia, radiographs_fullsize, for fidelity colon and cervical) and weights in
 FIRN_WEIGHTS. Every ratio is the median of several, each of two things done in turn in this one process. The loop keeps
@@ -34,19 +34,23 @@ LIGHT = "alexnet"
 BARS = {"float32": 1.4, "bfloat16": 3.0, "float16": 3.0}
 GPU_BARS = {"resnet18": 36_000, "resnet50": 12_400, "resnet101": 7_600}
 LIMIT_BARS = {"cpu": 0.95, "cuda": 0.8}
-HEADING = """| backbone | precision | pictures/s | the loop's | ratio, wall | cores | bar \
-| of the stage limit, wall | cores | bar | share of decode, forward, write |
-|---|---|---|---|---|---|---|---|---|---|---|"""
+STAGES = ("decode", "forward", "write")
+OF_LOOP = (
+    "| backbone | precision | pictures/s | the loop's | ratio, wall | cores | bar |\n|---|---|---|---|---|---|---|"
+)
+OF_LIMIT = """| backbone | pictures/s | decode alone | forward alone | write alone | of the limit, wall | cores | bar \
+| shares of decode, forward, write |\n|---|---|---|---|---|---|---|---|---|"""
 GPUS, TEN_MILLION = 8, 10_000_000
 
 
 class Bench:
     """What the sections share: the folder, the size of the run, the device."""
 
-    def __init__(self, folder: Path, quick: bool) -> None:
+    def __init__(self, folder: Path, quick: bool, backbones: list[str]) -> None:
         from features.devices import device, precision
 
-        self.folder, self.quick, self.device = folder, quick, device("auto")
+        self.folder, self.quick, self.backbones = folder, quick, backbones
+        self.device = device("auto")
         self.half = precision("auto", self.device)
         self.repeats, self.pictures = (1, 64) if quick else (3, 256)
         self.rates: dict[str, float] = {}  # of the projection
@@ -71,62 +75,79 @@ def ratio(of: list[Spent], to: list[Spent]) -> str:
 
 
 def against_loop(bench: Bench) -> None:
-    """Print (a) and (b): end to end against the loop that everyone writes, and against the stage limit."""
+    """Print (a): end to end against the loop that everyone writes."""
     folder = stages.some_pictures(bench.folder / "pneumonia", bench.pictures)
-    print(f"\n## End to end, {bench.pictures} pneumonia pictures of 224 x 224, device {bench.device}\n")
-    print(HEADING)
+    print(f"\n## Against the loop that everyone writes, {bench.pictures} pneumonia pictures of 224 x 224\n\n{OF_LOOP}")
     ratios: dict[str, list[float]] = {}
-    for name in BACKBONES:
-        for precision, wall in one_network(bench, folder, name, bench.precisions()).items():
+    for name in bench.backbones:
+        for precision, wall in to_loop(bench, folder, name).items():
             ratios.setdefault(precision, []).append(wall)
     for precision, values in ratios.items():
         print(f"median of the {len(values)}, {precision}: {np.median(values):.2f} (bar {BARS[precision]})")
 
 
-def one_network(bench: Bench, folder: Path, name: str, precisions: list[str]) -> dict[str, float]:
+def to_loop(bench: Bench, folder: Path, name: str) -> dict[str, float]:
     """Print a row per precision; return the ratios to the loop by wall."""
-    out = bench.folder / "loop.h5"
+    out, wall = bench.folder / "loop.h5", {}
     works: dict[str, Callable[[], object]] = {"loop": lambda: stages.everyones_loop(folder, name, out)}
-    pictures = sum(1 for _ in folder.glob("*/*"))
-    for precision in precisions:
-        with stages.artifacts(bench.folder / "artifacts"):
-            alone = stages.Alone(folder, [name], precision, bench.device)
-        works[precision] = lambda p=precision: stages.firn(folder, [name], p, bench.device)
-        works |= {f"{precision} {stage}": getattr(alone, stage) for stage in ("decode", "forward", "write")}
-    taken = bench.in_turn(works, pictures)
-    wall = {}
-    for precision in precisions:
-        best = stage_limit(taken, precision, bench.device)
-        loop, ours = median(taken["loop"]), median(taken[precision])
-        both = zip(taken["loop"], taken[precision], strict=True)
-        wall[precision] = float(np.median([a.wall / b.wall for a, b in both]))
-        rates = f"{1 / ours.wall:,.0f} | {1 / loop.wall:,.0f} | {ratio(taken['loop'], taken[precision])}"
-        of_limit = f"{ratio(best, taken[precision])} | {LIMIT_BARS[bench.device]} | {shares(taken, precision)}"
-        print(f"| {name} | {precision} | {rates} | {BARS[precision]} | {of_limit} |", flush=True)
-        bench.rates |= {f"forward {name}": 1 / median(taken[f"{precision} forward"]).wall}
-        bench.rates |= {stage: 1 / median(taken[f"{precision} {stage}"]).processor for stage in ("decode", "write")}
+    works |= {p: lambda p=p: stages.firn(folder, [name], p, bench.device) for p in bench.precisions()}
+    taken = bench.in_turn(works, len(list(folder.glob("*/*"))))
+    loop = taken["loop"]
+    for precision in bench.precisions():
+        ours = taken[precision]
+        wall[precision] = float(np.median([a.wall / b.wall for a, b in zip(loop, ours, strict=True)]))
+        rates = f"{1 / median(ours).wall:,.0f} | {1 / median(loop).wall:,.0f}"
+        print(f"| {name} | {precision} | {rates} | {ratio(loop, ours)} | {BARS[precision]} |", flush=True)
     return wall
 
 
-def stage_limit(taken: dict[str, list[Spent]], name: str, device: str) -> list[Spent]:
+def against_limit(bench: Bench) -> None:
+    """Print (b): end to end against what the stages take alone; with many pictures, for loading weights is no stage."""
+    count = 4 * bench.pictures
+    folder = stages.some_pictures(bench.folder / "many", count)
+    print(f"\n## Against the stage limit, {count} pneumonia pictures of 224 x 224, {bench.half}\n\n{OF_LIMIT}")
+    for name in bench.backbones:
+        bench.rates |= to_limit(bench, folder, [name], bench.half)
+
+
+def to_limit(bench: Bench, folder: Path, names: list[str], precision: str) -> dict[str, float]:
+    """Print a row: end to end, the stages alone, the share of their limit that is reached, and their shares of it.
+
+    Returns the pictures per second and core of each stage.
+    """
+    with stages.artifacts(bench.folder / "artifacts"):
+        alone = stages.Alone(folder, names, precision, bench.device)
+    works: dict[str, Callable[[], object]] = {
+        "all": lambda: stages.firn(folder, names, precision, bench.device),
+        **{stage: getattr(alone, stage) for stage in STAGES},
+    }
+    taken = bench.in_turn(works, len(alone.dataset))
+    rates = " | ".join(f"{1 / median(taken[work]).wall:,.0f}" for work in works)
+    reached = f"{ratio(stage_limit(taken, bench.device), taken['all'])} | {LIMIT_BARS[bench.device]}"
+    print(f"| {' '.join(names)} | {rates} | {reached} | {shares(taken)} |", flush=True)
+    return {stage: 1 / median(taken[stage]).processor for stage in STAGES}
+
+
+def stage_limit(taken: dict[str, list[Spent]], device: str) -> list[Spent]:
     """Return what the stages done alone take together, repeat by repeat."""
-    parts = zip(*(taken[f"{name} {stage}"] for stage in ("decode", "forward", "write")), strict=True)
+    parts = zip(*(taken[stage] for stage in STAGES), strict=True)
     return [Spent(*(stages.limit(list(column), device) for column in zip(*p, strict=True))) for p in parts]
 
 
-def shares(taken: dict[str, list[Spent]], name: str) -> str:
+def shares(taken: dict[str, list[Spent]]) -> str:
     """Return the stages' shares of what they take alone, in per cent of processor time."""
-    alone = [median(taken[f"{name} {stage}"]).processor for stage in ("decode", "forward", "write")]
+    alone = [median(taken[stage]).processor for stage in STAGES]
     return " ".join(f"{100 * one / sum(alone):.0f}" for one in alone)
 
 
 def large(bench: Bench) -> None:
-    """Print the same for full-size radiographs and a light network, and decoding alone against the loop's loader."""
-    count = 40 if bench.quick else 80
+    """Print (a) and (b) for full-size radiographs and a light network, and decoding alone against the loop's loader."""
+    count = 40 if bench.quick else 120
     folder = stages.large_pictures(bench.folder / "large", count)
-    print(f"\n## Full-size radiographs, {count} pictures of about 1,700 x 1,400, {LIGHT}\n")
-    print(HEADING)
-    one_network(bench, folder, LIGHT, bench.precisions())
+    print(f"\n## Full-size radiographs, {count} pictures of about 1,700 x 1,400\n\n{OF_LOOP}")
+    to_loop(bench, folder, LIGHT)
+    print(f"\n{OF_LIMIT}")
+    bench.rates["decode full-size"] = to_limit(bench, folder, [LIGHT], bench.half)["decode"]
     alone = stages.Alone(folder, [LIGHT], bench.half, bench.device)
 
     def loader() -> None:
@@ -134,26 +155,22 @@ def large(bench: Bench) -> None:
             pass
 
     taken = bench.in_turn({"loader": loader, "decode": alone.decode}, count)
-    print(f"decoding alone against the loop's loader: {ratio(taken['loader'], taken['decode'])} (wall | cores; bar 2)")
-    bench.rates["decode full-size"] = 1 / median(taken["decode"]).processor
+    print(
+        f"\ndecoding alone against the loop's loader, wall | cores: {ratio(taken['loader'], taken['decode'])} (bar 2)"
+    )
 
 
 def several(bench: Bench) -> None:
-    """Print (c): one decode and three networks against the limit of one decode and three forward passes."""
-    folder = stages.some_pictures(bench.folder / "several", bench.pictures)
-    print(f"\n## One decode, {len(SEVERAL)} backbones: {' '.join(SEVERAL)}, {bench.half}\n")
-    with stages.artifacts(bench.folder / "artifacts"):
-        alone = stages.Alone(folder, SEVERAL, bench.half, bench.device)
+    """Print (c): one decode and three networks, against the limit and against one network after the other."""
+    folder = stages.some_pictures(bench.folder / "several", 2 * bench.pictures)
+    print(f"\n## One decode, {len(SEVERAL)} backbones, {2 * bench.pictures} pictures, {bench.half}\n\n{OF_LIMIT}")
+    to_limit(bench, folder, SEVERAL, bench.half)
     works: dict[str, Callable[[], object]] = {
         "all": lambda: stages.firn(folder, SEVERAL, bench.half, bench.device),
-        "one by one": lambda: [stages.firn(folder, [name], bench.half, bench.device) for name in SEVERAL],
+        "in turn": lambda: [stages.firn(folder, [name], bench.half, bench.device) for name in SEVERAL],
     }
-    works |= {f"all {stage}": getattr(alone, stage) for stage in ("decode", "forward", "write")}
-    taken = bench.in_turn(works, bench.pictures)
-    best = stage_limit(taken, "all", bench.device)
-    print(f"{1 / median(taken['all']).wall:,.0f} pictures/s; ratios by wall | cores")
-    print(f"of the stage limit: {ratio(best, taken['all'])} (bar {LIMIT_BARS[bench.device]})")
-    print(f"against one backbone after the other: {ratio(taken['one by one'], taken['all'])}")
+    taken = bench.in_turn(works, 2 * bench.pictures)
+    print(f"\nagainst one backbone after the other, wall | cores: {ratio(taken['in turn'], taken['all'])}")
 
 
 def memory(bench: Bench) -> None:
@@ -222,8 +239,11 @@ def projection(bench: Bench) -> None:
     """
     from features.backbones import load_recipe
 
+    if "decode" not in bench.rates:
+        bench.backbones = [LIGHT]
+        against_limit(bench)
     print(f"\n## {TEN_MILLION:,} pictures on {GPUS} GPUs, 16 cores beside each: projected from measured rates\n")
-    for stage in ("decode", "write"):
+    for stage in ("decode", "decode full-size", "write"):
         if stage in bench.rates:
             hours = TEN_MILLION / bench.rates[stage] / (16 * GPUS) / 3600
             print(f"{stage}: {bench.rates[stage]:,.0f} pictures/s and core, so {hours:.2f} h on {16 * GPUS} cores")
@@ -237,6 +257,7 @@ def projection(bench: Bench) -> None:
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "loop": against_loop,
+    "limit": against_limit,
     "large": large,
     "several": several,
     "memory": memory,
@@ -251,9 +272,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few pictures, one repeat: does it run, not how fast")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.quick)
+        bench = Bench(Path(folder), options.quick, options.backbones)
         os.environ["FIRN_ARTIFACTS"] = str(Path(folder) / "artifacts")
         stages.give_weights(Path(folder) / "weights", [*{*BACKBONES, *GPU_BARS}])
         print(f"device {bench.device}, half precision is {bench.half}, {os.cpu_count()} cores")
