@@ -89,7 +89,7 @@ def against_loop(bench: Bench) -> None:
 def to_loop(bench: Bench, folder: Path, name: str) -> dict[str, float]:
     """Print a row per precision; return the ratios to the loop by wall."""
     out, wall = bench.folder / "loop.h5", {}
-    works: dict[str, Callable[[], object]] = {"loop": lambda: stages.everyones_loop(folder, name, out)}
+    works: dict[str, Callable[[], object]] = {"loop": lambda: stages.everyones_loop(folder, name, out, bench.device)}
     works |= {p: lambda p=p: stages.firn(folder, [name], p, bench.device) for p in bench.precisions()}
     taken = bench.in_turn(works, len(list(folder.glob("*/*"))))
     loop = taken["loop"]
@@ -243,16 +243,18 @@ def projection(bench: Bench) -> None:
         bench.backbones = [LIGHT]
         against_limit(bench)
     print(f"\n## {TEN_MILLION:,} pictures on {GPUS} GPUs, 16 cores beside each: projected from measured rates\n")
-    for stage in ("decode", "decode full-size", "write"):
-        if stage in bench.rates:
-            hours = TEN_MILLION / bench.rates[stage] / (16 * GPUS) / 3600
-            print(f"{stage}: {bench.rates[stage]:,.0f} pictures/s and core, so {hours:.2f} h on {16 * GPUS} cores")
+    minutes = {}
+    for stage in [stage for stage in ("decode", "decode full-size", "write") if stage in bench.rates]:
+        minutes[stage] = TEN_MILLION / bench.rates[stage] / (16 * GPUS) / 60
+        print(f"{stage}: {bench.rates[stage]:,.0f} pictures/s and core, {minutes[stage]:,.1f} min on {16 * GPUS} cores")
     for name in GPU_BARS:
-        recipe = load_recipe(name)
-        size = TEN_MILLION * 4 * sum(c for c, _, _ in recipe.blocks.values())
-        rate = bench.rates.get(f"gpu {name}")
-        hours = f"{TEN_MILLION / rate / GPUS / 3600:.2f} h" if rate else "needs a GPU rate: not measured yet"
-        print(f"{name}: pooled features {size / 1e9:,.0f} GB; forward {hours}")
+        size = TEN_MILLION * 4 * sum(c for c, _, _ in load_recipe(name).blocks.values())  # two poolings of two bytes
+        rate, forward = bench.rates.get(f"gpu {name}"), "needs a GPU rate: not measured yet"
+        if rate:
+            minutes["forward"] = TEN_MILLION / rate / GPUS / 60
+            limit = max(("decode", "write", "forward"), key=minutes.__getitem__)
+            forward = f"{minutes['forward']:,.1f} min; the limit is {limit}, {minutes[limit] / 60:.2f} h"
+        print(f"{name}: pooled features {size / 1e9:,.0f} GB; forward {forward}")
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {

@@ -90,7 +90,7 @@ def large_pictures(folder: Path, count: int) -> Path:
     return folder
 
 
-def everyones_loop(folder: Path, name: str, file: Path, workers: int = 2) -> None:
+def everyones_loop(folder: Path, name: str, file: Path, device: str, workers: int = 2) -> None:
     """Do what everybody writes for features of the last block: one batch after the other, in float32, then HDF5."""
     import h5py
     import torch
@@ -100,11 +100,11 @@ def everyones_loop(folder: Path, name: str, file: Path, workers: int = 2) -> Non
     line, recipe = _row(name), load_recipe(name)
     model = torchvision.models.get_model(line.architecture, weights=None, **line.options)
     model.load_state_dict(torch.load(recipe.file, weights_only=True), strict=False)
-    model = create_feature_extractor(model.eval(), {list(line.blocks.values())[-1]: "last"})
+    model = create_feature_extractor(model.eval(), {list(line.blocks.values())[-1]: "last"}).to(device)
     rows = []
     with torch.no_grad():
         for x, _ in everyones_loader(folder, name, workers):
-            rows.append(model(x)["last"].mean((2, 3)).numpy())
+            rows.append(model(x.to(device))["last"].mean((2, 3)).cpu().numpy())
     with h5py.File(file, "w") as out:
         out.create_dataset("features", data=np.concatenate(rows))
 
