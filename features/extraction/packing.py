@@ -27,7 +27,7 @@ class Fused(NamedTuple):
     scalars: tuple[float, ...] = ()
 
 
-_NOTHING = Fused("none")
+_NOTHING = Fused("none")  # oneDNN's word; after a sum it is None
 _RELU = Fused("relu")
 _ACTIVATIONS: Mapping[object, Fused] = {
     nn.ReLU: _RELU,
@@ -61,12 +61,14 @@ class PackedConvolution(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return (B, C', H', W'); `other` has that shape too."""
-        kernel, scalars = torch.ops.mkldnn._convolution_pointwise, list(self.activation.scalars)
-        name, given = self.activation.name, (x, self._weight, self._bias, *self._settings)
+        convolve: Any = torch.ops.mkldnn._convolution_pointwise
+        layer = (self._weight, self._bias, *self._settings)
+        name, scalars = self.activation.name, list(self.activation.scalars)
         if other is None:
-            return kernel(given[0], *given[1:], name, scalars, "")  # type: ignore[no-any-return]
-        after = None if self.activation == _NOTHING else name
-        return kernel.binary(x, other, *given[1:], "add", 1.0, after, scalars, "")  # type: ignore[no-any-return]
+            out: Tensor = convolve(x, *layer, name, scalars, "")
+        else:
+            out = convolve.binary(x, other, *layer, "add", 1.0, None if name == "none" else name, scalars, "")
+        return out
 
 
 def pack(network: fx.GraphModule, shape: tuple[int, int, int, int]) -> fx.GraphModule:
