@@ -29,7 +29,7 @@ EXPLAIN = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call fla
   $(call flag,PROTOCOL,protocol) $(call flag,PER_ROW,per-row) $(call flag,WEIGHTS,weights)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract audit train-heads finetune transfer compare explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
+.PHONY: help setup demo extract audit train-heads finetune transfer compare report explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ transfer: $(SET_UP) ## does a detour over a source domain help?  SOURCE TARGET S
 
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)
+
+report: $(SET_UP) ## the page with pictures of errors, class maps, audit   DATASET BACKBONE LABELS PROTOCOL
+	$(RUN) -m pipeline report $(COMPARE) $(call flag,WEIGHTS,weights)
 
 explain: $(SET_UP) ## hits and misses under class maps  DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
 	$(RUN) -m pipeline explain $(EXPLAIN)

@@ -134,6 +134,21 @@ def compare(
 
 
 @app.command()
+def report(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """The HTML page of a comparison with pictures of the most confident errors, class maps and the audit."""
+    from pipeline import report as verb
+
+    typer.echo(verb.report(dataset, backbone=backbone, labels=labels, protocol=protocol, weights=weights, seed=seed))
+
+
+@app.command()
 def learning_curve(
     dataset: o.Dataset = o.PNEUMONIA,
     backbone: o.CachedBackbone = "",

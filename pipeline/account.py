@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from features.cache.key import Key
 from features.pooling import POOLS
 
-__all__ = ["commands", "key_digest", "printable", "protocol", "summary", "with_interval"]
+__all__ = ["commands", "key_digest", "make_command", "printable", "protocol", "summary", "with_interval"]
 
 Settings = tuple[tuple[str, str], ...]
 K = TypeVar("K")
@@ -160,19 +160,19 @@ def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: 
         for row in rows
         if row["bases"]
     ]
-    thawed = [_make("finetune", *data, *labels, *_thawing(row)) for row in rows if row["thaw"]]
+    thawed = [make_command("finetune", *data, *labels, *_thawing(row)) for row in rows if row["thaw"]]
     return [
         *(
-            _make("extract", *data, ("BACKBONE", names.replace("+", " ")), *settings)
+            make_command("extract", *data, ("BACKBONE", names.replace("+", " ")), *settings)
             for settings, names in extracted.items()
         ),
         *(
-            _make("train-heads", *data, *labels, ("BACKBONE", backbones), ("HEADS", names), *settings)
+            make_command("train-heads", *data, *labels, ("BACKBONE", backbones), ("HEADS", names), *settings)
             for (names, settings), backbones in trained.items()
         ),
         *dict.fromkeys(thawed),
-        *(_make("train-heads", *data, *labels, *settings) for settings in stacks),
-        _make("compare", *data, *labels, ("SEED", str(seed))),
+        *(make_command("train-heads", *data, *labels, *settings) for settings in stacks),
+        make_command("compare", *data, *labels, ("SEED", str(seed))),
     ]
 
 
@@ -214,5 +214,6 @@ def _joined(pairs: Iterable[tuple[K, str]]) -> dict[K, str]:
     return {key: " ".join(sorted(given)) for key, given in names.items()}
 
 
-def _make(target: str, *settings: tuple[str, str]) -> str:
+def make_command(target: str, *settings: tuple[str, str]) -> str:
+    """Return a command for the shell; every value is quoted where it has to be."""
     return " ".join(["make", target, *(f"{name}={shlex.quote(value)}" for name, value in settings)])

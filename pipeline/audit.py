@@ -17,21 +17,22 @@ import numpy as np
 from features.cache.entry import cache_root
 from features.datasets import Dataset, load_dataset
 from features.datasets.packed import Packed
-from features.files import artifacts_root, write_whole
+from features.files import write_whole
 from features.thumbnails import load_thumbnails
 from features.views import Cached, choose_blocks, join, load_manifest, pooled_view
 from models.audit import Evidence, Leakage, Subject, find_all, measure_leakage
 from models.audit.labels import MARGIN
 from models.audit.outliers import BLACK, FAR, FLAT
+from pipeline.account import make_command
 from pipeline.label_views import label_view
 from pipeline.progress import shown
-from pipeline.report.findings import findings_csv, findings_page, print_findings
+from pipeline.report.findings import findings_csv, findings_folder, findings_page, print_findings
 from pipeline.request import open_features
-from pipeline.runs import runs_root
+from pipeline.training import manifest_digest
 
 __all__ = ["audit"]
 
-_FORMAT = 1  # raised when a check changes, so that older audits are done again
+_FORMAT = 2  # raised when a check changes, so that older audits are done again
 _EXAMPLES = 3  # findings of each check in the summary
 
 
@@ -55,7 +56,7 @@ def audit(
     recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
     entries = open_features(pictures, backbone, **recipe)
     subject = _subject(entries, labels)
-    folder = artifacts_root() / "audit" / runs_root(pictures.name, labels).name
+    folder = findings_folder(pictures.name, labels)
     identity = _identity(entries, subject, labels, seed)
     results = _results_in(folder, identity)
     if results is None:
@@ -138,6 +139,8 @@ def _examine(
         "out_of_fold_accuracy": _accuracy(evidence, left_out),
         "test_roc_auc": _scores(leakage),
         "versions": {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "opencv-python-headless")},
+        "manifest": manifest_digest(load_manifest(entries[0]), subject.classes),
+        "command": _command(entries, asked),
         "identity": _identity(entries, subject, asked["labels"], asked["seed"]),
     }
     write_whole(folder / "findings.csv", [findings_csv(findings)])
@@ -145,6 +148,19 @@ def _examine(
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "audit.json", [text.encode()])
     return results
+
+
+def _command(entries: Sequence[Cached], asked: Mapping[str, Any]) -> str:
+    """Return the command that makes the same audit again."""
+    key = entries[0].key
+    labels = (("LABELS", asked["labels"]),) if asked["labels"] != "classes" else ()
+    pixels = (
+        ("PREPROCESS", key.preprocess.partition(":")[0]),
+        ("PRECISION", key.precision),
+        ("SEED", str(asked["seed"])),
+    )
+    names = " ".join(entry.key.backbone for entry in entries)
+    return make_command("audit", ("DATASET", asked["asked"]), ("BACKBONE", names), *labels, *pixels)
 
 
 @contextmanager

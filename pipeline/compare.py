@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from features.datasets import load_dataset
-from features.errors import CacheError
 from features.files import artifacts_root
-from models.validation import choose_protocol
-from pipeline.comparison import compare_runs
+from pipeline.comparison import choose_runs, compare_runs
 from pipeline.report import print_table, write_report
-from pipeline.request import names_in
-from pipeline.runs import load_runs, runs_root
+from pipeline.runs import runs_root
 
 __all__ = ["compare"]
 
@@ -25,13 +22,7 @@ def compare(
     from rich.console import Console
 
     name = load_dataset(dataset, seed=seed).name
-    choose_protocol(protocol)
-    wanted = {part for term in names_in(backbone) for part in term.split("+")}
-    every = load_runs(name, labels, protocol)
-    runs = [run for run in every if not wanted or set(run.facts["backbone"].split("+")) <= wanted]
-    if not runs:
-        how = f" PROTOCOL={protocol}" if protocol != "split" else ""
-        raise CacheError(f"no trained heads of {name} yet; run: make train-heads DATASET={dataset}{how}")
+    runs = choose_runs(name, dataset, backbone=backbone, labels=labels, protocol=protocol)
     results = compare_runs(runs, seed=seed)
     out = Console()
     print_table(results, out if out.is_terminal else Console(width=100))

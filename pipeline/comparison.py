@@ -13,12 +13,14 @@ import numpy as np
 
 from features.errors import CacheError
 from models.metrics import METRICS, score_of_the_chosen
+from models.validation import choose_protocol
 from pipeline.account import commands, key_digest, protocol, summary
-from pipeline.runs import Run
+from pipeline.request import names_in
+from pipeline.runs import Run, load_runs
 from pipeline.scores import LEVEL, as_dict, by_class, calibrations, scored, shown
 from pipeline.verdicts import ALPHA, CHOICE, against_the_first
 
-__all__ = ["compare_runs", "run_names"]
+__all__ = ["choose_runs", "compare_runs", "run_names"]
 
 FACTS = (
     "head",
@@ -37,6 +39,21 @@ FACTS = (
     "features",
 )
 TELLING = {"entry": "{}", "seed": "seed {}"}  # facts that tell apart runs of the same name
+
+
+def choose_runs(name: str, asked: str, *, backbone: str, labels: str, protocol: str) -> list[Run]:
+    """Return all runs of the data set `name` under one protocol, or those of the given backbones.
+
+    Raises CacheError, with the command for the data set as it was `asked` for, where there is none.
+    """
+    choose_protocol(protocol)
+    wanted = {part for term in names_in(backbone) for part in term.split("+")}
+    every = load_runs(name, labels, protocol)
+    runs = [run for run in every if not wanted or set(run.facts["backbone"].split("+")) <= wanted]
+    if not runs:
+        how = f" PROTOCOL={protocol}" if protocol != "split" else ""
+        raise CacheError(f"no trained heads of {name} yet; run: make train-heads DATASET={asked}{how}")
+    return runs
 
 
 def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> dict[str, Any]:

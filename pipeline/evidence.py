@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from features.cache.key import Key
 from features.cache.master import Manifest
 from features.datasets import Dataset
 from features.errors import CacheError
+from features.images import Geometry, pixels
 from features.views import load_manifest
 from models.explanation import asked_maps, linear_class_maps
 from models.heads import load_head
 from models.heads.linear import probabilities
+from models.metrics import METRICS
 from pipeline.runs import FINETUNED, Run
 from pipeline.training import manifest_digest
 
@@ -27,7 +30,16 @@ if TYPE_CHECKING:
     from features.cache import Entry
     from models.finetuning.network import Thawed
 
-__all__ = ["EXPLAINERS", "Case", "Evidence", "can_be_explained", "evidence_of"]
+__all__ = [
+    "EXPLAINERS",
+    "Case",
+    "Evidence",
+    "best_first",
+    "can_be_explained",
+    "digests_of",
+    "evidence_of",
+    "picture_seen",
+]
 
 Floats = NDArray[np.float64]
 _CLOSE = 0.05  # how far a probability may lie from the one that was predicted on another machine
@@ -105,6 +117,13 @@ def can_be_explained(facts: Mapping[str, Any]) -> bool:
     return facts["head"] in EXPLAINERS and len(facts["keys"]) == 1 and (on_maps or plain)
 
 
+def best_first(run: Run) -> tuple[float, float, str]:
+    """Return what sorts the best validation first, as in a comparison."""
+    held = run.predictions.part(test=False)
+    area, loss = (float(METRICS[name](held.y, held.proba)) for name in ("roc_auc", "log_loss"))
+    return (-area, loss, run.name)
+
+
 def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
     """Return the evidence in the pictures of a case.
 
@@ -117,6 +136,23 @@ def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
             f"in {case.run.folder} do not belong together; remove that folder and run: {_again(case.run.facts)}"
         )
     return found
+
+
+def digests_of(case: Case) -> list[str]:
+    """Return the digests (m,) of a case's pictures as they were extracted. CacheError where their entry is gone."""
+    return _digests(_current(case, _entry(case, case.run.facts["keys"][0])), case.ids)
+
+
+def picture_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
+    """Return a picture of a case as the network saw it, (S, S, 3). CacheError where it has changed since."""
+    name = str(case.ids[i])
+    data = case.dataset.source.read(name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        facts = case.run.facts
+        again = f"make extract train-heads DATASET={facts['asked']} BACKBONE={facts['backbone']}"
+        raise CacheError(f"{name} has changed since its features were extracted; run: {again}")
+    square = np.rint(pixels(data, geometry, name=name)).astype(np.uint8).transpose(1, 2, 0)
+    return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
 
 
 def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
@@ -144,7 +180,7 @@ def _cached(case: Case, key: Mapping[str, Any] | str, block: str) -> tuple[NDArr
     """Return the cached maps of the pictures, (m, C, H, W), and the digests of the pictures."""
     from features.streams import MapStream
 
-    entry = open_entry(case.dataset.name, Key.from_json(json.dumps(key)))
+    entry = _entry(case, key)
     manifest = _current(case, entry)
     if f"maps/{block}" not in manifest.parts:
         raise CacheError(f"no maps of {block} at {entry.folder}; run: {_extraction(case.run.facts, block)}")
@@ -157,9 +193,13 @@ def _pictures(case: Case, key: Mapping[str, Any]) -> tuple[NDArray[Any], list[st
     """Return the pictures as the network sees them, (m, 3, S, S)."""
     from features.streams import PictureStream
 
-    manifest = _current(case, open_entry(case.dataset.name, Key.from_json(json.dumps(key))))
+    manifest = _current(case, _entry(case, key))
     stream = PictureStream(case.dataset.source, case.ids.tolist(), case.recipe, key["preprocess"].partition(":")[0])
     return stream.read(np.arange(len(case.ids))), _digests(manifest, case.ids)
+
+
+def _entry(case: Case, key: Mapping[str, Any] | str) -> Entry:
+    return open_entry(case.dataset.name, Key.from_json(json.dumps(key)))
 
 
 def _current(case: Case, entry: Entry) -> Manifest:

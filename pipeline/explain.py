@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +13,10 @@ from features.backbones import load_recipe
 from features.datasets import Dataset, load_dataset
 from features.errors import CacheError, FirnError, unknown
 from features.files import artifacts_root, slug, write_whole
-from features.images import Geometry, pixels
 from models.heads import HEADS
-from models.metrics import METRICS
 from models.validation import choose_protocol
-from pipeline.evidence import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of
-from pipeline.outcomes import Judged, Outcome, asked_of, judged, outcomes
+from pipeline.evidence import EXPLAINERS, Case, Evidence, best_first, can_be_explained, evidence_of, picture_seen
+from pipeline.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
 from pipeline.progress import say
 from pipeline.report.sheet import Sheet, Strip, Tile, draw_sheet
 from pipeline.request import names_in
@@ -60,7 +57,7 @@ def explain(
         fitting = [run for run in runs if run.facts["head"] in some]
         if not fitting:
             raise CacheError(_missing(dataset, backbone, protocol, some))
-        chosen.append(min(fitting, key=_rank))
+        chosen.append(min(fitting, key=best_first))
     return [_shown(run, pictures, per_row, weights) for run in chosen]
 
 
@@ -82,13 +79,6 @@ def _missing(dataset: str, backbone: str, protocol: str, heads: Sequence[str]) -
     return f"no run of {dataset} that class maps explain, of {' '.join(heads)}; run: make {verb} {settings}"
 
 
-def _rank(run: Run) -> tuple[float, float, str]:
-    """Return what sorts the best validation first, as in a comparison."""
-    held = run.predictions.part(test=False)
-    area, loss = (float(METRICS[name](held.y, held.proba)) for name in ("roc_auc", "log_loss"))
-    return (-area, loss, run.name)
-
-
 def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     """Write the sheet of one run and the JSON beside it; return a line with their paths."""
     found, classes = judged(run), run.facts["classes"]
@@ -98,7 +88,7 @@ def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     case = Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(classes)))
     evidence = evidence_of(case, None if found.seen else found.proba[at])
     geometry = recipe.geometry(run.facts["keys"][0]["preprocess"].partition(":")[0])
-    seen = [_picture(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
+    seen = [picture_seen(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
     root = runs_root(run.facts["dataset"], run.facts["labels"], run.facts["protocol"])
     stem = slug("-".join(run.folder.relative_to(root).parts))
     png = artifacts_root() / "explain" / root.name / f"{stem}.png"
@@ -106,20 +96,8 @@ def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     content = _told(run, found, lines, evidence, geometry.size)
     write_whole(png.with_suffix(".json"), [json.dumps(content, indent=1).encode()])
     if found.seen:
-        say(_origin(found))
+        say(origin(found))
     return f"ready: {run.name} explained on {len(at)} pictures {png.with_suffix('.json')} {png}"
-
-
-def _picture(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
-    """Return a picture as the network saw it, (S, S, 3). CacheError where it has changed since."""
-    name = str(case.ids[i])
-    data = case.dataset.source.read(name)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        facts = case.run.facts
-        again = f"make extract train-heads DATASET={facts['asked']} BACKBONE={facts['backbone']}"
-        raise CacheError(f"{name} has changed since its features were extracted; run: {again}")
-    square = np.rint(pixels(data, geometry, name=name)).astype(np.uint8).transpose(1, 2, 0)
-    return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
 
 
 def _sheet(
@@ -164,20 +142,11 @@ def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
     exact = "their mean is the logit of the picture" if evidence.exact else "the strongest positions count most"
     kinds = [f"{first}, the votes of its positions ({exact})", *others]
     notes = [
-        _origin(found),
+        origin(found),
         f"The most confident first, {rule}. {below}",
         f"Downwards: the picture; {'; '.join(kinds)}.",
     ]
     return notes + ([CAUTION] if any("Grad-CAM" in kind for kind in others) else [])
-
-
-def _origin(found: Judged) -> str:
-    if found.seen:
-        return (
-            "There are no test pictures: decisions are out of fold, but the model behind the maps was fitted on all "
-            "pictures and HAS SEEN THESE."
-        )
-    return "Test pictures, which the model has never seen."
 
 
 def _told(run: Run, found: Judged, lines: Sequence[Outcome], evidence: Evidence, size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from models import learning
 from models.heads import HEADS, choose_heads, make_head
 from models.learning import Point
 from models.metrics import score
-from pipeline.account import with_interval
+from pipeline.account import make_command, with_interval
 from pipeline.progress import shown
 from pipeline.report.learning import FILE, draw_learning
 from pipeline.request import names_in, open_features
@@ -61,9 +61,21 @@ def learning_curve(
                 curves.append(_curve(f"{name} on {described}", points, seed, n_bootstrap))
     folder = artifacts_root() / "compare" / runs_root(pictures.name, labels).name
     unit = pictures.grouped_by or "picture"
+    settings = {
+        "DATASET": dataset,
+        "BACKBONE": backbone,
+        "HEADS": heads,
+        "BLOCKS": blocks,
+        "POOL": pool,
+        "LABELS": labels,
+    }
+    settings |= {"PREPROCESS": preprocess, "PRECISION": precision, "SEED": str(seed)}
+    command = make_command("learning-curve", *((name, value) for name, value in settings.items() if value))
     for curve in curves:
         Console().print(_lines(curve, unit), markup=False, highlight=False)
-    return _written(folder, {"manifest": stage.digest, "unit": unit, "seed": seed, "curves": curves})
+    return _written(
+        folder, {"manifest": stage.digest, "unit": unit, "seed": seed, "curves": curves, "command": command}
+    )
 
 
 def _curve(name: str, points: Sequence[Point], seed: int, n_bootstrap: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from models.metrics import operating_points
 from pipeline.runs import Run
 from pipeline.scores import shown
 
-__all__ = ["Judged", "Outcome", "asked_of", "judged", "outcomes"]
+__all__ = ["Judged", "Outcome", "asked_of", "errors", "judged", "origin", "outcomes"]
 
 # name, true class, class that it was called; the positive class of two is 1
 OUTCOMES = (("true positives", 1, 1), ("false positives", 0, 1), ("false negatives", 1, 0), ("true negatives", 0, 0))
@@ -72,6 +72,26 @@ def outcomes(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
         wrong, m = _of(found, None, k, most // 2)
         lines.append(Outcome(name, f"called {name}: {n:,} rightly, {m:,} wrongly", right + wrong))
     return lines
+
+
+def errors(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
+    """Return at most `most` errors, most confident first; of two classes false positives and negatives apart."""
+    if len(classes) == 2:
+        return [line for line in outcomes(found, classes, most // 2) if line.name.startswith("false")]
+    wrong = np.flatnonzero(found.y != found.called)
+    order = np.argsort(-found.proba[wrong, found.called[wrong]], kind="stable")
+    words = f"errors: {len(wrong):,} of {len(found.y):,} pictures"
+    return [Outcome("errors", words, wrong[order][:most].tolist())]
+
+
+def origin(found: Judged) -> str:
+    """Say whose pictures these are: whether the model behind the maps has seen them."""
+    if found.seen:
+        return (
+            "There are no test pictures: decisions are out of fold, but the model behind the maps was fitted on all "
+            "pictures and HAS SEEN THESE."
+        )
+    return "Test pictures, which the model has never seen."
 
 
 def _of(found: Judged, true: int | None, called: int, most: int) -> tuple[list[int], int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["CHROMIUM", "Browser"]
+__all__ = ["CHROMIUM", "Browser", "complaints", "requested"]
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -143,3 +143,20 @@ class Browser:
     def screenshot(self, file: Path) -> None:
         """Write a picture of the whole page."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+
+
+def complaints(browser: Browser) -> list[dict[str, Any]]:
+    """Return console errors and warnings, uncaught exceptions and dialogs since the last call; forget them."""
+    browser.settle()
+    kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening")
+    found = [event for event in browser.events if event.get("method") in kinds]
+    browser.events = [event for event in browser.events if event not in found]
+    return found
+
+
+def requested(browser: Browser) -> list[str]:
+    """Return the addresses that were asked for since the last call, all but data: ones; forget them."""
+    asked = [event for event in browser.events if event.get("method") == "Network.requestWillBeSent"]
+    browser.events = [event for event in browser.events if event not in asked]
+    urls = [event["params"]["request"]["url"] for event in asked]
+    return [url for url in urls if not url.startswith("data:")]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from chromium import CHROMIUM, Browser
+from chromium import CHROMIUM, Browser, complaints, requested
 from runs_for_tests import draw_predictions, draw_runs, make_run
 
 from pipeline.comparison import compare_runs, run_names
@@ -215,23 +215,6 @@ def expected_numbers(run: Run, threshold: float, prevalence: float) -> dict[str,
     cells = ["true-positives", "false-positives", "false-negatives", "true-negatives"]
     text = [f"{ratio:.3f}" for ratio in ratios] + [str(count) for count in counts]
     return dict(zip([*names, *cells, "threshold-value"], [*text, f"{threshold:.3f}"], strict=True))
-
-
-def complaints(browser: Browser) -> list[dict[str, Any]]:
-    """Return console errors and warnings, uncaught exceptions and dialogs since the last call; forget them."""
-    browser.settle()
-    kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled", "Page.javascriptDialogOpening")
-    found = [event for event in browser.events if event.get("method") in kinds]
-    browser.events = [event for event in browser.events if event not in found]
-    return found
-
-
-def requested(browser: Browser) -> list[str]:
-    """Return the addresses that were asked for since the last call, all but data: ones; forget them."""
-    asked = [event for event in browser.events if event.get("method") == "Network.requestWillBeSent"]
-    browser.events = [event for event in browser.events if event not in asked]
-    urls = [event["params"]["request"]["url"] for event in asked]
-    return [url for url in urls if not url.startswith("data:")]
 
 
 @needs_chromium

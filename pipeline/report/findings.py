@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.datasets.dataset import Source
 from features.errors import BadPicture
+from features.files import artifacts_root
 from models.audit import CHECKS, Finding
 from pipeline.account import printable, with_interval
 from pipeline.report.spreadsheet import csv_lines
+from pipeline.runs import runs_root
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["findings_csv", "findings_page", "print_findings"]
+__all__ = ["findings_csv", "findings_folder", "findings_page", "load_findings", "print_findings", "summary"]
 
 FOLDER = Path(__file__).parent
 _SHOWN = 24  # findings of each check whose pictures are on the page
 _SIDE = 160  # pixels of a picture on the page
+
+
+def findings_folder(dataset: str, labels: str) -> Path:
+    """Return the folder of the audit of a data set under one view of its labels."""
+    return artifacts_root() / "audit" / runs_root(dataset, labels).name
+
+
+def load_findings(dataset: str, labels: str, manifest: str) -> dict[str, Any] | None:
+    """Return what an audit of the same pictures, labels and splits found; None without any."""
+    try:
+        content: dict[str, Any] = json.loads((findings_folder(dataset, labels) / "audit.json").read_text("utf-8"))
+        return content if content["manifest"] == manifest else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def findings_csv(findings: Iterable[Finding]) -> bytes:

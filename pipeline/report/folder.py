@@ -9,7 +9,7 @@ from typing import Any
 
 from features.files import write_whole
 from pipeline.comparison import run_names
-from pipeline.report.learning import load_learning
+from pipeline.report.extras import load_extras
 from pipeline.report.page import render_page
 from pipeline.report.plots import draw_plots
 from pipeline.report.spreadsheet import csv_lines
@@ -18,20 +18,22 @@ from pipeline.runs import Run
 __all__ = ["predictions_csv", "write_report"]
 
 
-def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path) -> Path:
+def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
     """Write results.json, predictions.csv, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
 
-    `results` is what compare_runs returned for `runs`. OSError (disk full, read-only) passes through; a file is as
-    before or whole.
+    `results` is what compare_runs returned for `runs`. What other verbs have found of the same pictures is on the page
+    too (`load_extras`); `no_gallery` says why there is no gallery, where one was asked for. OSError (disk full,
+    read-only) passes through; a file is as before or whole.
     """
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "results.json", [text.encode()])
     write_whole(folder / "predictions.csv", predictions_csv(runs))
     for name, content in draw_plots(results, runs).items():
         write_whole(folder / name, [content])
-    learning = load_learning(folder, results["dataset"]["manifest"])
+    chosen = dict(zip(run_names(runs), runs, strict=True))[results["chosen"]]
+    extras = load_extras(folder, results, chosen)._replace(no_gallery=no_gallery)
     page = folder / "report.html"
-    write_whole(page, [render_page(results, runs, learning).encode()])
+    write_whole(page, [render_page(results, runs, extras).encode()])
     return page
 
 

@@ -138,6 +138,17 @@
     move();
   }
 
+  // ---- gallery: class maps over all pictures, or over one ----------------------------------------------------------
+  const maps = all(".gallery button");
+  const press = (button, on) => button.setAttribute("aria-pressed", on);
+  for (const button of maps) button.addEventListener("click", () => {
+    press(button, button.getAttribute("aria-pressed") !== "true");
+    const on = maps.filter((other) => other.getAttribute("aria-pressed") === "true").length;
+    $("all-maps").checked = on === maps.length;
+    $("all-maps").indeterminate = on > 0 && on < maps.length;
+  });
+  if ($("all-maps")) $("all-maps").addEventListener("change", (event) => maps.forEach((button) => press(button, event.target.checked)));
+
   // ---- size, light, dark, paper ------------------------------------------------------------------------------------
   const paper = (on) => () => {
     document.documentElement.toggleAttribute("data-paper", on);

@@ -13,6 +13,7 @@ from models.predictions import Predictions
 from pipeline.comparison import run_names
 from pipeline.report import figures
 from pipeline.report.curves import CURVES, operating_table, sides
+from pipeline.report.extras import NOTHING, Extras, audit_command, audit_of, commands, report_command
 from pipeline.report.learning import learning_figure
 from pipeline.report.ranking import ranking_columns, ranking_rows
 from pipeline.report.training import training_figures
@@ -27,10 +28,10 @@ MOST = 20  # runs in the ranking at first sight, and in the curves
 PRESETS = {"youden": "Youden", "sensitivity>=0.95": "sensitivity ≥ 0.95"}
 
 
-def render_page(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[str, Any] | None = None) -> str:
+def render_page(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras = NOTHING) -> str:
     """Return the HTML of the comparison; `results` is what compare_runs returned for `runs`.
 
-    `learning` is what `load_learning` returned, where there are learning curves.
+    `extras` is what `load_extras` returned: learning curves, gallery and audit, as far as there are any.
     """
     import jinja2
     from markupsafe import Markup
@@ -50,7 +51,7 @@ def render_page(results: Mapping[str, Any], runs: Sequence[Run], learning: Mappi
         policy=_policy(scripts.values()),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         **{name: Markup(text) for name, text in scripts.items()},
-        **_context(results, runs, learning),
+        **_context(results, runs, extras),
     )
 
 
@@ -66,7 +67,7 @@ def _policy(scripts: Any) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def _context(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
+def _context(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
     chosen, data = results["runs"][0], results["dataset"]
     tested, binary = chosen["test"] is not None, data["positive"] is not None
     scores = chosen["test"] or chosen["validation"]
@@ -88,9 +89,15 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[
         "confusion": _shares(chosen["confusion"]),
         "card": _card(data),
         "versions": _versions(results["runs"]),
-        "learning": learning,
+        "learning": extras.learning,
+        "gallery": extras.gallery,
+        "no_gallery": extras.no_gallery,
+        "audit": audit_of(extras.audit),
+        "again": commands(results, extras),
+        "report_command": report_command(results),
+        "audit_command": audit_command(results),
         "thawed": any(row["history"] for row in results["runs"]),
-        "data": _drawn(results, runs, learning),
+        "data": _drawn(results, runs, extras.learning),
     }
 
 
