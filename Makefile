@@ -29,7 +29,7 @@ EXPLAIN = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call fla
   $(call flag,PROTOCOL,protocol) $(call flag,PER_ROW,per-row) $(call flag,WEIGHTS,weights)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo extract audit train-heads finetune transfer compare report explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
+.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,10 @@ demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights 
 	$(RUN) -m pipeline compare --dataset phantom
 
 extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
+doctor: $(SET_UP) ## before hours are spent: what is there, what the network sees, time, disk   DATASET BACKBONE MAPS
+	$(RUN) -m pipeline doctor $(COMMON) $(FEATURES) $(call flag,MAPS,maps)
+
+extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE WEIGHTS
 	$(RUN) -m pipeline extract $(EXTRACT)
 
 audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS

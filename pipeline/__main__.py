@@ -26,6 +26,27 @@ app = typer.Typer(
 
 
 @app.command()
+def doctor(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    maps: o.Maps = "",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """Before hours are spent: what the pictures are, what the network will see, time, disk, and a verdict."""
+    from pipeline import doctor as verb
+
+    recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}
+    lines, ready = verb.doctor(dataset, backbone, maps=maps, seed=seed, **recipe)
+    typer.echo("\n".join(lines))
+    if not ready:
+        raise typer.Exit(2)
+
+
+@app.command()
 def extract(
     dataset: o.Dataset = o.PNEUMONIA,
     backbone: o.Backbone = o.RESNET18,

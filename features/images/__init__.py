@@ -12,7 +12,7 @@ Whatever cannot be read raises `BadPicture`; no warning of any decoder gets out.
 from __future__ import annotations
 
 from features.images.augmentation import Augmentation
-from features.images.decoding import decode, describe, pixels, several_pixels
+from features.images.decoding import Look, decode, describe, look, pixels, several_pixels
 from features.images.geometry import PREPROCESS, Geometry
 from features.images.picture import MAX_PIXELS, Picture, PictureFacts
 
@@ -21,10 +21,12 @@ __all__ = [
     "PREPROCESS",
     "Augmentation",
     "Geometry",
+    "Look",
     "Picture",
     "PictureFacts",
     "decode",
     "describe",
+    "look",
     "pixels",
     "several_pixels",
 ]

@@ -34,4 +34,4 @@ def open_npy(data: bytes) -> Opened:
     channels = shape[2] if len(shape) == 3 else 1
     photometric = "grey" if channels == 1 else "rgb"
     facts = PictureFacts("NPY", shape[1], shape[0], channels, dtype.itemsize * 8, photometric)
-    return Opened(facts, partial(from_array, array))
+    return Opened(facts, partial(from_array, array), lambda: array)

@@ -1,9 +1,10 @@
-"""The three questions to an encoded picture: its facts, its planes, its pixels."""
+"""The questions to an encoded picture: its facts, its planes, its pixels, all of these at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,10 @@ from PIL import Image
 from features.errors import BadPicture
 from features.images.formats import open_picture
 from features.images.geometry import Geometry, fit
-from features.images.picture import MAX_PIXELS, Picture, PictureFacts
+from features.images.picture import MAX_PIXELS, Opened, Picture, PictureFacts
 from features.images.quiet import hushed
 
-__all__ = ["decode", "describe", "pixels", "several_pixels"]
+__all__ = ["Look", "decode", "describe", "look", "pixels", "several_pixels"]
 
 
 def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
@@ -56,6 +57,26 @@ def describe(data: bytes, name: str) -> PictureFacts:
         return open_picture(data).facts
 
 
+class Look(NamedTuple):
+    """A picture as it is stored, and as a network sees it."""
+
+    facts: PictureFacts
+    low: float  # of the values as stored
+    high: float
+    square: NDArray[np.uint8] | NDArray[np.float32]  # (C, size, size), as `pixels` returns it
+
+
+def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
+    """Return what there is to know of an encoded picture before it goes into a network. Raises `BadPicture`."""
+    with _blaming(name):
+        opened = _checked(open_picture(data))
+        deep = opened.stored() if opened.facts.bits > 8 and opened.stored else None
+        planes = _planes(data)
+        ends = [deep.min(), deep.max()] if deep is not None else np.ravel([plane.getextrema() for plane in planes])
+        square = _channels_first([fit(plane, geometry.plain()) for plane in planes])
+    return Look(opened.facts, float(min(ends)), float(max(ends)), square)
+
+
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
     """Turn all that a decoder raises into `BadPicture` with `name`, and hush what it only warns of."""
@@ -75,7 +96,11 @@ def _blaming(name: str) -> Iterator[None]:
 
 def _planes(data: bytes) -> Picture:
     """Open, check the size before memory is taken, decode."""
-    opened = open_picture(data)
+    return _checked(open_picture(data)).decode()
+
+
+def _checked(opened: Opened) -> Opened:
+    """Refuse what is no single picture of a size that can be meant."""
     facts = opened.facts
     if min(facts.width, facts.height) < 1:
         raise BadPicture(f"expected a picture, got {facts.width} x {facts.height} pixels")
@@ -83,7 +108,7 @@ def _planes(data: bytes) -> Picture:
         raise BadPicture(f"expected at most {MAX_PIXELS} pixels, got {facts.width} x {facts.height}")
     if facts.frames != 1:
         raise BadPicture(f"expected one picture, got {facts.frames} frames, which have to be files of their own")
-    return opened.decode()
+    return opened
 
 
 def _channels_first(square: list[Image.Image]) -> NDArray[np.uint8] | NDArray[np.float32]:

@@ -55,7 +55,7 @@ def open_dicom(data: bytes) -> Opened:
         str(ds.PhotometricInterpretation),
         int(ds.get("NumberOfFrames") or 1),
     )
-    return Opened(facts, partial(_decode, ds, facts))
+    return Opened(facts, partial(_decode, ds, facts), partial(_stored, ds, facts))
 
 
 def _check_inflated(data: bytes) -> None:
@@ -71,15 +71,20 @@ def _check_inflated(data: bytes) -> None:
 
 def _decode(ds: Dataset, facts: PictureFacts) -> Picture:
     """Decode the one frame and show it as its photometric interpretation asks."""
-    from pydicom.pixels.utils import pixel_array
-
     if facts.photometric not in _SHOWN:
         raise BadPicture(str(unknown("photometric interpretation", facts.photometric, _SHOWN)))
+    return _SHOWN[facts.photometric](ds, _stored(ds, facts), facts.bits)
+
+
+def _stored(ds: Dataset, facts: PictureFacts) -> NDArray[Any]:
+    """Return the one frame's values before any transformation."""
+    from pydicom.pixels.utils import pixel_array
+
     if "TransferSyntaxUID" not in ds.file_meta:
         ds.file_meta.TransferSyntaxUID = _transfer_syntax(ds)
     if ds.file_meta.TransferSyntaxUID.is_encapsulated:
         _check_coded(ds, facts)
-    return _SHOWN[facts.photometric](ds, pixel_array(ds), facts.bits)
+    return pixel_array(ds)
 
 
 def _check_coded(ds: Dataset, facts: PictureFacts) -> None:

@@ -47,6 +47,7 @@ class Opened(NamedTuple):
 
     facts: PictureFacts
     decode: Callable[[], Picture]
+    stored: Callable[[], NDArray[Any]] | None = None  # values of more than 8 bits as they are in the file
 
 
 def eight_bit(image: Image.Image) -> Picture:

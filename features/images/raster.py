@@ -66,7 +66,7 @@ def open_png(data: bytes) -> Opened:
     bits, colour = data[24], data[25]
     channels, photometric = _PNG_COLOURS[colour]
     facts = PictureFacts("PNG", *image.size, channels, bits, photometric, image.n_frames)
-    return Opened(facts, partial(_png, image, facts, data))
+    return Opened(facts, partial(_png, image, facts, data), partial(_deep, image, facts, data))
 
 
 def open_tiff(data: bytes) -> Opened:
@@ -76,7 +76,7 @@ def open_tiff(data: bytes) -> Opened:
     bits, channels = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     photometric = _TIFF_PHOTOMETRICS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0), "other")
     facts = PictureFacts("TIFF", *image.size, channels, max(bits), photometric, image.n_frames)
-    return Opened(facts, partial(_tiff, image, facts, data))
+    return Opened(facts, partial(_tiff, image, facts, data), partial(_deep, image, facts, data))
 
 
 def open_bmp(data: bytes) -> Opened:
@@ -101,24 +101,27 @@ def _facts(image: Image.Image, bits: int) -> PictureFacts:
 
 def _png(image: PngImagePlugin.PngImageFile, facts: PictureFacts, data: bytes) -> Picture:
     """Decode a PNG by its depth."""
-    if facts.bits <= 8:
-        return eight_bit(image)
-    return from_array(np.asarray(image) if facts.channels == 1 else _deep_colour(image, data))
+    return eight_bit(image) if facts.bits <= 8 else from_array(_deep(image, facts, data))
 
 
 def _tiff(image: TiffImagePlugin.TiffImageFile, facts: PictureFacts, data: bytes) -> Picture:
-    """Decode a TIFF by its depth; Pillow turns it upright, and takes large unsigned integers for negative ones."""
+    """Decode a TIFF by its depth; Pillow turns it upright."""
     if facts.bits <= 8:
         return eight_bit(image)
-    if facts.channels > 1:
-        return from_array(_deep_colour(image, data))
-    unsigned = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, _TIFF_UNSIGNED) == _TIFF_UNSIGNED
-    array: NDArray[Any] = np.asarray(image)
-    if array.dtype == np.int32 and unsigned and facts.bits == 32:
-        array = array.view(np.uint32)
-    if facts.photometric == _TIFF_PHOTOMETRICS[_TIFF_WHITE_IS_ZERO]:  # Pillow inverts 8 bits, and no more
-        return planes(stretched(-array.astype(np.float64)))
+    array = _deep(image, facts, data)
+    if facts.channels == 1 and facts.photometric == _TIFF_PHOTOMETRICS[_TIFF_WHITE_IS_ZERO]:
+        return planes(stretched(-array.astype(np.float64)))  # Pillow inverts 8 bits, and no more
     return from_array(array)
+
+
+def _deep(image: Image.Image, facts: PictureFacts, data: bytes) -> NDArray[Any]:
+    """Return values of more than 8 bits as stored; Pillow takes large unsigned integers for negative ones."""
+    if facts.channels > 1:
+        return _deep_colour(image, data)
+    array: NDArray[Any] = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    unsigned = tags.get(TiffImagePlugin.SAMPLEFORMAT, _TIFF_UNSIGNED) == _TIFF_UNSIGNED
+    return array.view(np.uint32) if array.dtype == np.int32 and unsigned and facts.bits == 32 else array
 
 
 def _deep_colour(image: Image.Image, data: bytes) -> NDArray[np.uint16]:

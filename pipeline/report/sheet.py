@@ -51,7 +51,7 @@ class Sheet(NamedTuple):
     notes: list[str]  # below the title, a line each
     strips: list[Strip]
     columns: int
-    ends: tuple[str, str, str]  # of the colour bar: what blue means, its unit, what red means
+    ends: tuple[str, str, str] = ("", "", "")  # of the colour bar: what blue means, its unit, what red means
 
 
 def draw_sheet(sheet: Sheet) -> bytes:
@@ -64,7 +64,11 @@ def draw_sheet(sheet: Sheet) -> bytes:
     width = max(2 * MARGIN + sheet.columns * (TILE + GAP), 7.6)
     notes = [line for note in sheet.notes for line in wrap(note, int((width - 2 * MARGIN) * 16))]
     head = HEAD + 0.19 * len(notes)
-    height = head + FOOT + sum(TITLE + (tall + CAPTION if strip.tiles else 0.1) for strip in sheet.strips)
+    height = (
+        head
+        + (FOOT if scales else MARGIN)
+        + sum(TITLE + (tall + CAPTION if strip.tiles else 0.1) for strip in sheet.strips)
+    )
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a name in a script that the font lacks is drawn as boxes
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -79,7 +83,8 @@ def draw_sheet(sheet: Sheet) -> bytes:
             for i, tile in enumerate(strip.tiles):
                 _tile(figure, MARGIN + i * (TILE + GAP), top, tall, tile, scales)
             top += tall + CAPTION if strip.tiles else 0.1
-        _bar(figure, sheet.ends, scales[0] if scales else 1.0)
+        if scales:
+            _bar(figure, sheet.ends, scales[0])
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=DPI, metadata=METADATA["png"])
     return target.getvalue()

@@ -1,0 +1,256 @@
+"""doctor: what a data set is, what a network would see of it, what that will cost, and whether to go ahead."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from features.datasets import SPLITS, Dataset, load_dataset
+from features.devices import BATCH
+from features.errors import FirnError
+from features.examination import Examination, examine, sample
+from features.files import artifacts_root, write_whole
+from features.images import Geometry
+from features.views import choose_blocks
+from pipeline.account import printable
+from pipeline.diagnoses import Case, Diagnosis, diagnose
+from pipeline.progress import shown
+from pipeline.request import DEFAULT_PREPROCESS, Request, resolve
+
+__all__ = ["doctor"]
+
+HEADERS, PICTURES, TIMED, SHOWN = 2000, 256, 384, 8  # looked at, decoded, sent through the network, on the sheet
+CLASSES = 24  # on the sheet and in the table
+PATIENCE = 15.0  # seconds for each of these
+ROW = 200  # bytes of ids, digests and labels that a picture takes beside its features
+VERDICTS = {"fault": "not ready", "warning": "ready with warnings", "note": "ready"}
+
+
+class _Cost(NamedTuple):
+    """What the extraction will take."""
+
+    pooled: int  # bytes
+    maps: int  # bytes more for the maps of the last block
+    asked: int  # bytes with the maps that were asked for
+    rate: float | None  # pictures per second, measured
+    timed: int  # pictures that it was measured on
+    device: str
+    precision: str
+
+
+def doctor(
+    dataset: str,
+    backbone: str,
+    *,
+    maps: str = "",
+    preprocess: str = "",
+    precision: str = "auto",
+    device: str = "auto",
+    weights: str = "",
+    seed: int = 0,
+) -> tuple[list[str], bool]:
+    """Examine a data set and what its extraction will take; return the lines to print, and whether to go ahead.
+
+    doctor.json and sheet.png are written to `artifacts/doctor/<dataset>`; no feature is computed for keeps. Raises
+    BadDataset for what is no data set at all.
+    """
+    pictures = load_dataset(dataset, seed=seed)
+    pictures.source.stamps([])  # a pack has no pictures and says so
+    way, troubles = preprocess or DEFAULT_PREPROCESS, list[str]()
+    try:
+        recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
+        requests = resolve(pictures, backbone, **recipe)
+        cost: _Cost | None = _cost(pictures, requests, maps, seed)
+    except FirnError as error:
+        requests, cost, troubles = [], None, [str(error)]
+    geometry = requests[0].recipe.geometry(way) if requests else Geometry(DEFAULT_PREPROCESS, 224, 256, "bilinear")
+    with shown(f"look at {pictures.name}") as progress:
+        limits: dict[str, Any] = {"headers": HEADERS, "pictures": PICTURES, "shown": SHOWN, "most_seconds": PATIENCE}
+        found = examine(pictures, geometry, **limits, seed=seed, progress=progress)
+    size, free = max((r.recipe.size for r in requests), default=0), _free(artifacts_root())
+    case = Case(pictures, found, size, geometry.how, cost.asked if cost else 0, free, troubles)
+    diagnoses = diagnose(case)
+    folder = artifacts_root() / "doctor" / pictures.name
+    write_whole(folder / "sheet.png", [_sheet(case)])
+    verdict = VERDICTS[diagnoses[0].level] if diagnoses else "ready"
+    told = _told(case, cost, diagnoses, verdict)
+    write_whole(folder / "doctor.json", [json.dumps(told, indent=1, ensure_ascii=False).encode()])
+    lines = [*_lines(case, requests, cost), f"sheet     {folder / 'sheet.png'}", ""]
+    lines += [f"{d.level}: {d.words}" for d in diagnoses] + [f"verdict: {verdict}"]
+    return [printable(line) for line in lines], verdict != VERDICTS["fault"]
+
+
+def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -> _Cost:
+    """Return what filling these entries takes, from a short run of the real thing. Imports torch."""
+    from features.devices import checked
+    from features.extraction import Job
+    from features.extraction.rate import measure_rate
+
+    def size(request: Request, kept: Sequence[str]) -> int:
+        return len(dataset) * (Job(request.entry, request.recipe, request.preprocess, tuple(kept)).row_bytes() + ROW)
+
+    first = requests[0]
+    wanted = [choose_blocks(list(r.recipe.blocks), maps) if maps else () for r in requests]
+    pooled, last = (
+        sum(size(r, kept(r)) for r in requests) for kept in (lambda r: (), lambda r: [*r.recipe.blocks][-1:])
+    )
+    rows = sample(dataset, TIMED, seed=seed + 1)  # others than are looked at: these are in the system's memory by then
+    rate = measure_rate(
+        dataset.source,
+        [dataset.ids[row] for row in rows.tolist()],
+        [r.recipe for r in requests],
+        first.preprocess,
+        device=checked(first.device),
+        precision=first.entry.key.precision,
+        batch_size=min(BATCH[first.device.partition(":")[0]], max(1, len(rows) // 3)),
+        workers=os.cpu_count() or 1,
+        most_seconds=PATIENCE,
+    )
+    asked = sum(size(r, kept) for r, kept in zip(requests, wanted, strict=True))
+    measured = rate.per_second or None
+    return _Cost(pooled, last - pooled, asked, measured, rate.pictures, first.device, first.entry.key.precision)
+
+
+def _free(folder: Path) -> int:
+    """Return the bytes that are free where the cache will be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _sheet(case: Case) -> bytes:
+    """Draw some pictures of each class as the network will see them."""
+    from pipeline.report.sheet import Sheet, Strip, Tile, draw_sheet
+
+    dataset, strips = case.dataset, []
+    for label, name in enumerate(dataset.classes[:CLASSES]):
+        own = [one for one in case.found.seen if one.square is not None and dataset.labels[one.row] == label]
+        tiles = [
+            Tile(
+                one.square,
+                [],
+                (
+                    dataset.ids[one.row].rpartition("/")[2],
+                    f"{one.facts.width} x {one.facts.height}, {one.facts.bits} bits",
+                ),
+                False,
+            )
+            for one in own
+            if one.square is not None
+        ]
+        count = int((dataset.labels == label).sum())
+        strips.append(Strip(f"{name}: {count:,} pictures", tiles))
+    side = case.size or "224 (no network could be made ready)"
+    note = f"What the network will see: {case.preprocess} to {side} pixels. Below each its own size and depth."
+    return draw_sheet(Sheet(f"{dataset.name}: before the network", [note], strips, SHOWN))
+
+
+def _lines(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[str]:
+    """Return what there is, a line each."""
+    dataset, found = case.dataset, case.found
+    of_groups = (
+        f"{len(np.unique(dataset.groups)):,} groups ({dataset.grouped_by})" if dataset.grouped_by else "no groups"
+    )
+    looked = len(found.facts) + len(found.unreadable)
+    return [
+        f"{dataset.name}: {len(dataset):,} pictures of {len(dataset.classes)} classes, {of_groups}",
+        f"split by {dataset.split_by}",
+        *_table(dataset),
+        f"looked at {looked:,} headers of {len(dataset):,} pictures, and at {len(found.seen):,} pictures whole",
+        *_of_files(found),
+        *_of_cost(case, requests, cost),
+    ]
+
+
+def _table(dataset: Dataset) -> list[str]:
+    """Return pictures of each class by split, and groups."""
+    splits = [split for split in SPLITS if (dataset.splits == split).any()]
+    width = max(8, *(len(name) for name in dataset.classes))
+    unit = ["groups"] if dataset.grouped_by else []
+    lines = ["  " + " " * width + "".join(f"{title:>{max(10, len(title) + 2)}}" for title in [*splits, *unit])]
+    for label, name in enumerate(dataset.classes[:CLASSES]):
+        own = dataset.labels == label
+        cells = [int((own & (dataset.splits == split)).sum()) for split in splits]
+        cells += [len(np.unique(dataset.groups[own]))] if unit else []
+        padded = (f"{n:>{max(10, len(title) + 2)},}" for n, title in zip(cells, [*splits, *unit], strict=True))
+        lines.append(f"  {name:<{width}}" + "".join(padded))
+    return lines + ([f"  ... and {len(dataset.classes) - CLASSES} more"] if len(dataset.classes) > CLASSES else [])
+
+
+def _of_files(found: Examination) -> list[str]:
+    facts = list(found.facts.values())
+    if not facts:
+        return []
+    kinds = Counter(f"{f.format} {f.photometric} {f.bits} bits" for f in facts)
+    ratios = sorted(f.width / max(f.height, 1) for f in facts)
+    area = sorted(facts, key=lambda f: f.width * f.height)
+    small, large = (f"{f.width:,} x {f.height:,}" for f in (area[0], area[-1]))
+    lines = [
+        f"files     {', '.join(f'{kind} ({n:,})' for kind, n in kinds.most_common(6))}",
+        f"sizes     {small} to {large}; width / height {ratios[0]:.2f} to {ratios[-1]:.2f}, "
+        f"median {ratios[len(ratios) // 2]:.2f}",
+    ]
+    if found.seen:
+        low, high = min(one.low for one in found.seen), max(one.high for one in found.seen)
+        lines.append(f"values    {low:,.6g} to {high:,.6g} as stored")
+    return lines
+
+
+def _of_cost(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[str]:
+    if cost is None:
+        return []
+    names = ", ".join(f"{r.recipe.name} ({r.recipe.size} pixels, {case.preprocess})" for r in requests)
+    lines = [
+        f"network   {names}; {cost.device}, {os.cpu_count()} cores, {cost.precision}",
+        f"cache     about {cost.pooled / 1e6:,.0f} MB, {(cost.pooled + cost.maps) / 1e6:,.0f} MB with the maps of the "
+        f"last block; {case.free / 1e9:,.1f} GB are free",
+    ]
+    if cost.rate:
+        lines.append(
+            f"time      about {_duration(len(case.dataset) / cost.rate)}: an estimate from {cost.timed:,} pictures, "
+            f"{cost.rate:,.0f} a second"
+        )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _told(case: Case, cost: _Cost | None, diagnoses: Sequence[Diagnosis], verdict: str) -> dict[str, Any]:
+    """Return all of it for JSON."""
+    dataset, found = case.dataset, case.found
+    return {
+        "schema": 1,
+        "dataset": dataset.name,
+        "classes": list(dataset.classes),
+        "pictures": len(dataset),
+        "counts": {
+            split: {
+                name: int(((dataset.splits == split) & (dataset.labels == k)).sum())
+                for k, name in enumerate(dataset.classes)
+            }
+            for split in np.unique(dataset.splits).tolist()
+        },
+        "groups": len(np.unique(dataset.groups)) if dataset.grouped_by else None,
+        "grouped_by": dataset.grouped_by,
+        "split_by": dataset.split_by,
+        "headers": len(found.facts) + len(found.unreadable),
+        "decoded": len(found.seen),
+        "kinds": Counter(f"{f.format} {f.photometric} {f.bits}" for f in found.facts.values()),
+        "unreadable": [reason for _, reason in sorted(found.unreadable.items())],
+        "preprocess": case.preprocess,
+        "size": case.size,
+        "cost": cost._asdict() if cost else None,
+        "free": case.free,
+        "diagnoses": [d._asdict() for d in diagnoses],
+        "verdict": verdict,
+    }
