@@ -243,7 +243,9 @@ def main() -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    sys.stderr.write(line + "\n")
+    from pipeline.account import printable
+
+    sys.stderr.write("\n".join(map(printable, line.split("\n"))) + "\n")
     return code
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from pipeline.account import printable
+
 __all__ = ["say", "shown"]
 
 _LINE_EVERY = 10.0  # seconds between plain lines
@@ -16,7 +18,8 @@ _bars: list[Callable[[str], None]] = []  # where lines go while a bar is shown
 
 
 def say(text: str) -> None:
-    """Write one line to stderr, above the bar where one is shown; stdout is for results."""
+    """Write one line to stderr, above the bar where one is shown; no name in it steers the terminal."""
+    text = "\n".join(map(printable, text.split("\n")))
     if _bars:
         _bars[-1](text)
         return

@@ -17,7 +17,7 @@ from features.cache.shards import Shard
 from features.errors import CacheError
 from features.files import slug
 
-__all__ = ["Manifest", "Rows", "read_master", "write_master"]
+__all__ = ["Manifest", "Rows", "check_manifest", "read_master", "write_master"]
 
 _MOST_RUNS = 4096  # above this many pieces a virtual dataset is slow, and rows are listed in the order of the shards
 
@@ -126,13 +126,43 @@ def read_master(path: Path) -> tuple[Key, Manifest]:
     """
     if not is_whole(path):
         raise CacheError(f"damaged master {path}: its bytes do not match their seal; run: make cache-repair")
-    with h5py.File(path, "r", locking=False) as file:
-        columns = {name: file[name][...] for name in ("ids", "sha256", "labels", "splits", "groups")}
-        left_out = dict(zip(_text(file["left_out/sha256"]), _text(file["left_out/reason"]), strict=True))
-        parts = dict(_read_part(file["rows"][name]) for name in file.get("rows", ()))
-        about = json.loads(file.attrs["manifest"])
-        manifest = Manifest(**columns, parts=parts, left_out=left_out, about=about)
-        return Key.from_json(file.attrs["key"]), manifest
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            columns = {name: file[name][...] for name in ("ids", "sha256", "labels", "splits", "groups")}
+            left_out = dict(zip(_text(file["left_out/sha256"]), _text(file["left_out/reason"]), strict=True))
+            parts = dict(_read_part(file["rows"][name]) for name in file.get("rows", ()))
+            about = json.loads(file.attrs["manifest"])
+            key = Key.from_json(file.attrs["key"])
+            manifest = Manifest(**columns, parts=parts, left_out=left_out, about=about)
+        check_manifest(manifest)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise CacheError(f"damaged master {path}: it cannot be read ({error}); run: make cache-repair") from None
+    return key, manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise ValueError, KeyError or TypeError for a manifest that no Firn has written, whatever its seal says.
+
+    Masters and packs come from colleagues: a shard's name must lead nowhere else, and no index out of its column.
+    """
+    n, classes = len(manifest.ids), manifest.about["classes"]
+    texts = (manifest.ids, manifest.sha256, manifest.splits, manifest.groups)
+    if any(column.dtype.kind != "S" or column.shape != (n,) for column in texts) or manifest.labels.shape != (n,):
+        raise ValueError("its columns are of different lengths or of the wrong kind")
+    if not all(isinstance(name, str) for name in classes) or not _within(manifest.labels, len(classes)):
+        raise ValueError("a label is outside its classes")
+    if "pooled" not in manifest.parts:
+        raise ValueError("it lists no rows of pooled features")
+    for part, rows in manifest.parts.items():
+        if any("/" in name or "\0" in name or name.startswith(".") for name in rows.shards):
+            raise ValueError(f"a shard of {part} has a name that leads out of the folder")
+        if rows.row.shape != (n,) or rows.shard.shape != (n,) or not _within(rows.shard, len(rows.shards)):
+            raise ValueError(f"a row of {part} is outside its shards")
+
+
+def _within(numbers: NDArray[Any], end: int) -> bool:
+    """Tell whether whole numbers are all in [0, end)."""
+    return numbers.dtype.kind in "iu" and (not numbers.size or (int(numbers.min()) >= 0 and int(numbers.max()) < end))
 
 
 def _read_part(group: h5py.Group) -> tuple[str, Rows]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from features.cache.contents import Column
 from features.cache.entry import Entry
 from features.cache.key import Key
-from features.cache.master import Manifest, Rows
+from features.cache.master import Manifest, Rows, check_manifest
 from features.cache.sealed import USER_BLOCK, is_whole, seal
 from features.cache.shards import Shard, block_rows, checksums
 from features.cache.sparse import Sparse, reserve
@@ -64,12 +64,18 @@ class Pack:
         with self.shard() as shard:
             n = len(shard)
             columns: dict[str, Any] = {name: _all_of(shard, name) for name in (*_TEXTS, "labels")}
-            left_out = zip(_text(shard, "left_out/sha256"), _text(shard, "left_out/reason"), strict=True)
             parts = ["pooled", *(name for name in shard.names() if name.startswith("maps/"))]
             rows = Rows([self.path.name], np.zeros(n, np.int32), np.arange(n, dtype=np.int32))
-            return Manifest(
-                **columns, parts=dict.fromkeys(parts, rows), left_out=dict(left_out), about=json.loads(self.about)
-            )
+            try:
+                for name in _TEXTS:
+                    np.char.decode(columns[name], "utf-8")
+                left_out = zip(_text(shard, "left_out/sha256"), _text(shard, "left_out/reason"), strict=True)
+                about = json.loads(self.about)
+                found = Manifest(**columns, parts=dict.fromkeys(parts, rows), left_out=dict(left_out), about=about)
+                check_manifest(found)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CacheError(f"damaged {self.path}: {error}; run: {_MEND}") from None
+        return found
 
     def whole(self) -> bool:
         """Tell whether every byte of the file is as it was written."""
@@ -92,12 +98,17 @@ def open_pack(path: Path) -> Pack:
         raise CacheError(f"{path} is no pack of features; make one where the pictures are: make cache-pack")
     if _own_digest(attributes) != attributes.get("digest"):
         raise CacheError(f"damaged {path}: its attributes do not match their digest; run: {_MEND}")
-    return Pack(path, Key.from_json(attributes["key"]), attributes["manifest"])
+    try:
+        return Pack(path, Key.from_json(attributes["key"]), attributes["manifest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"damaged {path}: its key does not read ({error}); run: {_MEND}") from None
 
 
 def _own_digest(attributes: dict[str, str]) -> str:
     """Return the sha256 of the attributes that matter to a reader."""
-    return hashlib.sha256("\n".join(attributes.get(n, "") for n in ("key", "manifest")).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(attributes.get(n, "") for n in ("key", "manifest")).encode("utf-8", "surrogateescape")
+    ).hexdigest()
 
 
 def write_pack(

@@ -29,6 +29,7 @@ from features.files import slug, write_whole
 
 __all__ = ["Shard", "block_rows", "checksums", "write_shard"]
 
+_PLAIN = "biufS"  # kinds of numpy: no objects, no fields
 _BLOCK_BYTES = 65536  # a checksum covers about this much, so that one row of maps can be checked on its own
 
 
@@ -76,6 +77,16 @@ def checksums(array: NDArray[np.generic]) -> NDArray[np.uint64]:
     return np.array([xxhash.xxh3_64_intdigest(contiguous[i : i + rows].data) for i in starts], dtype=np.uint64)
 
 
+def _check_columns(columns: Mapping[str, Column], size: int) -> None:
+    """Raise ValueError for arrays that are not plain numbers or texts inside the file, before memory is taken."""
+    for name, column in columns.items():
+        plain = column.dtype.kind in _PLAIN and column.dtype.itemsize > 0 and min(column.shape, default=-1) >= 0
+        if not plain or min(column.offset, column.checksums) < 0:
+            raise ValueError(f"{name} is no array of numbers or texts")
+        if column.offset + math.prod(column.shape) * column.dtype.itemsize > size:
+            raise ValueError(f"{name} is larger than the file")
+
+
 class Shard:
     """A shard open for reading; every row that is read has passed its checksum."""
 
@@ -88,6 +99,7 @@ class Shard:
             raise CacheError(f"{path}: {error.strerror}; run: {mend}") from None
         try:
             self.part, self.key, self._columns = read_contents(self._descriptor) or read_frame(path)
+            _check_columns(self._columns, os.fstat(self._descriptor).st_size)
         except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
             self.close()
             raise self._damaged(f"not readable ({error})") from None
@@ -117,6 +129,8 @@ class Shard:
         Raises CacheError where a checksum differs or the file is short.
         """
         column = self.column(name)
+        if not 0 <= start <= stop <= column.shape[0]:
+            raise self._damaged(f"has no rows {start} to {stop - 1} of {name}")
         rows = block_rows(column.row_bytes)
         first, last = start // rows * rows, min(-(-stop // rows) * rows, column.shape[0])
         whole = np.empty((last - first, *column.shape[1:]), column.dtype)
@@ -133,6 +147,8 @@ class Shard:
             for row, place in zip(rows.tolist(), to.tolist(), strict=True):
                 out[place] = self.read(name, row, row + 1)[0]
             return
+        if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < column.shape[0]):
+            raise self._damaged(f"has no row {int(rows.max())} of {name}")
         view, known = memoryview(out.reshape(-1).view(np.uint8)), self._known(name, column.shape[0])  # type: ignore[arg-type]
         for row, place in zip(rows.tolist(), to.tolist(), strict=True):
             piece = view[place * size : (place + 1) * size]

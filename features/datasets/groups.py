@@ -48,13 +48,15 @@ def from_table(file: str, column: str) -> Groups:
         path = root / file
         if not path.is_file():
             return None
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            try:
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as lines:
                 known = {
                     f"{row['class']}/{row['file']}": f"{row['class']}/{row[column]}" for row in csv.DictReader(lines)
                 }
-            except KeyError as error:
-                raise BadDataset(f"{path} has no column {error}; expected class, file and {column}") from None
+        except KeyError as error:
+            raise BadDataset(f"{path} has no column {error}; expected class, file and {column}") from None
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise BadDataset(f"{path} cannot be read ({error}); mend it, or remove it to do without groups") from None
         names = ["/".join(picture.split("/")[-2:]) for picture in ids]
         if strange := [picture for picture in names if picture not in known]:
             raise BadDataset(f"{path} does not list {strange[0]}; add its line, or remove the CSV to do without groups")

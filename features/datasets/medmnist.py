@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import threading
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +98,9 @@ def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Da
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except BadDataset:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and its parser of headers raise many kinds for a broken file
         raise BadDataset(f"{path} cannot be read as a .npz of plain arrays ({error}); get it anew") from None
 
 
@@ -112,6 +115,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 shapes[key], _, dtype = _READ_HEADER[np.lib.format.read_magic(file)](file)
             if dtype.kind not in "biuf":
                 raise BadDataset(f"{path}: {key} holds {dtype}; expected numbers")
+            _require_length(path, key, shapes[key], dtype.itemsize, archive.getinfo(f"{key}.npy").file_size)
     return shapes
 
 
@@ -119,6 +123,15 @@ def _array(path: Path, key: str) -> NDArray[np.generic]:
     with _readable(path), np.load(path, allow_pickle=False) as archive:
         array: NDArray[np.generic] = archive[key]
     return array
+
+
+def _require_length(path: Path, key: str, shape: tuple[int, ...], item: int, length: int) -> None:
+    """Raise BadDataset unless an array's bytes are there and fit into memory, before numpy takes memory for them."""
+    size, most = math.prod(shape) * item, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if min(shape, default=0) < 0 or size > length:
+        raise BadDataset(f"{path}: {key} says {shape} and holds {length:,} bytes; get it anew")
+    if size > most:
+        raise BadDataset(f"{path}: {key} unpacks to {size:,} bytes, more than half of the memory ({most:,}); split it")
 
 
 def _labels(path: Path, split: str) -> NDArray[np.int64]:

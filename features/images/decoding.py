@@ -13,7 +13,7 @@ from PIL import Image
 from features.errors import BadPicture
 from features.images.formats import open_picture
 from features.images.geometry import Geometry, fit
-from features.images.picture import MAX_PIXELS, Opened, Picture, PictureFacts
+from features.images.picture import MAX_BYTES, MAX_PIXELS, Opened, Picture, PictureFacts
 from features.images.quiet import hushed
 
 __all__ = ["Look", "decode", "describe", "look", "pixels", "several_pixels"]
@@ -70,8 +70,8 @@ def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
     """Return what there is to know of an encoded picture before it goes into a network. Raises `BadPicture`."""
     with _blaming(name):
         opened = _checked(open_picture(data))
-        deep = opened.stored() if opened.facts.bits > 8 and opened.stored else None
         planes = _planes(data)
+        deep = opened.stored() if opened.facts.bits > 8 and opened.stored else None
         ends = [deep.min(), deep.max()] if deep is not None else np.ravel([plane.getextrema() for plane in planes])
         square = _channels_first([fit(plane, geometry.plain()) for plane in planes])
     return Look(opened.facts, float(min(ends)), float(max(ends)), square)
@@ -106,6 +106,11 @@ def _checked(opened: Opened) -> Opened:
         raise BadPicture(f"expected a picture, got {facts.width} x {facts.height} pixels")
     if facts.width * facts.height > MAX_PIXELS:
         raise BadPicture(f"expected at most {MAX_PIXELS} pixels, got {facts.width} x {facts.height}")
+    if (needed := facts.decoded_bytes()) > MAX_BYTES:
+        kind = f"{facts.width} x {facts.height} pixels of {facts.channels} x {facts.bits} bits"
+        raise BadPicture(
+            f"expected a picture that decodes in {MAX_BYTES:.0e} bytes, got {kind}, which take {needed:.1e}"
+        )
     if facts.frames != 1:
         raise BadPicture(f"expected one picture, got {facts.frames} frames, which have to be files of their own")
     return opened

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features.errors import BadPicture, unknown
 from features.images.codestream import coded_size
 from features.images.picture import (
-    MAX_PIXELS,
+    MAX_BYTES,
     Opened,
     Picture,
     PictureFacts,
@@ -34,7 +34,8 @@ __all__ = ["open_dicom"]
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_LENGTH = slice(140, 144)  # value of (0002,0000), which comes first after the preamble and "DICM"
-_MAX_INFLATED = 8 * MAX_PIXELS
+_MAX_INFLATED = MAX_BYTES // 4  # the inflated bytes are there twice, and then the picture
+_ROWS = 256  # through a window at once: its float64 would take four times the picture
 
 
 def open_dicom(data: bytes) -> Opened:
@@ -62,11 +63,11 @@ def _check_inflated(data: bytes) -> None:
     """Refuse a deflated file that would inflate without end, before pydicom inflates it in one go."""
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
     rest = data[_META_LENGTH.stop + int.from_bytes(data[_META_LENGTH], "little") :]
-    while rest and size <= _MAX_INFLATED:
+    while rest and not inflater.eof and size <= _MAX_INFLATED:  # what follows the end would be given back for ever
         size += len(inflater.decompress(rest, 1 << 20))
         rest = inflater.unconsumed_tail
     if size > _MAX_INFLATED:
-        raise BadPicture(f"expected at most {_MAX_INFLATED} bytes after inflating, got more")
+        raise BadPicture(f"expected at most {_MAX_INFLATED:,} bytes after inflating, got more")
 
 
 def _decode(ds: Dataset, facts: PictureFacts) -> Picture:
@@ -144,8 +145,11 @@ def _windowed(ds: Dataset, values: NDArray[Any]) -> NDArray[np.float32] | None:
         raise BadPicture(str(unknown("VOI LUT function", function, _WINDOWS)))
     if not width > 0:
         return None
-    unit = _WINDOWS[function](values.astype(np.float64), center, width)
-    return (np.clip(unit, 0, 1) * 255).astype(np.float32)
+    shown = np.empty(values.shape, np.float32)
+    for i in range(0, len(values), _ROWS):
+        unit = _WINDOWS[function](values[i : i + _ROWS].astype(np.float64), center, width)
+        shown[i : i + _ROWS] = np.clip(unit, 0, 1) * 255
+    return shown
 
 
 def _linear(x: NDArray[np.float64], center: float, width: float) -> NDArray[np.float64]:

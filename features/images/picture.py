@@ -12,6 +12,7 @@ from PIL import Image, ImageChops
 from features.errors import BadPicture
 
 __all__ = [
+    "MAX_BYTES",
     "MAX_PIXELS",
     "Opened",
     "Picture",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 MAX_PIXELS = 250_000_000  # a whole mammogram has 25 million; beyond this a file is taken for a decompression bomb
+MAX_BYTES = 1_000_000_000  # of memory that decoding one picture may take: 200 million pixels of 8-bit grey, 42 of 16
 
 # One image of mode L (grey) or RGB for 8-bit pictures; for deeper ones one image of mode F (grey) or three (colour).
 Picture = tuple[Image.Image, ...]
@@ -40,6 +42,17 @@ class PictureFacts(NamedTuple):
     bits: int  # per sample, as stored
     photometric: str  # grey, rgb, palette, cmyk, ...; for DICOM its own word (MONOCHROME1, ...)
     frames: int = 1
+
+    def decoded_bytes(self) -> int:
+        """Return the memory that decoding takes at its peak, at most; measured for each kind of picture."""
+        colour = self.channels > 1 or self.photometric == "PALETTE COLOR"
+        if self.bits > 8 or self.photometric == "PALETTE COLOR":
+            a_pixel = 24 if not colour else 40 if self.channels <= 3 else 64
+        elif self.channels > 3 or self.photometric in ("palette", "grey+alpha"):
+            a_pixel = 21  # transparency is laid on black in four channels
+        else:
+            a_pixel = 10 if colour else 5
+        return self.width * self.height * a_pixel
 
 
 class Opened(NamedTuple):

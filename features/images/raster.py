@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ _PNG_COLOURS = {0: (1, "grey"), 2: (3, "rgb"), 3: (1, "palette"), 4: (2, "grey+a
 _TIFF_WHITE_IS_ZERO = 0
 _TIFF_PHOTOMETRICS = {_TIFF_WHITE_IS_ZERO: "white is zero", 1: "grey", 2: "rgb", 3: "palette", 5: "cmyk", 6: "ycbcr"}
 _TIFF_UNSIGNED = (1,)
+_WIDTH, _HEIGHT = 256, 257  # tags of a TIFF
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,6 +81,21 @@ def open_tiff(data: bytes) -> Opened:
     return Opened(facts, partial(_tiff, image, facts, data), partial(_deep, image, facts, data))
 
 
+def _check_covered(tags: Mapping[int, Any], facts: PictureFacts, size: int) -> None:
+    """Refuse a TIFF whose pieces do not cover it: Pillow leaves the rest black, however large that is."""
+    width, height = int(tags.get(_WIDTH, facts.width)), int(tags.get(_HEIGHT, facts.height))  # before it is turned
+    if TiffImagePlugin.TILEWIDTH in tags:
+        across, down = int(tags[TiffImagePlugin.TILEWIDTH]), int(tags[TiffImagePlugin.TILELENGTH])
+        needed, there = -(-width // across) * -(-height // down), tags.get(TiffImagePlugin.TILEOFFSETS, ())
+    else:
+        needed = -(-height // int(tags.get(TiffImagePlugin.ROWSPERSTRIP, height)))
+        there = tags.get(TiffImagePlugin.STRIPOFFSETS, ())
+    if len(there) < needed:
+        raise BadPicture(f"expected {needed} strips or tiles for {width} x {height} pixels, got {len(there)}")
+    if tags.get(TiffImagePlugin.COMPRESSION, 1) == 1 and width * height * facts.channels * facts.bits > 8 * size:
+        raise BadPicture(f"truncated: expected {width} x {height} pixels, got a file of {size} bytes")
+
+
 def open_bmp(data: bytes) -> Opened:
     """Open a BMP."""
     image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
@@ -106,6 +123,7 @@ def _png(image: PngImagePlugin.PngImageFile, facts: PictureFacts, data: bytes) -
 
 def _tiff(image: TiffImagePlugin.TiffImageFile, facts: PictureFacts, data: bytes) -> Picture:
     """Decode a TIFF by its depth; Pillow turns it upright."""
+    _check_covered(image.tag_v2, facts, len(data))
     if facts.bits <= 8:
         return eight_bit(image)
     array = _deep(image, facts, data)

@@ -93,6 +93,7 @@ def save_head(folder: Path, name: str, head: Head) -> None:
 
 def load_head(folder: Path) -> Head:
     """Return the fitted head saved in a folder. CacheError where it does not read."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from models.heads import make_head
@@ -104,7 +105,7 @@ def load_head(folder: Path) -> Head:
         tensors = folder / "head.safetensors"
         head = make_head(content["head"]).restore(values, load_file(tensors) if tensors.exists() else {})
         head.classes_, head.chosen_ = np.arange(content["classes"]), content["chosen"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise CacheError(f"cannot read a head from {folder} ({error}); run: make train-heads") from None
     return head
 

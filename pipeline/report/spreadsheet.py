@@ -8,7 +8,19 @@ from collections.abc import Iterable
 
 __all__ = ["csv_lines"]
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a cell for a formula
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # what makes a spreadsheet take a cell for a formula
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> bytes:
