@@ -96,6 +96,8 @@ def test_predictions_keep_every_digit(two: Written) -> None:
         ("-2+3", "'-2+3"),
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\t=1", "'\t=1"),
+        ("\n=1", "'\n=1"),
+        ("＝1+1", "'＝1+1"),
         ("-1.5e-3", "-1.5e-3"),
         ("+4", "+4"),
         ("a=b,c", "a=b,c"),
