@@ -11,6 +11,7 @@ import typer
 from features.errors import FirnError
 from pipeline import options as o
 from pipeline.cache_commands import CACHE_VERBS
+from pipeline.look_commands import LOOK_VERBS
 from pipeline.thaw_commands import THAW_VERBS
 
 # Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
@@ -23,27 +24,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-@app.command()
-def doctor(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = o.RESNET18,
-    maps: o.Maps = "",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """Before hours are spent: what the pictures are, what the network will see, time, disk, and a verdict."""
-    from pipeline import doctor as verb
-
-    recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}
-    lines, ready = verb.doctor(dataset, backbone, maps=maps, seed=seed, **recipe)
-    typer.echo("\n".join(lines))
-    if not ready:
-        raise typer.Exit(2)
 
 
 @app.command()
@@ -155,21 +135,6 @@ def compare(
 
 
 @app.command()
-def report(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = "",
-    labels: o.Labels = "classes",
-    protocol: o.Protocol = "split",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """The HTML page of a comparison with pictures of the most confident errors, class maps and the audit."""
-    from pipeline import report as verb
-
-    typer.echo(verb.report(dataset, backbone=backbone, labels=labels, protocol=protocol, weights=weights, seed=seed))
-
-
-@app.command()
 def learning_curve(
     dataset: o.Dataset = o.PNEUMONIA,
     backbone: o.CachedBackbone = "",
@@ -221,8 +186,8 @@ def explain(
     typer.echo("\n".join(lines))
 
 
-for verb_of_the_cache in CACHE_VERBS:
-    app.command()(verb_of_the_cache)
+for other_verb in (*LOOK_VERBS, *CACHE_VERBS):
+    app.command()(other_verb)
 
 
 def main() -> int:

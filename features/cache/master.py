@@ -149,6 +149,8 @@ def check_manifest(manifest: Manifest) -> None:
     texts = (manifest.ids, manifest.sha256, manifest.splits, manifest.groups)
     if any(column.dtype.kind != "S" or column.shape != (n,) for column in texts) or manifest.labels.shape != (n,):
         raise ValueError("its columns are of different lengths or of the wrong kind")
+    for column in texts:
+        column.tobytes().decode()
     if not all(isinstance(name, str) for name in classes) or not _within(manifest.labels, len(classes)):
         raise ValueError("a label is outside its classes")
     if "pooled" not in manifest.parts:

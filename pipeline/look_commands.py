@@ -1,0 +1,46 @@
+"""The verbs that look: at a data set before its extraction, at its results afterwards; as the command line has them."""
+
+from __future__ import annotations
+
+import typer
+
+from pipeline import options as o
+
+__all__ = ["LOOK_VERBS"]
+
+
+def doctor(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = o.RESNET18,
+    maps: o.Maps = "",
+    preprocess: o.Preprocess = "",
+    precision: o.Precision = "auto",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """Before hours are spent: what the pictures are, what the network will see, time, disk, and a verdict."""
+    from pipeline import doctor as verb
+
+    recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}
+    lines, ready = verb.doctor(dataset, backbone, maps=maps, seed=seed, **recipe)
+    typer.echo("\n".join(lines))
+    if not ready:
+        raise typer.Exit(2)
+
+
+def report(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    weights: o.Weights = "",
+    seed: o.Seed = 0,
+) -> None:
+    """The HTML page of a comparison with pictures of the most confident errors, class maps and the audit."""
+    from pipeline import report as verb
+
+    typer.echo(verb.report(dataset, backbone=backbone, labels=labels, protocol=protocol, weights=weights, seed=seed))
+
+
+LOOK_VERBS = (doctor, report)
