@@ -13,8 +13,9 @@ from conftest import SHARED, needs_weights
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from features.backbones import BACKBONES, load_recipe
+from features.backbones import BACKBONES, load_recipe, make_recipe, recipe_of_digest
 from features.backbones.taps import cut, load_backbone, network, row
+from features.backbones.weights import read_state
 from features.errors import BadWeights, UnknownName
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.packing import packs
@@ -215,3 +216,17 @@ def test_unsafe_and_broken_weights(tmp_path: Path, capfd: pytest.CaptureFixture[
             load_recipe("squeezenet1_1", tmp_path / name)
     with pytest.raises(BadWeights, match="no weights file"):
         load_recipe("squeezenet1_1", tmp_path / "none.pth")
+
+
+def test_weights_are_found_by_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever weights are looked for, those of the digest are taken, also behind others of the same name."""
+    ours = make_recipe("squeezenet1_1")
+    state = read_state(ours.file)
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "squeezenet1_1.pth")
+    monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
+    other = make_recipe("squeezenet1_1")
+    assert other.weights != ours.weights
+    assert recipe_of_digest("squeezenet1_1", ours.weights) == ours
+    assert recipe_of_digest("squeezenet1_1", other.weights).file == tmp_path / "squeezenet1_1.pth"
+    with pytest.raises(BadWeights, match=rf"digest abab.*got .*has {other.weights[:12]}; .*{ours.weights[:12]}"):
+        recipe_of_digest("squeezenet1_1", "ab" * 32)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from features.backbones import weights
-from features.backbones.table import BACKBONES, architecture
+from features.backbones.table import BACKBONES, architecture, domains
 from features.cache.key import Key
+from features.errors import BadWeights
 from features.files import artifacts_root, write_whole
 from features.images import Augmentation, Geometry
 
-__all__ = ["Recipe", "load_recipe"]
+__all__ = ["Recipe", "load_recipe", "make_recipe", "recipe_of_digest"]
 
 _FORMAT = 1
 
@@ -55,13 +56,13 @@ def load_recipe(name: str, given: str | Path | None = None) -> Recipe:
     file = weights.find(name, line.file, given) if line else None
     if file is not None and (known := _remembered(_stamp(name, file))):
         return known
-    recipe = _make(name, given)
+    recipe = make_recipe(name, given)
     _remember(_stamp(name, recipe.file), recipe)
     return recipe
 
 
-def _make(name: str, given: str | Path | None) -> Recipe:
-    """Build the recipe from the network itself; imports torch."""
+def make_recipe(name: str, given: str | Path | None = None) -> Recipe:
+    """Build the recipe from the network itself, remembering nothing; imports torch. Raises UnknownName, BadWeights."""
     import torchvision
 
     from features.backbones import taps
@@ -84,6 +85,30 @@ def _make(name: str, given: str | Path | None) -> Recipe:
         preset.interpolation.value,
         tuple(preset.mean),
         tuple(preset.std),
+    )
+
+
+def recipe_of_digest(name: str, digest: str) -> Recipe:
+    """Return the recipe of a backbone with the weights of a digest, wherever `weights.find` would look for them.
+
+    Nothing is remembered. Raises UnknownName; BadWeights, saying which weights are there, where those are not.
+    """
+    from features.backbones import taps
+
+    file, seen = taps.row(name).file, []
+    for path in weights.candidates(name, file):
+        recipe = make_recipe(name, path)
+        if recipe.weights == digest:
+            return recipe
+        seen.append(f"{path} has {recipe.weights[:12]}")
+    if not seen and not domains(name):
+        recipe = make_recipe(name)  # torchvision's download
+        if recipe.weights == digest:
+            return recipe
+        seen.append(f"torchvision's have {recipe.weights[:12]}")
+    raise BadWeights(
+        f"expected weights of {name} with the digest {digest[:12]}, got {'; '.join(seen) or 'none'}; "
+        f"put the right file into the folder FIRN_WEIGHTS, or ask for a bundle that was made WITH_WEIGHTS=1"
     )
 
 

@@ -16,7 +16,7 @@ from features.files import artifacts_root
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BUNDLED", "digest", "find", "read_state", "select", "thawed_root"]
+__all__ = ["BUNDLED", "candidates", "digest", "find", "read_state", "select", "thawed_root"]
 
 BUNDLED = Path(__file__).parent / "bundled"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -32,18 +32,26 @@ def find(name: str, file: str, given: str | Path | None = None) -> Path | None:
         if not Path(given).is_file():
             raise BadWeights(f"no weights file {given}; give an existing .pth or .safetensors as WEIGHTS=")
         return Path(given)
+    found = next(iter(candidates(name, file)), None)
+    if (passed := domains(name)) and found is None:
+        first, command = architecture(name), f"make finetune DATASET={passed[-1]} BACKBONE={name.rpartition('@')[0]}"
+        raise BadWeights(f"{name} is {first} as it was thawed on {passed[-1]}, which was not done yet; run: {command}")
+    return found
+
+
+def candidates(name: str, file: str) -> list[Path]:
+    """Return the weights files of a backbone that are there, the one to prefer first; see `find`.
+
+    Raises BadWeights where FIRN_WEIGHTS is no folder.
+    """
     folders = [thawed_root(), BUNDLED]
     if chosen := os.environ.get("FIRN_WEIGHTS"):
         if not Path(chosen).is_dir():
             raise BadWeights(f"FIRN_WEIGHTS={chosen} is no folder; unset it or point it at <backbone>.pth files")
         folders.insert(0, Path(chosen))
-    candidates = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
-    if passed := domains(name):
-        if found := next((path for path in candidates if path.is_file()), None):
-            return found
-        first, command = architecture(name), f"make finetune DATASET={passed[-1]} BACKBONE={name.rpartition('@')[0]}"
-        raise BadWeights(f"{name} is {first} as it was thawed on {passed[-1]}, which was not done yet; run: {command}")
-    return next((path for path in [*candidates, _downloads() / file] if path.is_file()), None)
+    named = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
+    downloaded = [] if domains(name) else [_downloads() / file]
+    return [path for path in [*named, *downloaded] if path.is_file()]
 
 
 def thawed_root() -> Path:
