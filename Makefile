@@ -27,9 +27,11 @@ THAWED = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCH
   $(call flag,CLASS_WEIGHTS,class-weights) $(call flag,AVERAGE,average)
 EXPLAIN = $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,HEADS,heads) $(call flag,LABELS,labels) \
   $(call flag,PROTOCOL,protocol) $(call flag,PER_ROW,per-row) $(call flag,WEIGHTS,weights)
+SOUGHT = $(call flag,MODEL,model) $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,HEADS,heads) \
+  $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,WEIGHTS,weights) $(call flag,OUT,out)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
+.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain bundle learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -70,6 +72,9 @@ report: $(SET_UP) ## the page with pictures of errors, class maps, audit   DATAS
 
 explain: $(SET_UP) ## hits and misses under class maps  DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
 	$(RUN) -m pipeline explain $(EXPLAIN)
+
+bundle: $(SET_UP) ## a run -> one folder or .zip that predicts   DATASET MODEL HEADS CALIBRATION WITH_WEIGHTS OUT
+	$(RUN) -m pipeline bundle $(SOUGHT) $(call flag,CALIBRATION,calibration) $(if $(WITH_WEIGHTS),--with-weights)
 
 learning-curve: $(SET_UP) ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 	$(RUN) -m pipeline learning-curve $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)

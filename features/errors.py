@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["BadDataset", "BadDownload", "BadPicture", "BadWeights", "CacheError", "FirnError", "UnknownName", "unknown"]
+__all__ = [
+    *("BadBundle", "BadDataset", "BadDownload", "BadPicture", "BadWeights", "CacheError", "FirnError", "UnknownName"),
+    "unknown",
+]
 
 
 class FirnError(Exception):
@@ -14,6 +17,10 @@ class FirnError(Exception):
 
 class UnknownName(FirnError):
     """A name that is not a row of the table it was looked up in."""
+
+
+class BadBundle(FirnError):
+    """A predictor's bundle that is malformed, unsafe to read, or does not give its golden samples again."""
 
 
 class BadDataset(FirnError):

@@ -12,6 +12,7 @@ from features.errors import FirnError
 from pipeline import options as o
 from pipeline.cache_commands import CACHE_VERBS
 from pipeline.look_commands import LOOK_VERBS
+from pipeline.predictor_commands import PREDICTOR_VERBS
 from pipeline.thaw_commands import THAW_VERBS
 
 # Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
@@ -186,7 +187,7 @@ def explain(
     typer.echo("\n".join(lines))
 
 
-for other_verb in (*LOOK_VERBS, *CACHE_VERBS):
+for other_verb in (*LOOK_VERBS, *PREDICTOR_VERBS, *CACHE_VERBS):
     app.command()(other_verb)
 
 

@@ -22,7 +22,6 @@ from features.views import load_manifest
 from models.explanation import asked_maps, linear_class_maps
 from models.heads import load_head
 from models.heads.linear import probabilities
-from models.metrics import METRICS
 from pipeline.runs import FINETUNED, Run
 from pipeline.training import manifest_digest
 
@@ -34,7 +33,6 @@ __all__ = [
     "EXPLAINERS",
     "Case",
     "Evidence",
-    "best_first",
     "can_be_explained",
     "digests_of",
     "evidence_of",
@@ -115,13 +113,6 @@ def can_be_explained(facts: Mapping[str, Any]) -> bool:
     on_maps = facts["view"].endswith(" maps") or facts["head"] == FINETUNED
     plain = len(facts["blocks"]) == 1 and facts["pool"] == "avg"
     return facts["head"] in EXPLAINERS and len(facts["keys"]) == 1 and (on_maps or plain)
-
-
-def best_first(run: Run) -> tuple[float, float, str]:
-    """Return what sorts the best validation first, as in a comparison."""
-    held = run.predictions.part(test=False)
-    area, loss = (float(METRICS[name](held.y, held.proba)) for name in ("roc_auc", "log_loss"))
-    return (-area, loss, run.name)
 
 
 def evidence_of(case: Case, predicted: Floats | None) -> Evidence:

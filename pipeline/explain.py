@@ -15,7 +15,8 @@ from features.errors import CacheError, FirnError, unknown
 from features.files import artifacts_root, slug, write_whole
 from models.heads import HEADS
 from models.validation import choose_protocol
-from pipeline.evidence import EXPLAINERS, Case, Evidence, best_first, can_be_explained, evidence_of, picture_seen
+from pipeline.choice import choose
+from pipeline.evidence import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, picture_seen
 from pipeline.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
 from pipeline.progress import say
 from pipeline.report.sheet import Sheet, Strip, Tile, draw_sheet
@@ -57,7 +58,7 @@ def explain(
         fitting = [run for run in runs if run.facts["head"] in some]
         if not fitting:
             raise CacheError(_missing(dataset, backbone, protocol, some))
-        chosen.append(min(fitting, key=best_first))
+        chosen.append(choose(fitting))
     return [_shown(run, pictures, per_row, weights) for run in chosen]
 
 

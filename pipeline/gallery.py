@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from features.backbones import load_recipe
 from features.datasets import Dataset
 from features.errors import CacheError, FirnError
+from pipeline.choice import rank
 from pipeline.comparison import run_names
-from pipeline.evidence import EXPLAINERS, Case, Evidence, best_first, can_be_explained, digests_of, evidence_of
+from pipeline.evidence import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
 from pipeline.evidence import picture_seen as seen_by_network
 from pipeline.outcomes import Judged, Outcome, asked_of, errors, judged, origin
 from pipeline.report.sheet import overlaid
@@ -85,7 +86,7 @@ def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -
     if not able:
         command = f'make train-heads DATASET={case.run.facts["asked"]} HEADS="logistic lda"'
         return _Mapped(case, "", None, f"no run has class maps; heads that have are {' '.join(EXPLAINERS)}: {command}")
-    name = own[0] if own else min(able, key=lambda one: best_first(able[one]))
+    name = own[0] if own else min(able, key=lambda one: rank(able[one]))
     try:
         recipe = load_recipe(able[name].facts["backbone"], weights or None)
         other = replace(case, run=able[name], recipe=recipe)

@@ -57,6 +57,29 @@ Explained = Annotated[
     ),
 ]
 PerRow = Annotated[int, typer.Option(min=2, help="Pictures in a line of the sheet.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="A bundle (folder or .zip), or the folder of a run; empty is the run that validation chooses of DATASET."
+    ),
+]
+Wanted = Annotated[str, typer.Option(help="Heads (or finetuned) of which the best run is taken; empty is any.")]
+Images = Annotated[str, typer.Option(help="A folder of pictures, one picture, or a CSV with a column of paths.")]
+OperatingPoint = Annotated[
+    str, typer.Option(help="youden, sensitivity>=0.95, or a probability of the second of two classes; empty is youden.")
+]
+Overlays = Annotated[bool, typer.Option("--overlays", help="Also write every picture with its class map laid over it.")]
+CalibrationOption = Annotated[
+    str,
+    typer.Option(help="platt, temperature, isotonic or none: of the calibrated probabilities, learned out of fold."),
+]
+WithWeights = Annotated[
+    bool, typer.Option("--with-weights", help="Put the weights inside also where their digest would do.")
+]
+BundleOut = Annotated[
+    str, typer.Option(help="A folder, or a name that ends in .zip; empty is below artifacts/bundles.")
+]
+FolderOut = Annotated[str, typer.Option(help="The folder to write into; empty is one below artifacts.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, folds and heads.")]
 Out = Annotated[str, typer.Option(help="The file to write, ending in .h5; empty is a name below artifacts/packs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is touched.")]

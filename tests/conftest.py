@@ -58,6 +58,32 @@ def draw(folder: Path, *, per_class: int = 12, test: int = 4, seed: int = 0, siz
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `spots`, drawn pictures, and `artifacts`: features and a few runs on them, made once."""
+    from pipeline.extract import extract
+    from pipeline.finetune import finetune
+    from pipeline.train_heads import train_heads
+
+    root = tmp_path_factory.mktemp("trained")
+    folder, net = str(draw(root / "spots", per_class=10)), "squeezenet1_1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIRN_ARTIFACTS", str(root / "artifacts"))
+        patch.delenv("FIRN_WEIGHTS", raising=False)
+        extract(folder, net, maps="2", precision="float32")
+        train_heads(folder, net, heads="logistic lightgbm spatial stack", precision="float32")
+        train_heads(folder, net, heads="logistic", blocks="2", pool="both", precision="float32")
+        finetune(folder, net, epochs=1, batch=8, features={"precision_": "float32"})
+    return root
+
+
+@pytest.fixture
+def workshop(trained_spots: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return `trained_spots` as the place that Firn reads from and writes to."""
+    monkeypatch.setenv("FIRN_ARTIFACTS", str(trained_spots / "artifacts"))
+    return trained_spots
+
+
 @pytest.fixture
 def spots(tmp_path: Path) -> Path:
     """Return a folder of 32 drawn pictures: 12 + 4 of each of two classes."""

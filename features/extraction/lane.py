@@ -15,7 +15,7 @@ from features.cache.claims import Claims
 from features.cache.entry import Entry
 from features.extraction.forward import Forward, to_arrays
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "stacked"]
 
 _WRITER_BEHIND = 2  # batches that may wait for the writer before the network waits too
 
@@ -78,7 +78,7 @@ class Lane:
         rows, ended = self._waiting, self._ended
         self._waiting, self._ended = [], []
         start = time.perf_counter()
-        named = self._forward(_stack([pixels for _, _, pixels in rows])) if rows else {}
+        named = self._forward(stacked([pixels for _, _, pixels in rows])) if rows else {}
         self.seconds["forward"] += time.perf_counter() - start
         self._behind.append(self._writer.submit(self._write, [(u, s) for u, s, _ in rows], named, ended))
         while len(self._behind) > _WRITER_BEHIND:
@@ -126,7 +126,7 @@ class Lane:
             self.claims.release()
 
 
-def _stack(pixels: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+def stacked(pixels: list[NDArray[np.generic]]) -> NDArray[np.generic]:
     """Return one (n, 1 or 3, S, S) array; grey pictures are repeated only where colour ones are among them."""
     channels = max(p.shape[0] for p in pixels)
     return np.stack([p if p.shape[0] == channels else np.repeat(p, channels, axis=0) for p in pixels])

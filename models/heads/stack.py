@@ -34,6 +34,11 @@ class Stack:
         self._weights: Floats  # (M,)
         self._intercepts: Floats  # (K,), the first is 0
 
+    @property
+    def models(self) -> int:
+        """Return M, of how many models it is a vote."""
+        return len(self._weights)
+
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Find the weights by a bounded quasi-Newton method; nothing is chosen, so groups play no part."""
         from scipy.optimize import minimize

@@ -1,0 +1,153 @@
+"""From a bundle on the disk to a predictor whose golden samples came out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.backbones import Recipe
+from features.devices import checked, device
+from features.errors import BadBundle, FirnError, unknown
+from models.heads import HEADS
+from models.heads.stack import Stack
+from models.predictor.archive import check_files, opened, sealed
+from models.predictor.contents import Contents, load_contents
+from models.predictor.golden import check_golden, load_golden
+from models.predictor.lanes import Lane, load_recipe_of, make_lane
+from models.predictor.novelty import Novelty
+from models.predictor.parts import INPUTS, Model, has_class_maps, head_of, maps_of, read_model
+from models.predictor.predictor import Predictor
+
+__all__ = ["BATCH", "OUTLIERS", "Loaded", "load", "load_unchecked", "read_bundle"]
+
+OUTLIERS = "outliers.safetensors"
+BATCH = {"cpu": 32, "cuda": 256}  # as in extraction: kernels are chosen by the size of a batch
+
+
+class Loaded:
+    """A bundle in memory: contents, recipes, models; what a predictor and an export are made of."""
+
+    def __init__(self, folder: Path, where: str) -> None:
+        self.contents = load_contents(folder)
+        check_files(folder, self.contents.files)
+        for part in self.contents.parts:
+            _check_part(part.head, part.input)
+        for network in self.contents.networks:
+            if network.file:
+                sealed(folder, network.file)
+        self.recipes: list[Recipe] = [load_recipe_of(network, folder) for network in self.contents.networks]
+        self.models: list[Model] = [
+            read_model(folder, part, self.contents, self.recipes, where) for part in self.contents.parts
+        ]
+        self.stack = _stack(folder, self.contents)
+        self.outliers = _outliers(folder, self.contents)
+
+    def lanes(self, where: str, batch_size: int, *, explained: bool = False) -> list[Lane]:
+        """Return a lane for each network."""
+        maps: list[list[str]] = [[] for _ in self.recipes]
+        for part in self.contents.parts:
+            for place, blocks in maps_of(part, explained=explained).items():
+                maps[place] += blocks
+        return [
+            make_lane(network, recipe, list(dict.fromkeys(some)), device=where, batch_size=batch_size)
+            for network, recipe, some in zip(self.contents.networks, self.recipes, maps, strict=True)
+        ]
+
+
+def _check_part(head: str, kind: str) -> None:
+    """Raise BadBundle for a head or an input that this version does not know."""
+    if kind not in INPUTS:
+        raise BadBundle(str(unknown("input of a part", kind[:40], INPUTS)))
+    if kind != "thawed" and (head not in HEADS or HEADS[head].input == "runs"):
+        raise BadBundle(str(unknown("head", head[:40], HEADS)))
+
+
+def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
+    """Return the predictor in a bundle (a folder or a .zip) after its golden samples came out again.
+
+    `explained` makes predictions carry class maps. Pictures go through the networks `batch_size` at once (32 on a CPU,
+    256 on a GPU); another size may change the last digits. Raises BadBundle for what is malformed, unsafe or damaged,
+    BadWeights where a backbone's weights are neither inside nor found.
+    """
+    with opened(Path(path)) as folder:
+        predictor = load_unchecked(folder, device_=device_, batch_size=batch_size, explained=explained)
+        pictures, proba, distance = load_golden(folder)
+        try:
+            found = predictor(pictures)
+        except (FirnError, MemoryError):
+            raise
+        except Exception as error:  # tensors of strangers that fit nowhere
+            raise BadBundle(
+                f"{path} cannot predict its golden samples ({type(error).__name__}: {str(error)[:200]}); "
+                "get it anew, or run: make bundle"
+            ) from None
+    weakest = max((n.key.precision for n in predictor.contents.networks), key=_coarseness)
+    ours = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
+    check_golden({"proba": proba, "distance": distance}, ours, weakest, Path(path))
+    return predictor
+
+
+def _coarseness(precision: str) -> int:
+    return ("float32", "float16", "bfloat16").index(precision)
+
+
+def read_bundle(folder: Path, where: str = "cpu") -> Loaded:
+    """Return a bundle's folder in memory, its golden samples not looked at. Raises BadBundle, BadWeights."""
+    return Loaded(folder, where)
+
+
+def load_unchecked(folder: Path, *, device_: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
+    """Return the predictor in a folder without a look at its golden samples, for making them."""
+    where = checked(device(device_))
+    size = batch_size or BATCH[where.partition(":")[0]]
+    loaded = read_bundle(folder, where)
+    if explained:
+        _check_explained(loaded.contents)
+    lanes = loaded.lanes(where, size, explained=explained)
+    return Predictor(
+        loaded.contents, lanes, loaded.models, loaded.stack, loaded.outliers, batch_size=size, explained=explained
+    )
+
+
+def _check_explained(contents: Contents) -> None:
+    """Raise FirnError for a model without class maps."""
+    if not contents.stack and has_class_maps(contents.parts[0]):
+        return
+    able = " ".join(name for name in ("logistic", "sgd", "lda", "ridge", "map", "finetuned"))
+    raise FirnError(f"{contents.name} has no class maps to lay over pictures; leave OVERLAYS= away, or take {able}")
+
+
+def _stack(folder: Path, contents: Contents) -> Stack | None:
+    if not contents.stack:
+        return None
+    try:
+        head: Any = head_of(folder, contents.stack, "stack", contents)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BadBundle(f"the stack in {folder / contents.stack} does not read ({error}); run: make bundle") from None
+    if not isinstance(head, Stack) or head.models != len(contents.parts):
+        raise BadBundle(f"expected a stack of {len(contents.parts)} parts; run: make bundle")
+    return head
+
+
+def _outliers(folder: Path, contents: Contents) -> Novelty | None:
+    """Return what says how unlike the training pictures a picture is."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    values = contents.outliers
+    if values is None:
+        return None
+    try:
+        arrays = load_file(sealed(folder, OUTLIERS))
+        numbers: dict[str, Any] = {name: float(values[name]) for name in ("rest", "threshold", "quantile")}
+        known: dict[str, Any] = {name: arrays[name] for name in ("mean", "directions", "scale", "variances")}
+        found = Novelty(**known, **numbers)
+        width, directions = found.directions.shape
+        fits = found.mean.shape == found.scale.shape == (width,) and found.variances.shape == (directions,)
+        if not fits or not (found.variances > 0).all() or not (found.scale > 0).all():
+            raise ValueError("its arrays do not fit together")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadBundle(f"{folder / OUTLIERS} does not read ({error}); run: make bundle") from None
+    return found

@@ -1,0 +1,92 @@
+"""How unlike the training pictures a picture is, from their features' mean and leading directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.folds import grouped_folds
+from models.heads.head import standardisation
+
+__all__ = ["QUANTILE", "Novelty", "fit_novelty"]
+
+Floats = NDArray[np.float64]
+QUANTILE = 0.99  # of the distances of training pictures that were held out, which one in a hundred exceeds
+MOST = 20_000  # pictures that are learned from
+DIRECTIONS = 64  # at most, and one for every EACH pictures
+EACH = 8
+FOLDS = 5
+_LEAST = 1e-6  # variance of standardised features
+_RARE = 0.1  # of the mean deviation: a feature that hardly ever stirs must not drown the others when it does
+
+
+@dataclass(frozen=True, eq=False)
+class Novelty:
+    """A Gaussian of the training features: a mean, some directions with their variances, one variance for the rest."""
+
+    mean: NDArray[np.float32]  # (d,)
+    directions: NDArray[np.float32]  # (d, r), of standardised features
+    scale: NDArray[np.float32]  # (d,) what a standardised feature is divided by
+    variances: Floats  # (r,)
+    rest: float
+    threshold: float = np.inf
+    quantile: float = QUANTILE
+
+    def distance(self, X: NDArray[Any]) -> Floats:
+        """Return the Mahalanobis distance of features (n, d) by the root of d, (n,): about 1 for training pictures.
+
+        Lee et al. 2018 (arXiv:1807.03888) with the covariance of probabilistic principal components (Tipping & Bishop
+        1999, J. R. Stat. Soc. B 61:611), for which no training picture's features have to travel: what lies outside
+        of the leading directions counts with the mean variance there.
+        """
+        Z = ((X.astype(np.float64) - self.mean) / self.scale).astype(np.float64)
+        along = Z @ self.directions.astype(np.float64)
+        inside = np.square(along)
+        outside = np.maximum(np.square(Z).sum(axis=1) - inside.sum(axis=1), 0)
+        return np.asarray(np.sqrt(((inside / self.variances).sum(axis=1) + outside / self.rest) / Z.shape[1]))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays, for safetensors; the numbers beside them go to JSON."""
+        return {name: getattr(self, name) for name in ("mean", "directions", "scale", "variances")}
+
+
+def fit_novelty(
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    groups: NDArray[np.str_],
+    *,
+    quantile: float = QUANTILE,
+    seed: int = 0,
+) -> Novelty:
+    """Learn what the features (n, d) of training pictures are like.
+
+    The threshold is that quantile of distances of pictures whose group was held out, in five grouped folds. Labels
+    only balance the folds. Raises BadDataset where a class has a single group.
+    """
+    folds = grouped_folds(y, groups, FOLDS, seed=seed)
+    held = np.empty(len(X))
+    for fold in np.unique(folds):
+        own = folds == fold
+        held[own] = _gaussian(X[~own], seed).distance(X[own])
+    whole = _gaussian(X, seed)
+    threshold = float(np.quantile(held, quantile, method="higher"))
+    return Novelty(whole.mean, whole.directions, whole.scale, whole.variances, whole.rest, threshold, quantile)
+
+
+def _gaussian(X: NDArray[np.float32], seed: int) -> Novelty:
+    """Fit without a threshold."""
+    from sklearn.utils.extmath import randomized_svd
+
+    mean, std = standardisation(X)
+    scale = np.maximum(std, _RARE * std.mean()).astype(np.float32)
+    Z = ((X - mean) / scale).astype(np.float32)
+    n, d = Z.shape
+    r = max(1, min(DIRECTIONS, n // EACH, d - 1))
+    _, values, directions = randomized_svd(Z, r, random_state=seed)
+    variances = np.maximum(np.square(values.astype(np.float64)) / n, _LEAST)
+    total = float(np.square(Z, dtype=np.float64).sum()) / n
+    rest = max((total - float(variances.sum())) / max(d - r, 1), _LEAST)
+    return Novelty(mean, np.ascontiguousarray(directions.T), scale, variances, rest)

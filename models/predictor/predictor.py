@@ -1,0 +1,227 @@
+"""Pictures -> probabilities, decisions and what looks unlike the training pictures: `load(path)(pictures)`."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import BadBundle, BadPicture, unknown
+from features.extraction.lane import stacked
+from features.extraction.pictures import Prepared, prepare
+from features.images import Geometry
+from models.heads.stack import Stack
+from models.predictor.contents import Contents
+from models.predictor.lanes import Features, Lane
+from models.predictor.novelty import Novelty
+from models.predictor.parts import Model
+
+__all__ = ["Picture", "Prediction", "Predictor"]
+
+Picture: TypeAlias = "str | Path | bytes | NDArray[Any]"  # a file, an encoded picture, or pixels (H, W) or (H, W, 3)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What is said of pictures, in the order in which they came."""
+
+    names: list[str]  # (n,)
+    proba: Floats  # (n, K), as the comparison has them
+    calibrated: Floats  # (n, K), with the bundle's calibration; the same where it has none
+    decision: NDArray[np.int64]  # (n,)
+    distance: Floats  # (n,) from the training pictures, about 1 for such; NaN where the bundle cannot tell
+    outlier: NDArray[np.bool_]  # (n,)
+    classes: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)  # name -> why it is unreadable
+    votes: Floats | None = None  # (n, K, H, W) what each position says for each class, where that was asked for
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the name of the class decided for each picture."""
+        return [self.classes[k] for k in self.decision]
+
+
+@final
+class Predictor:
+    """Made by `models.predictor.load`. Calls from several threads take turns inside torch."""
+
+    def __init__(
+        self,
+        contents: Contents,
+        lanes: Sequence[Lane],
+        models: Sequence[Model],
+        stack: Stack | None,
+        outliers: Novelty | None,
+        *,
+        batch_size: int,
+        explained: bool = False,
+    ) -> None:
+        self.contents, self.classes = contents, contents.classes
+        self._lanes, self._models, self._stack, self._outliers = tuple(lanes), tuple(models), stack, outliers
+        self._batch, self._explained = batch_size, explained
+        self._geometries = tuple(dict.fromkeys(lane.geometry for lane in lanes))
+
+    @property
+    def points(self) -> dict[str, float]:
+        """Return the operating points: name -> threshold of class 1 of two; empty for more classes."""
+        return {name: point.threshold for name, point in self.contents.points.items()}
+
+    def __call__(self, pictures: Picture | Sequence[Picture], *, point: str = "", strict: bool = True) -> Prediction:
+        """Predict one picture or several: files, encoded bytes, or arrays of pixels.
+
+        Decisions take class 1 of two from the threshold of a `point` up: a name in `points` (the first without), or a
+        number; of more classes the most probable. Raises BadPicture at the first unreadable picture when `strict`,
+        else leaves such out and says why; UnknownName for a point.
+        """
+        several = [pictures] if isinstance(pictures, str | Path | bytes | np.ndarray) else list(pictures)
+        pieces = list(self.stream(several, point=point))
+        left_out = {name: why for piece in pieces for name, why in piece.left_out.items()}
+        if left_out and strict:
+            raise BadPicture(next(iter(left_out.values())))
+        return joined(pieces, self.classes)
+
+    def stream(self, pictures: Sequence[Picture], *, point: str = "", workers: int = 0) -> Iterator[Prediction]:
+        """Yield predictions batch by batch, unreadable pictures left out; see `__call__`."""
+        threshold = self.threshold(point)
+        source = _Given(pictures)
+        workers = workers or os.cpu_count() or 1
+        coming = prepare(
+            source,
+            source.ids,
+            range(len(source.ids)),
+            self._geometries,
+            wanted=lambda sha256: True,
+            workers=workers,
+            ahead=2 * self._batch + 8 * workers,
+        )
+        ready: list[Prepared] = []
+        left_out: dict[str, str] = {}
+        for prepared in coming:
+            if prepared.error:
+                left_out[source.ids[prepared.picture]] = prepared.error
+            else:
+                ready.append(prepared)
+            if len(ready) == self._batch:
+                yield self._of_batch(source, ready, threshold, left_out)
+                ready, left_out = [], {}
+        if ready or left_out or not source.ids:
+            yield self._of_batch(source, ready, threshold, left_out)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Return how pictures come into the first network."""
+        return self._geometries[0]
+
+    def threshold(self, point: str = "") -> float | None:
+        """Return the probability of class 1 from which it is decided; None for more classes than two."""
+        if len(self.classes) != 2:
+            if point:
+                raise unknown("operating point", point, ["none: there are more than two classes"])
+            return None
+        if not point:
+            return next(iter(self.points.values()), 0.5)
+        if point in self.points:
+            return self.points[point]
+        try:
+            number = float(point)
+        except ValueError:
+            number = np.nan
+        if not 0 <= number <= 1:
+            raise unknown("operating point", point, [*self.points, "a number from 0 to 1"])
+        return number
+
+    def features(self, pixels: dict[Any, NDArray[Any]]) -> list[Features]:
+        """Return what every network sees in pixels (n, C, S, S) of each geometry."""
+        return [lane(pixels[lane.geometry]) for lane in self._lanes]
+
+    def _of_batch(
+        self, source: _Given, ready: Sequence[Prepared], threshold: float | None, left_out: dict[str, str]
+    ) -> Prediction:
+        names = [source.ids[p.picture] for p in ready]
+        if not ready:
+            return _nothing(self.classes, left_out)
+        columns = zip(*(p.pixels for p in ready), strict=True)
+        pixels = {g: stacked(list(column)) for g, column in zip(self._geometries, columns, strict=True)}
+        features = self.features(pixels)
+        proba = self.proba_of(features)
+        calibration = self.contents.calibration
+        decision = proba.argmax(axis=1) if threshold is None else (proba[:, 1] >= threshold).astype(np.int64)
+        distance = self.distance_of(features)
+        limit = self._outliers.threshold if self._outliers else np.inf
+        votes = self._models[0].votes(features) if self._explained else None
+        calibrated = calibration(proba) if calibration else proba
+        outlier = distance > limit
+        return Prediction(names, proba, calibrated, decision, distance, outlier, self.classes, left_out, votes)
+
+    def proba_of(self, features: Sequence[Features]) -> Floats:
+        """Return probabilities, (n, K)."""
+        each = [model.proba(features) for model in self._models]
+        proba = each[0] if self._stack is None else self._stack.predict_proba(np.stack(each, axis=1))
+        if proba.ndim != 2 or proba.shape[1] != len(self.classes) or not np.isfinite(proba).all():
+            raise BadBundle(f"{self.contents.name} makes no probabilities of {len(self.classes)} classes")
+        return proba
+
+    def distance_of(self, features: Sequence[Features]) -> Floats:
+        """Return how far pictures are from the training pictures, (n,); NaN where the bundle does not say."""
+        if self._outliers is None or self.contents.outliers is None:
+            return np.full(len(next(iter(features[0].values()))), np.nan)
+        pairs = self.contents.outliers["features"]
+        X = [features[place][f"pooled/{block}/avg"].astype(np.float32) for place, block in pairs]
+        return self._outliers.distance(np.concatenate(X, axis=1))
+
+
+class _Given:
+    """Pictures as they were given, as the source that the decoding threads read from."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures: dict[str, Picture] = {}
+        self.ids: list[str] = []
+        for number, picture in enumerate(pictures):
+            name = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
+            self.ids.append(name)
+            self._pictures[name] = picture
+
+    @property
+    def where(self) -> str:
+        return "the given pictures"
+
+    def read(self, picture: str) -> bytes:
+        given = self._pictures[picture]
+        if isinstance(given, bytes):
+            return given
+        if isinstance(given, np.ndarray):
+            file = io.BytesIO()
+            np.lib.format.write_array(file, given, allow_pickle=False)
+            return file.getvalue()
+        return Path(given).read_bytes()
+
+    def stamps(self, pictures: list[str]) -> Any:
+        raise NotImplementedError("given pictures are always read")
+
+
+def joined(pieces: Sequence[Prediction], classes: tuple[str, ...]) -> Prediction:
+    """Return predictions one after the other."""
+    full = [piece for piece in pieces if piece.names]
+    left_out = {name: why for piece in pieces for name, why in piece.left_out.items()}
+    if not full:
+        return _nothing(classes, left_out)
+    names = ("proba", "calibrated", "decision", "distance", "outlier")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in full]) for name in names}
+    votes = [piece.votes for piece in full if piece.votes is not None]
+    every = [name for piece in full for name in piece.names]
+    return Prediction(
+        every, classes=classes, left_out=left_out, votes=np.concatenate(votes) if votes else None, **arrays
+    )
+
+
+def _nothing(classes: tuple[str, ...], left_out: dict[str, str]) -> Prediction:
+    none = np.empty((0, len(classes)))
+    empty = np.empty(0)
+    return Prediction([], none, none, empty.astype(np.int64), empty, empty.astype(bool), classes, left_out)

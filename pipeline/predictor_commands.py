@@ -1,0 +1,34 @@
+"""The commands that carry a result to new pictures, as the command line offers them: parse, call the verb, print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from pipeline import options as o
+
+__all__ = ["PREDICTOR_VERBS"]
+
+
+def bundle(
+    model: o.Model = "",
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    heads: o.Wanted = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    calibration: o.CalibrationOption = "platt",
+    weights: o.Weights = "",
+    with_weights: o.WithWeights = False,
+    out: o.BundleOut = "",
+) -> None:
+    """A run -> one folder or .zip that predicts on any machine: networks, head, thresholds, golden samples."""
+    from pipeline import bundle as verb
+    from pipeline.bundling import Wish
+
+    sought = verb.Sought(model, dataset, backbone=backbone, heads=heads, labels=labels, protocol=protocol)
+    typer.echo(verb.bundle(sought, Wish(calibration, weights, with_weights), out=out))
+
+
+PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle,)
