@@ -29,9 +29,14 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> bytes:
     A cell that a spreadsheet would take for a formula gets an apostrophe in front (OWASP, "CSV Injection"); numbers
     are left alone.
     """
+    return "".join(_line([_cell(cell) for cell in row]) for row in rows).encode()
+
+
+def _line(cells: list[str]) -> str:
+    """Return one line. A writer quotes what its own line end is made of: else a lone CR would begin another line."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: object) -> str:
