@@ -5,10 +5,14 @@
 SHELL := /bin/sh
 
 # PYTHON=... uses an environment of your own (torch 2.9 or newer); without it a .venv is made from pyproject.toml.
+# RUN is the interpreter here, and in `make reproduce RUN=artifacts/heads/...` the run to make again.
+ifeq ($(origin RUN),command line)
+RECORDED := $(RUN)
+endif
 ifdef PYTHON
-RUN := $(PYTHON)
+override RUN := $(PYTHON)
 else
-RUN := .venv/bin/python
+override RUN := .venv/bin/python
 SET_UP := .venv/.ready
 SET_UP_CHECKS := .venv/.ready-to-check
 endif
@@ -31,7 +35,7 @@ SOUGHT = $(call flag,MODEL,model) $(call flag,DATASET,dataset) $(call flag,BACKB
   $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,WEIGHTS,weights) $(call flag,OUT,out)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain bundle learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
+.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain bundle predict learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -75,6 +79,9 @@ explain: $(SET_UP) ## hits and misses under class maps  DATASET BACKBONE HEADS L
 
 bundle: $(SET_UP) ## a run -> one folder or .zip that predicts   DATASET MODEL HEADS CALIBRATION WITH_WEIGHTS OUT
 	$(RUN) -m pipeline bundle $(SOUGHT) $(call flag,CALIBRATION,calibration) $(if $(WITH_WEIGHTS),--with-weights)
+
+predict: $(SET_UP) ## new pictures -> predictions.csv   IMAGES MODEL (or DATASET) POINT OVERLAYS OUT
+	$(RUN) -m pipeline predict $(SOUGHT) $(call flag,IMAGES,images) $(call flag,POINT,point) $(if $(OVERLAYS),--overlays) $(call flag,DEVICE,device) $(call flag,WORKERS,workers)
 
 learning-curve: $(SET_UP) ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 	$(RUN) -m pipeline learning-curve $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)

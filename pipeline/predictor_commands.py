@@ -31,4 +31,30 @@ def bundle(
     typer.echo(verb.bundle(sought, Wish(calibration, weights, with_weights), out=out))
 
 
-PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle,)
+def predict(
+    images: o.Images,
+    model: o.Model = "",
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    heads: o.Wanted = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    point: o.OperatingPoint = "",
+    overlays: o.Overlays = False,
+    device: o.Device = "auto",
+    workers: o.Workers = 0,
+    weights: o.Weights = "",
+    out: o.FolderOut = "",
+) -> None:
+    """New pictures -> predictions.csv: probabilities, decisions, what looks unlike the training pictures."""
+    from pipeline import predict as verb
+    from pipeline.bundle import Sought
+
+    sought = Sought(model, dataset, backbone=backbone, heads=heads, labels=labels, protocol=protocol)
+    lines = verb.predict(
+        images, sought, point=point, overlays=overlays, device=device, workers=workers, weights=weights, out=out
+    )
+    typer.echo("\n".join(lines))
+
+
+PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle, predict)

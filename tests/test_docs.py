@@ -56,7 +56,7 @@ def test_commands_run(few_real_pictures: Path, tmp_path: Path) -> None:
     for command in COMMANDS:
         if command in (*NOT_TWICE, "make demo") or not re.search(r"\bmake\b", command):
             continue
-        command = re.sub(r"\S+/my_pictures", str(few_real_pictures / "my_pictures"), command)
+        command = re.sub(r"=\S+/my_pictures", f"={few_real_pictures / 'my_pictures'}", command)
         command = re.sub(r"FIRN_\w+=\S+ ", "", command)
         done = run(command, FIRN_DATA=str(few_real_pictures), FIRN_WEIGHTS=str(SHARED / "weights"))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

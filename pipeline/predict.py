@@ -1,0 +1,131 @@
+"""predict: pictures -> predictions.csv by a bundle, and pictures under class maps where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import BadPicture
+from features.files import artifacts_root, slug, write_whole
+from features.images import pixels
+from models.explanation import asked_maps
+from pipeline.account import printable
+from pipeline.bundle import Sought, bundled
+from pipeline.bundling import Wish
+from pipeline.listing import Listed, list_images
+from pipeline.outcomes import asked_of
+from pipeline.progress import say, shown
+from pipeline.report.spreadsheet import csv_lines
+
+if TYPE_CHECKING:
+    from models.predictor import Prediction, Predictor
+
+__all__ = ["predict", "predictions_table"]
+
+_TOLD = 20  # unreadable files on the terminal
+
+
+def predict(
+    images: str,
+    sought: Sought,
+    *,
+    point: str = "",
+    overlays: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    weights: str = "",
+    out: str = "",
+) -> list[str]:
+    """Predict the pictures of a folder, a file or a CSV; return a summary and the path of predictions.csv.
+
+    Unreadable files are left out and listed in unreadable.csv; with `overlays` there is a picture with its class map
+    for each. Raises BadBundle, BadDataset; BadPicture where nothing can be read; FirnError for a model without maps.
+    """
+    from models.predictor import load
+
+    listed = list_images(images)
+    model = bundled(sought, Wish(weights=weights))
+    predictor = load(model, device_=device, explained=overlays)
+    folder = Path(out) if out else artifacts_root() / "predict" / slug(Path(images).resolve().stem)
+    found = _predicted(predictor, listed, point, workers)
+    if not found.names:
+        raise BadPicture(f"no picture could be read; the first: {next(iter(found.left_out.values()))}")
+    names = {str(one.path): one.name for one in listed}
+    write_whole(folder / "predictions.csv", [csv_lines(predictions_table(found, names))])
+    unreadable = [(names[path], why.removeprefix(f"{path}: ")) for path, why in found.left_out.items()]
+    write_whole(folder / "unreadable.csv", [csv_lines([("path", "reason"), *unreadable])])
+    for name, why in unreadable[:_TOLD]:
+        say(printable(f"left out {name}: {why}"))
+    if overlays:
+        _write_overlays(predictor, found, names, folder / "overlays")
+    return [_summary(found, predictor, point, model), str(folder / "predictions.csv")]
+
+
+def _predicted(predictor: Predictor, listed: Sequence[Listed], point: str, workers: int) -> Prediction:
+    from models.predictor.predictor import joined
+
+    paths = list(dict.fromkeys(str(one.path) for one in listed))
+    pieces, done = [], 0
+    with shown("predict") as progress:
+        for piece in predictor.stream(paths, point=point, workers=workers):
+            pieces.append(piece)
+            done += len(piece.names) + len(piece.left_out)
+            progress(done, len(paths))
+    return joined(pieces, predictor.classes)
+
+
+def predictions_table(found: Prediction, names: dict[str, str]) -> Iterator[list[object]]:
+    """Yield the header and a line for each picture, probabilities with all their digits."""
+    classes = found.classes
+    ends = ("decision", "outlier", "distance")
+    yield ["path", *(f"p_{name}" for name in classes), *(f"calibrated_{name}" for name in classes), *ends]
+    numbers = np.concatenate([found.proba, found.calibrated], axis=1).tolist()
+    rest = zip(found.labels, found.outlier.tolist(), found.distance.tolist(), strict=True)
+    for name, row, (label, outlier, distance) in zip(found.names, numbers, rest, strict=True):
+        far = "" if np.isnan(distance) else f"{distance:.4f}"
+        yield [names.get(name, name), *map(repr, row), label, "yes" if outlier else "no", far]
+
+
+def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -> str:
+    counts = np.bincount(found.decision, minlength=len(found.classes)).tolist()
+    decided = ", ".join(f"{n:,} {name}" for n, name in zip(counts, found.classes, strict=True))
+    threshold = predictor.threshold(point)
+    rule = "the most probable class"
+    if threshold is not None:
+        named = point or next(iter(predictor.points), "0.5")
+        rule = f"{found.classes[1]} from {threshold:.4f} up ({named})"
+    odd = f"{int(found.outlier.sum()):,} unlike the training pictures, {len(found.left_out):,} unreadable"
+    return printable(
+        f"{len(found.names):,} pictures: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}"
+    )
+
+
+def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> None:
+    """Write each picture beside itself under its class map, all with one scale."""
+    from pipeline.report.sheet import overlaid
+
+    if found.votes is None:
+        return
+    maps = asked_maps(found.votes, asked_of(found.decision, len(found.classes)))
+    scale = float(np.quantile(np.abs(maps), 0.99)) or 1.0
+    with shown("overlays") as progress:
+        for i, path in enumerate(found.names):
+            square = np.rint(pixels(Path(path).read_bytes(), predictor.geometry, name=path)).astype(np.uint8)
+            picture = np.broadcast_to(square.transpose(1, 2, 0), (*square.shape[1:], 3)).copy()
+            both = np.concatenate([picture, overlaid(picture, maps[i], scale)], axis=1)
+            write_whole(folder / f"{i:05d}-{slug(names.get(path, path))[-80:]}.png", [_png(both)])
+            progress(i + 1, len(found.names))
+
+
+def _png(picture: NDArray[Any]) -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="png")
+    return file.getvalue()

@@ -1,0 +1,210 @@
+"""predict: folders, DICOM files and lists to a CSV that a spreadsheet opens without harm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom.data
+import pytest
+from PIL import Image
+
+from features.errors import BadBundle, BadDataset, BadPicture, CacheError, FirnError, UnknownName
+from models.predictor import Prediction
+from pipeline.bundle import Sought, bundle
+from pipeline.bundling import Wish
+from pipeline.choice import choose
+from pipeline.listing import list_images
+from pipeline.predict import predict, predictions_table
+from pipeline.report.spreadsheet import csv_lines
+from pipeline.runs import load_runs
+
+ROOT = Path(__file__).parents[1]
+DICOM = Path(pydicom.data.__file__).parent / "test_files"
+READABLE = ("CT_small.dcm", "MR_small.dcm", "examples_palette.dcm", "SC_rgb_small_odd.dcm", "JPEG2000.dcm")
+UNREADABLE = ("rtplan.dcm", "MR_truncated.dcm", "SC_rgb_rle_2frame.dcm")
+
+
+def table(folder: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
+    """Return the lines of a CSV."""
+    with (folder / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def linear(workshop: Path) -> Sought:
+    """Return what finds the plain linear run."""
+    (folder,) = (workshop / "artifacts" / "heads" / "spots").glob("*/features.12-avg/logistic")
+    return Sought(str(folder))
+
+
+def test_the_command(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+    """The numbers of the comparison from the command line, a bundle made once, and a line that says what was done."""
+    command = [sys.executable, "-W", "error", "-m", "pipeline", "predict", "--model", linear.model]
+    command += ["--images", str(workshop / "spots" / "test"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "predictions.csv")
+    assert "making the bundle of logistic" in done.stderr
+    test = linear.run().predictions.part(test=True)
+    rows = {f"test/{row['path']}": row for row in table(tmp_path / "out")}
+    assert list(rows) == test.ids.tolist()
+    ours = [[float(rows[picture][f"p_{name}"]) for name in ("normal", "spot")] for picture in test.ids]
+    np.testing.assert_allclose(ours, test.proba, rtol=0, atol=1e-6)
+    assert {row["decision"] for row in rows.values()} <= {"normal", "spot"}
+    assert table(tmp_path / "out", "unreadable.csv") == []
+    (made,) = (workshop / "artifacts" / "bundles").rglob("bundle.json")
+    stamp = made.stat().st_mtime_ns
+    predict(str(workshop / "spots" / "test"), linear, out=str(tmp_path / "again"))
+    assert made.stat().st_mtime_ns == stamp
+    assert (tmp_path / "again" / "predictions.csv").read_bytes() == (tmp_path / "out" / "predictions.csv").read_bytes()
+
+
+def test_dicom(linear: Sought, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files that pydicom ships: what holds one picture is predicted, the rest is listed with its reason."""
+    folder = tmp_path / "pacs"
+    folder.mkdir()
+    for name in (*READABLE, *UNREADABLE):
+        shutil.copy(next(DICOM.rglob(name)), folder)
+    summary, path = predict(str(folder), linear, out=str(tmp_path / "out"))
+    rows = table(Path(path).parent)
+    assert [row["path"] for row in rows] == sorted(READABLE)
+    assert {row["outlier"] for row in rows} == {"yes"}
+    assert f"{len(READABLE)} unlike the training pictures, {len(UNREADABLE)} unreadable" in summary
+    reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
+    assert set(reasons) == set(UNREADABLE)
+    assert "without a picture" in reasons["rtplan.dcm"]
+    assert "left out rtplan.dcm" in capsys.readouterr().err
+    predict(str(folder / "CT_small.dcm"), linear, out=str(tmp_path / "one"))
+    (alone,) = table(tmp_path / "one")
+    again = next(row for row in rows if row["path"] == "CT_small.dcm")
+    assert float(alone["p_spot"]) == pytest.approx(float(again["p_spot"]), abs=1e-9)
+    with pytest.raises(BadPicture, match="no picture could be read"):
+        predict(str(folder / "rtplan.dcm"), linear, out=str(tmp_path / "none"))
+
+
+def test_lists(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+    """Paths of a CSV stay below it; one that is not there is unreadable, one that leads out is refused."""
+    picture = workshop / "spots" / "test" / "spot" / "test000.png"
+    (tmp_path / "in").mkdir()
+    shutil.copy(picture, tmp_path / "in" / "a.png")
+    lines = tmp_path / "in" / "list.csv"
+    lines.write_text("Path,note\na.png,first\nsub/none.png,gone\n")
+    predict(str(lines), linear, out=str(tmp_path / "out"))
+    assert [row["path"] for row in table(tmp_path / "out")] == ["a.png"]
+    assert [row["path"] for row in table(tmp_path / "out", "unreadable.csv")] == ["sub/none.png"]
+    (tmp_path / "in" / "link.png").symlink_to(picture)
+    for text in ("../a.png", "/etc/passwd", "link.png", "a\0.png"):
+        lines.write_text(f'path\n"{text}"\n')
+        with pytest.raises(BadDataset):
+            list_images(str(lines))
+    lines.write_text("file\na.png\n")
+    with pytest.raises(BadDataset, match="no column 'path'"):
+        list_images(str(lines))
+    with pytest.raises(BadDataset, match="leads out"):
+        list_images(str(tmp_path / "in"))
+
+
+def test_formulas_in_names(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+    """A cell that a spreadsheet would run gets an apostrophe: names of files and of classes."""
+    names = ["=cmd|'x'!A1.png", "+1.png", "-2+3.png", "@sum.png", "\tt.png", "\rr.png", "plain.png"]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        shutil.copy(workshop / "spots" / "test" / "spot" / "test000.png", tmp_path / "in" / name)
+    (tmp_path / "in" / "=bad.png").write_bytes(b"no picture")
+    predict(str(tmp_path / "in"), linear, out=str(tmp_path / "out"))
+    cells = [row["path"] for row in table(tmp_path / "out")]
+    assert sorted(cells) == sorted(name if name == "plain.png" else f"'{name}" for name in names)
+    assert table(tmp_path / "out", "unreadable.csv")[0]["path"] == "'=bad.png"
+    one, classes = np.ones(1), ("=HYPERLINK(1)", "b")
+    found = Prediction(["x"], np.eye(2)[:1], np.eye(2)[:1], np.zeros(1, int), one, one > 2, classes)
+    shown = list(csv.reader(csv_lines(predictions_table(found, {})).decode().splitlines()))
+    assert shown[1][-3] == "'=HYPERLINK(1)"
+    assert all(not cell.startswith(("=", "+", "-", "@")) for row in shown for cell in row)
+
+
+@pytest.mark.parametrize("head", ["logistic", "finetuned"])
+def test_overlays(head: str, workshop: Path, tmp_path: Path) -> None:
+    """Every picture beside itself under its class map, for heads that have some; others say which have."""
+    sought = linear_or(head, workshop)
+    predict(str(workshop / "spots" / "test" / "spot"), sought, overlays=True, out=str(tmp_path / "out"))
+    drawn = sorted((tmp_path / "out" / "overlays").iterdir())
+    assert len(drawn) == 4
+    with Image.open(drawn[0]) as image:
+        assert image.size == (448, 224)
+        left, right = np.split(np.asarray(image).astype(int), 2, axis=1)
+    assert np.ptp(left, axis=2).max() == 0
+    assert np.ptp(right, axis=2).max() > 50
+    with pytest.raises(FirnError, match="no class maps"):
+        predict(str(workshop / "spots" / "test"), linear_or("lightgbm", workshop), overlays=True)
+
+
+def linear_or(head: str, workshop: Path) -> Sought:
+    """Return what finds the run of a head with the plainest view."""
+    runs = [run for run in load_runs("spots") if run.facts["head"] == head and run.facts["pool"] != "both"]
+    return Sought(str(runs[0].folder))
+
+
+def test_the_chosen_run_is_taken(workshop: Path, tmp_path: Path) -> None:
+    """Without MODEL the run of best validation of the data set, or the best of a head or backbone."""
+    folder = str(workshop / "spots")
+    assert Sought(dataset=folder).run().folder == choose(load_runs("spots")).folder
+    assert Sought(dataset=folder, heads="spatial", backbone="squeezenet1_1").run().facts["head"] == "spatial"
+    line = bundle(Sought(dataset=folder, heads="spatial"), Wish(), out=str(tmp_path / "b.zip"))
+    assert re.search(r"8 test pictures agree within \d", line)
+    predict(str(workshop / "spots" / "test"), Sought(str(tmp_path / "b.zip")), point="0", out=str(tmp_path / "out"))
+    assert {row["decision"] for row in table(tmp_path / "out")} == {"spot"}
+
+
+def test_a_run_whose_head_was_replaced(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+    """A bundle that does not say what the run said of its test pictures is not called ready."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = Path(shutil.copytree(linear.model, tmp_path / "heads" / "logistic"))
+    head = folder / "head.safetensors"
+    save_file({name: -array for name, array in load_file(head).items()}, head)
+    with pytest.raises(CacheError, match=r"differs by .* from what the run said"):
+        bundle(Sought(str(folder)), Wish(), out=str(tmp_path / "b"))
+
+
+def test_what_is_not_there(linear: Sought, workshop: Path, spots: Path, tmp_path: Path) -> None:
+    """One clear line each: no pictures, no model, no run, no features any more, no such point."""
+    (tmp_path / "empty").mkdir()
+    for images in (tmp_path / "empty", tmp_path / "none.png"):
+        with pytest.raises(BadDataset, match="no pictures at"):
+            predict(str(images), linear)
+    with pytest.raises(BadBundle, match="neither a bundle"):
+        predict(str(spots), Sought(str(tmp_path)))
+    with pytest.raises(CacheError, match="run: make train-heads"):
+        predict(str(spots), Sought(dataset=str(workshop / "spots"), heads="knn"))
+    with pytest.raises(UnknownName, match="operating point"):
+        predict(str(spots), linear, point="best", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    facts = json.loads((Path(linear.model) / "run.json").read_text())
+    facts["keys"][0]["precision"] = "bfloat16"
+    folder = Path(shutil.copytree(linear.model, tmp_path / "heads" / "logistic"))
+    (folder / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(CacheError, match=r"no features at .*make extract train-heads"):
+        bundle(Sought(str(folder)), Wish(), out=str(tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_notebook(linear: Sought, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of docs/predict.md run as they are, and leave nothing in the folder they run in."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL)
+    bundle(linear, Wish(), out=str(tmp_path / "pneumonia.zip"))
+    for name, picture in (("one", "spot"), ("other", "normal")):
+        shutil.copy(workshop / "spots" / "test" / picture / "test000.png", tmp_path / f"{name}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FIRN_ARTIFACTS")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["found"].proba.shape == (2, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.png", "other.png", "pneumonia.zip"]
