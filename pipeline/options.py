@@ -73,6 +73,9 @@ CalibrationOption = Annotated[
     str,
     typer.Option(help="platt, temperature, isotonic or none: of the calibrated probabilities, learned out of fold."),
 ]
+FormatOption = Annotated[str, typer.Option("--format", help="onnx, program (torch.export) or torchscript.")]
+Trial = Annotated[str, typer.Option(help="Pictures that the export is checked on; empty is test pictures of the set.")]
+FileOut = Annotated[str, typer.Option(help="The file to write; empty is one below artifacts/exports.")]
 WithWeights = Annotated[
     bool, typer.Option("--with-weights", help="Put the weights inside also where their digest would do.")
 ]

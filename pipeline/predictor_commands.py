@@ -57,4 +57,24 @@ def predict(
     typer.echo("\n".join(lines))
 
 
-PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle, predict)
+def export(
+    model: o.Model = "",
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    heads: o.Wanted = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    format_: o.FormatOption = "onnx",
+    images: o.Trial = "",
+    weights: o.Weights = "",
+    out: o.FileOut = "",
+) -> None:
+    """A bundle -> one graph from pixels to probabilities (ONNX, torch.export, TorchScript), with a model card."""
+    from pipeline import export as verb
+    from pipeline.bundle import Sought
+
+    sought = Sought(model, dataset, backbone=backbone, heads=heads, labels=labels, protocol=protocol)
+    typer.echo("\n".join(verb.export(sought, format_, images=images, weights=weights, out=out)))
+
+
+PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle, predict, export)

@@ -22,7 +22,7 @@ from models.predictor.lanes import Features, Lane
 from models.predictor.novelty import Novelty
 from models.predictor.parts import Model
 
-__all__ = ["Picture", "Prediction", "Predictor"]
+__all__ = ["Picture", "Prediction", "Predictor", "encoded", "joined"]
 
 Picture: TypeAlias = "str | Path | bytes | NDArray[Any]"  # a file, an encoded picture, or pixels (H, W) or (H, W, 3)
 Floats = NDArray[np.float64]
@@ -177,6 +177,17 @@ class Predictor:
         return self._outliers.distance(np.concatenate(X, axis=1))
 
 
+def encoded(picture: Picture) -> bytes:
+    """Return a picture as the bytes that are decoded: pixels as `.npy`. OSError passes through."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, np.ndarray):
+        file = io.BytesIO()
+        np.lib.format.write_array(file, picture, allow_pickle=False)
+        return file.getvalue()
+    return Path(picture).read_bytes()
+
+
 class _Given:
     """Pictures as they were given, as the source that the decoding threads read from."""
 
@@ -193,14 +204,7 @@ class _Given:
         return "the given pictures"
 
     def read(self, picture: str) -> bytes:
-        given = self._pictures[picture]
-        if isinstance(given, bytes):
-            return given
-        if isinstance(given, np.ndarray):
-            file = io.BytesIO()
-            np.lib.format.write_array(file, given, allow_pickle=False)
-            return file.getvalue()
-        return Path(given).read_bytes()
+        return encoded(self._pictures[picture])
 
     def stamps(self, pictures: list[str]) -> Any:
         raise NotImplementedError("given pictures are always read")

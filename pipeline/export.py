@@ -1,0 +1,142 @@
+"""export: a bundle -> one graph from pixels to probabilities, checked on pictures, with a model card beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.datasets import load_dataset
+from features.errors import FirnError, unknown
+from features.files import artifacts_root, make_folder, slug, temporary_name, write_whole
+from features.images import Geometry, pixels
+from models.predictor.archive import opened
+from models.predictor.contents import Contents
+from models.predictor.golden import draw_pictures
+from pipeline.bundle import Sought, bundled
+from pipeline.bundling import Wish
+from pipeline.formats import FORMATS, NAMES, Runner
+from pipeline.listing import list_images
+from pipeline.progress import say
+from pipeline.report.card import Exported, render_card
+
+if TYPE_CHECKING:
+    from models.predictor import Predictor
+
+__all__ = ["PARITY", "export"]
+
+PARITY = 1e-4  # in probability, between the exported graph and torch
+MOST = 24  # pictures that it is checked on
+
+
+class _Trial(NamedTuple):
+    """Pictures to check with."""
+
+    words: str
+    pictures: list[bytes | NDArray[Any]]
+
+
+def export(sought: Sought, format_: str, *, images: str = "", weights: str = "", out: str = "") -> list[str]:
+    """Write a bundle in one of FORMATS, with its card (.md) and facts (.json); return a summary and the path.
+
+    It is opened in the runtime that it is for and compared on pictures: those of `images`, else test pictures of the
+    data set, else drawn ones. Raises FirnError where it differs, in float32, by more than PARITY; UnknownName.
+    """
+    if format_ not in FORMATS:
+        raise unknown("format", format_, FORMATS)
+    row = FORMATS[format_]
+    model = bundled(sought, Wish(weights=weights))
+    target = Path(out) if out else artifacts_root() / "exports" / f"{slug(model.stem)}{row.suffix}"
+    if target.suffix != row.suffix:
+        raise FirnError(f"expected OUT= to end in {row.suffix} for FORMAT={format_}, got {target.name}")
+    from models.predictor import load
+
+    predictor = load(model, device_="cpu")
+    module, side = _module(model), predictor.geometry.size
+    temporary = temporary_name(target)
+    make_folder(target.parent)
+    try:
+        row.write(module, side, temporary)
+        trial = _trial(images, predictor.contents)
+        found = _check(row.open(temporary), module, predictor, trial)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    exported = Exported(target.name, row.about, side, NAMES, found)
+    write_whole(target.with_suffix(".md"), [render_card(predictor.contents, exported).encode()])
+    write_whole(target.with_suffix(".json"), [_facts(predictor.contents, predictor.geometry).encode()])
+    return [f"ready: {predictor.contents.name} as {format_}; {found}", str(target)]
+
+
+def _module(model: Path) -> Any:
+    from models.predictor.loading import read_bundle
+    from models.predictor.portable import Portable
+
+    with opened(model) as folder:
+        return Portable(read_bundle(folder))
+
+
+def _check(run: Runner, module: Any, predictor: Predictor, trial: _Trial) -> str:
+    """Compare the graph with torch, all pictures at once and one alone, and with the bundle in its own precision."""
+    import torch
+
+    squares = _squares(trial.pictures, predictor.geometry)
+    with torch.inference_mode():
+        expected = [out.numpy() for out in module(torch.from_numpy(squares))]
+    together, alone = run(squares), run(squares[:1])
+    off = max(float(np.abs(a - b).max()) for a, b in zip(together, expected, strict=True))
+    off = max(off, *(float(np.abs(a - b[:1]).max()) for a, b in zip(alone, expected, strict=True)))
+    precisions = {network.key.precision for network in predictor.contents.networks}
+    own = float(np.abs(together[0] - predictor(trial.pictures).proba).max())
+    if not off <= PARITY or (precisions == {"float32"} and not own <= PARITY):
+        raise FirnError(
+            f"the exported graph differs by {max(off, own):.2g} from the bundle on {trial.words}, more than "
+            f"{PARITY:g}; it was not kept; take another FORMAT="
+        )
+    names = "/".join(sorted(precisions))
+    return f"on {trial.words} it agrees with torch within {off:.1g}, with the bundle in {names} within {own:.1g}"
+
+
+def _squares(pictures: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> NDArray[np.float32]:
+    """Return pictures as the graph takes them, (n, 3, S, S) float32 on the scale 0..255."""
+    from models.predictor.predictor import encoded
+
+    each = [pixels(encoded(picture), geometry, name="a picture").astype(np.float32) for picture in pictures]
+    return np.stack([np.broadcast_to(square, (3, *square.shape[1:])) for square in each])
+
+
+def _trial(images: str, contents: Contents) -> _Trial:
+    """Return the pictures to check with."""
+    if images:
+        paths = [one.path for one in list_images(images)]
+        at = np.unique(np.linspace(0, len(paths) - 1, min(MOST, len(paths))).astype(int))
+        return _Trial(f"{len(at)} pictures of {images}", [paths[i].read_bytes() for i in at])
+    data, drawn = contents.card.get("data", {}), draw_pictures(seed=1)
+    try:
+        pictures = load_dataset(str(data.get("asked", "")))
+        rows = np.flatnonzero(pictures.splits == "test") if "test" in pictures.splits else np.arange(len(pictures))
+        at = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int))]
+        read = [pictures.source.read(pictures.ids[i]) for i in at]
+    except FirnError as error:
+        say(f"the data set is not at hand ({error}); the export is checked on drawn pictures")
+        return _Trial(f"{len(drawn)} drawn pictures", [*drawn])
+    return _Trial(f"{len(read)} pictures of {pictures.name}", [*read])
+
+
+def _facts(contents: Contents, geometry: Geometry) -> str:
+    """Return what a program needs to use the graph."""
+    content = {
+        "name": contents.name,
+        "classes": list(contents.classes),
+        "input": {"name": NAMES[0], "shape": ["batch", 3, geometry.size, geometry.size], "dtype": "float32"},
+        "outputs": {name: ["batch", len(contents.classes)] for name in NAMES[1]},
+        "pixels": f"0..255; grey three times over; {geometry.describe()}",
+        "points": {name: point.threshold for name, point in contents.points.items()},
+        "not": "a medical device",
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False)

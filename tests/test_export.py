@@ -1,0 +1,209 @@
+"""Export: heads, poolings and calibrations in torch and ONNX say what numpy says, and a card tells the limits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from features.errors import FirnError, UnknownName
+from features.pooling import POOLS
+from models.heads import HEADS, make_head
+from models.metrics import CALIBRATIONS
+from models.predictor import load
+from models.predictor.modules import MODULES, calibrator, head_module
+from models.predictor.portable import POOLING
+from models.predictor.trees import read_trees
+from pipeline.bundle import Sought
+from pipeline.bundling import Wish, write_bundle
+from pipeline.export import export
+from pipeline.formats import FORMATS
+from pipeline.report.card import Exported, render_card
+from pipeline.runs import load_runs
+
+ROOT = Path(__file__).parents[1]
+EXPORTED = [name for name, row in HEADS.items() if row.input != "runs"]
+
+
+def sought(head: str) -> Sought:
+    """Return what finds the run of a head with the plainest view."""
+    runs = [run for run in load_runs("spots") if run.facts["head"] == head and run.facts["pool"] != "both"]
+    return Sought(str(runs[0].folder))
+
+
+def learn(name: str, classes: int, folder: Path) -> tuple[Any, np.ndarray[Any, Any]]:
+    """Return a head fitted on random features or maps, and others to predict."""
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % classes
+    shape = (5, 9, 9) if HEADS[name].input == "maps" else (6,)
+    X = (rng.normal(size=(120, *shape)) + 1).astype(np.float16).astype(np.float32)
+    X[:90] += 0.8 * y.reshape(-1, *[1] * len(shape))
+    head = make_head(name).fit(X[:90], y)
+    if name == "lightgbm":
+        (folder / "trees.txt").write_text(head.state()[0]["text"])
+        return read_trees(folder / "trees.txt", classes, 6), X[90:]
+    return head, X[90:]
+
+
+def test_every_head_and_pooling_has_a_module() -> None:
+    """The tables go together: one more head or pooling is one more row here too."""
+    assert set(MODULES) == set(EXPORTED)
+    assert set(POOLING) == set(POOLS)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_heads_as_torch(name: str, classes: int, tmp_path: Path) -> None:
+    """The module's softmax is the head's probability."""
+    head, X = learn(name, classes, tmp_path)
+    ours = torch.softmax(head_module(name, head)(torch.from_numpy(X)).double(), 1).numpy()
+    np.testing.assert_allclose(ours, head.predict_proba(X), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", [*CALIBRATIONS, "none"])
+def test_calibrations_as_torch(name: str, classes: int) -> None:
+    """Also for probabilities of 0 and 1, and beyond the outermost knots."""
+    rng = np.random.default_rng(0)
+    proba = rng.dirichlet(np.ones(classes) / 2, 200)
+    y = np.array([rng.choice(classes, p=p) for p in proba])
+    calibration = None if name == "none" else CALIBRATIONS[name](y[:100], proba[:100])
+    rows = np.concatenate([proba, np.eye(classes)])
+    expected = rows if calibration is None else calibration(rows)
+    np.testing.assert_allclose(calibrator(calibration)(torch.from_numpy(rows)).numpy(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", [6, 7, 13])
+@pytest.mark.parametrize("name", POOLS)
+def test_poolings_as_torch(name: str, side: int) -> None:
+    """Pooled maps, in the order that heads have learned."""
+    maps = (np.random.default_rng(0).random((2, 3, side, side)) - 0.2).astype(np.float16)
+    way = POOLS[name]
+    pooled = {"avg": maps.mean((2, 3), dtype=np.float32), "max": maps.max((2, 3)).astype(np.float32)}
+    expected = way.of_maps(maps) if way.of_maps else np.concatenate([pooled[kind] for kind in way.cached], axis=1)
+    single = torch.from_numpy(maps.astype(np.float32))
+    ours = torch.cat([pool(single, lambda values: values) for pool in POOLING[name]], 1)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-5)
+
+
+class AllHeads(nn.Module):
+    """Every head on the same maps."""
+
+    def __init__(self, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        X = maps[:, 0, 0, :6]
+        return tuple(
+            torch.softmax(head(maps if HEADS[name].input == "maps" else X).double(), 1).float()
+            for name, head in self.heads.items()
+        )
+
+
+def test_heads_in_onnxruntime(tmp_path: Path) -> None:
+    """All heads in one graph, for one picture and for several."""
+    import onnxruntime
+
+    found = {name: learn(name, 3, tmp_path) for name in EXPORTED}
+    module = AllHeads({name: head_module(name, head) for name, (head, _) in found.items()}).eval()
+    maps = found["map"][1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dynamic = {"maps": {0: torch.export.Dim("batch", min=1)}}
+        program = torch.export.export(module, (torch.from_numpy(maps[:2]),), dynamic_shapes=dynamic)
+        torch.onnx.export(program, dynamo=True, input_names=["maps"], verbose=False).save(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    for some in (maps, maps[:1]):
+        for (name, (head, _)), proba in zip(found.items(), session.run(None, {"maps": some}), strict=True):
+            seen = some if HEADS[name].input == "maps" else some[:, 0, 0, :6]
+            np.testing.assert_allclose(proba, head.predict_proba(seen), rtol=0, atol=1e-4, err_msg=name)
+
+
+def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
+    """A process that knows numpy and onnxruntime only gets the bundle's probabilities of real squares."""
+    out = tmp_path / "m.onnx"
+    command = [sys.executable, "-W", "error", "-m", "pipeline", "export", "--model", sought("finetuned").model]
+    done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "on 8 pictures of spots it agrees with torch within" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(out)
+    pictures = sorted((workshop / "spots" / "test").rglob("*.png"))
+    run = sought("finetuned").run()
+    predictor = load(write_bundle(run, tmp_path / "b", Wish()))
+    from features.images import pixels
+
+    squares = np.stack([pixels(p.read_bytes(), predictor.geometry, name="").repeat(3, axis=0) for p in pictures])
+    np.save(tmp_path / "squares.npy", squares.astype(np.float32))
+    code = (
+        "import sys, json, numpy as np, onnxruntime\n"
+        "facts = json.load(open(sys.argv[1] + '/m.json'))\n"
+        "session = onnxruntime.InferenceSession(sys.argv[1] + '/m.onnx')\n"
+        "out = session.run(['proba'], {facts['input']['name']: np.load(sys.argv[1] + '/squares.npy')})[0]\n"
+        "np.save(sys.argv[1] + '/proba.npy', out)\n"
+        "assert not {'features', 'models', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, check=True)
+    found = predictor(pictures)
+    np.testing.assert_allclose(np.load(tmp_path / "proba.npy"), found.proba, rtol=0, atol=1e-4)
+    facts = json.loads((tmp_path / "m.json").read_text())
+    assert facts["classes"] == ["normal", "spot"]
+    assert facts["points"] == predictor.points
+    card = (tmp_path / "m.md").read_text()
+    for words in (
+        "Not a medical device",
+        "Intended use",
+        "Limits",
+        "| ROC AUC | ",
+        "| train | 10 | 10 | 20 |",
+        "m.onnx",
+    ):
+        assert words in card
+
+
+@pytest.mark.parametrize(("format_", "head"), [("program", "stack"), ("torchscript", "lightgbm")])
+def test_torch_formats(format_: str, head: str, workshop: Path, tmp_path: Path) -> None:
+    """A stack and trees go along; the file is checked where it will be opened."""
+    out = tmp_path / f"m{FORMATS[format_].suffix}"
+    line, path = export(sought(head), format_, out=str(out), images=str(workshop / "spots" / "test"))
+    assert "on 8 pictures of" in line
+    assert path == str(out)
+    assert out.stat().st_size > 1_000_000
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown format, a name that says another one, and a graph that differs by more than is allowed."""
+    with pytest.raises(UnknownName, match="format"):
+        export(sought("logistic"), "onyx")
+    with pytest.raises(FirnError, match=r"end in \.pt2"):
+        export(sought("logistic"), "program", out=str(tmp_path / "m.onnx"))
+    monkeypatch.setattr("pipeline.export.PARITY", -1.0)
+    with pytest.raises(FirnError, match=r"differs by .* it was not kept"):
+        export(sought("logistic"), "torchscript", out=str(tmp_path / "m.pt"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_in_a_card_are_plain_text(workshop: Path, tmp_path: Path) -> None:
+    """A class or a data set whose name is HTML or Markdown does nothing on the page that shows the card."""
+    from dataclasses import replace
+
+    from models.predictor.contents import load_contents
+
+    contents = load_contents(write_bundle(sought("logistic").run(), tmp_path / "b", Wish()))
+    evil = "<script>alert(1)</script>|[x](javascript:y)\n# z"
+    data = contents.card["data"] | {"dataset": evil, "classes": [evil, "b"], "note": evil, "counts": {evil: {evil: 1}}}
+    changed = replace(contents, name=evil, classes=(evil, "b"), card={**contents.card, "data": data})
+    card = render_card(changed, Exported("m.onnx", "ONNX", 224, ("pixels", ("proba", "calibrated")), "checked"))
+    assert "<script" not in card.replace("\\<script", "")
+    assert "](javascript" not in card.replace("\\]\\(javascript", "")
+    assert "\n# z" not in card
+    assert card.count("\\<script\\>") >= 4
