@@ -35,7 +35,7 @@ SOUGHT = $(call flag,MODEL,model) $(call flag,DATASET,dataset) $(call flag,BACKB
   $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,WEIGHTS,weights) $(call flag,OUT,out)
 COMPARE = $(COMMON) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol)
 
-.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain bundle predict export learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
+.PHONY: help setup demo doctor extract audit train-heads finetune transfer compare report explain bundle predict export reproduce learning-curve cache-ls cache-verify cache-repair cache-why cache-gc cache-pack bench test check format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -85,6 +85,10 @@ predict: $(SET_UP) ## new pictures -> predictions.csv   IMAGES MODEL (or DATASET
 
 export: $(SET_UP) ## a bundle -> ONNX or torch, with a model card   DATASET MODEL HEADS FORMAT IMAGES OUT
 	$(RUN) -m pipeline export $(SOUGHT) $(call flag,FORMAT,format) $(call flag,IMAGES,images)
+
+reproduce: $(SET_UP) ## a recorded run made again, and a verdict   RUN (or DATASET HEADS) DEVICE
+	$(RUN) -m pipeline reproduce $(call flag,RECORDED,run) $(call flag,DATASET,dataset) $(call flag,BACKBONE,backbone) $(call flag,HEADS,heads) \
+	  $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,DEVICE,device) $(call flag,WEIGHTS,weights)
 
 learning-curve: $(SET_UP) ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 	$(RUN) -m pipeline learning-curve $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels)

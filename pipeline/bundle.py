@@ -44,6 +44,8 @@ class Sought:
     def run(self) -> Run:
         """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle."""
         if self.model:
+            if is_bundle(Path(self.model)):
+                raise BadBundle(f"{self.model} is a bundle, and this takes the folder of the run that it was made of")
             if load_facts(Path(self.model)) is None:
                 raise BadBundle(
                     f"{self.model} is neither a bundle (a folder with a {BUNDLE}, or a .zip) nor the folder of a run "

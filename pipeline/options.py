@@ -76,6 +76,9 @@ CalibrationOption = Annotated[
 FormatOption = Annotated[str, typer.Option("--format", help="onnx, program (torch.export) or torchscript.")]
 Trial = Annotated[str, typer.Option(help="Pictures that the export is checked on; empty is test pictures of the set.")]
 FileOut = Annotated[str, typer.Option(help="The file to write; empty is one below artifacts/exports.")]
+Recorded = Annotated[
+    str, typer.Option(help="The folder of a run; empty is the run that validation chooses of DATASET.")
+]
 WithWeights = Annotated[
     bool, typer.Option("--with-weights", help="Put the weights inside also where their digest would do.")
 ]

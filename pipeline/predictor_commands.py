@@ -77,4 +77,24 @@ def export(
     typer.echo("\n".join(verb.export(sought, format_, images=images, weights=weights, out=out)))
 
 
-PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle, predict, export)
+def reproduce(
+    run: o.Recorded = "",
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    heads: o.Wanted = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    device: o.Device = "auto",
+    weights: o.Weights = "",
+) -> None:
+    """A recorded run made again from its receipt; exit code 1 where its numbers do not come out again."""
+    from pipeline import reproduce as verb
+    from pipeline.bundle import Sought
+
+    sought = Sought(run, dataset, backbone=backbone, heads=heads, labels=labels, protocol=protocol)
+    lines, well = verb.reproduce(sought, device_=device, weights=weights)
+    typer.echo("\n".join(lines))
+    raise typer.Exit(0 if well else 1)
+
+
+PREDICTOR_VERBS: tuple[Callable[..., None], ...] = (bundle, predict, export, reproduce)
