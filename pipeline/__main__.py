@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline VERB`. Parses, calls the verb, prints its result; nothing else."""
+"""The command line, `python -m pipeline VERB`, and how it ends: exit code 2 for a mistake, 130 for Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 import typer
 
 from features.errors import FirnError
-from pipeline import options as o
 from pipeline.cache_commands import CACHE_VERBS
 from pipeline.look_commands import LOOK_VERBS
 from pipeline.predictor_commands import PREDICTOR_VERBS
+from pipeline.stage_commands import STAGE_VERBS
 from pipeline.thaw_commands import THAW_VERBS
 
 # Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
@@ -27,168 +27,14 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def extract(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = o.RESNET18,
-    maps: o.Maps = "",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    batch_size: o.BatchSize = 0,
-    workers: o.Workers = 0,
-    seed: o.Seed = 0,
-    strict: o.Strict = False,
-    engine: o.Engine = "local",
-) -> None:
-    """Stage one: pictures -> cached features."""
-    from pipeline import extract as verb
+FLOW = (
+    *("doctor", "extract", "audit", "train_heads", "finetune", "transfer", "compare", "report", "explain"),
+    *("learning_curve", "bundle", "predict", "export", "reproduce"),
+)  # the order of --help; what is not named, the cache's own verbs, comes last
 
-    lines = verb.extract(
-        dataset,
-        backbone,
-        maps=maps,
-        preprocess=preprocess,
-        precision=precision,
-        device=device,
-        weights=weights,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
-        strict=strict,
-        engine=engine,
-    )
-    typer.echo("\n".join(lines))
-
-
-@app.command()
-def audit(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.CachedBackbone = "",
-    labels: o.Labels = "classes",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """Duplicates, leaks between splits, doubtful labels, odd pictures; the score with and without the leaks."""
-    from pipeline import audit as verb
-
-    recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}
-    typer.echo(verb.audit(dataset, backbone, labels=labels, seed=seed, **recipe))
-
-
-@app.command()
-def train_heads(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.CachedBackbone = "",
-    heads: o.Heads = "all",
-    blocks: o.Blocks = "1",
-    pool: o.Pool = "avg",
-    labels: o.Labels = "classes",
-    protocol: o.Protocol = "split",
-    budget: o.Budget = 0.0,
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """Stage two: cached features -> heads and their predictions."""
-    from pipeline import train_heads as verb
-
-    lines = verb.train_heads(
-        dataset,
-        backbone,
-        heads=heads,
-        blocks=blocks,
-        pool=pool,
-        labels=labels,
-        protocol=protocol,
-        budget=budget,
-        preprocess=preprocess,
-        precision=precision,
-        device=device,
-        weights=weights,
-        seed=seed,
-    )
-    typer.echo("\n".join(lines))
-
-
-for verb_of_thawing in THAW_VERBS:
-    app.command()(verb_of_thawing)
-
-
-@app.command()
-def compare(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = "",
-    labels: o.Labels = "classes",
-    protocol: o.Protocol = "split",
-    seed: o.Seed = 0,
-) -> None:
-    """All heads on all cached backbones: ranked table, results.json, predictions.csv, curves, HTML page."""
-    from pipeline import compare as verb
-
-    typer.echo(verb.compare(dataset, backbone=backbone, labels=labels, protocol=protocol, seed=seed))
-
-
-@app.command()
-def learning_curve(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.CachedBackbone = "",
-    heads: o.Heads = "logistic",
-    blocks: o.Blocks = "1",
-    pool: o.Pool = "avg",
-    labels: o.Labels = "classes",
-    preprocess: o.Preprocess = "",
-    precision: o.Precision = "auto",
-    device: o.Device = "auto",
-    weights: o.Weights = "",
-    seed: o.Seed = 0,
-) -> None:
-    """ROC AUC against the number of training patients: would more of them help?"""
-    from pipeline import learning_curve as verb
-
-    lines = verb.learning_curve(
-        dataset,
-        backbone,
-        heads=heads,
-        blocks=blocks,
-        pool=pool,
-        labels=labels,
-        preprocess=preprocess,
-        precision=precision,
-        device=device,
-        weights=weights,
-        seed=seed,
-    )
-    typer.echo("\n".join(lines))
-
-
-@app.command()
-def explain(
-    dataset: o.Dataset = o.PNEUMONIA,
-    backbone: o.Backbone = "",
-    heads: o.Explained = "",
-    labels: o.Labels = "classes",
-    protocol: o.Protocol = "split",
-    per_row: o.PerRow = 6,
-    weights: o.Weights = "",
-) -> None:
-    """Contact sheet of what a run got right and wrong, with class maps laid over the pictures."""
-    from pipeline import explain as verb
-
-    lines = verb.explain(
-        dataset, backbone, heads=heads, labels=labels, protocol=protocol, per_row=per_row, weights=weights
-    )
-    typer.echo("\n".join(lines))
-
-
-for other_verb in (*LOOK_VERBS, *PREDICTOR_VERBS, *CACHE_VERBS):
-    app.command()(other_verb)
+_verbs = {verb.__name__: verb for verb in (*STAGE_VERBS, *THAW_VERBS, *LOOK_VERBS, *PREDICTOR_VERBS, *CACHE_VERBS)}
+for _name in dict.fromkeys((*FLOW, *_verbs)):
+    app.command()(_verbs[_name])
 
 
 def main() -> int:

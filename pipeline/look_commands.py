@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import typer
 
 from pipeline import options as o
@@ -43,4 +45,22 @@ def report(
     typer.echo(verb.report(dataset, backbone=backbone, labels=labels, protocol=protocol, weights=weights, seed=seed))
 
 
-LOOK_VERBS = (doctor, report)
+def explain(
+    dataset: o.Dataset = o.PNEUMONIA,
+    backbone: o.Backbone = "",
+    heads: o.Explained = "",
+    labels: o.Labels = "classes",
+    protocol: o.Protocol = "split",
+    per_row: o.PerRow = 6,
+    weights: o.Weights = "",
+) -> None:
+    """Contact sheet of what a run got right and wrong, with class maps laid over the pictures."""
+    from pipeline import explain as verb
+
+    lines = verb.explain(
+        dataset, backbone, heads=heads, labels=labels, protocol=protocol, per_row=per_row, weights=weights
+    )
+    typer.echo("\n".join(lines))
+
+
+LOOK_VERBS: tuple[Callable[..., None], ...] = (doctor, report, explain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -124,4 +125,4 @@ def transfer(
     typer.echo("\n".join(lines))
 
 
-THAW_VERBS = (finetune, transfer)
+THAW_VERBS: tuple[Callable[..., None], ...] = (finetune, transfer)
