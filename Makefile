@@ -47,11 +47,10 @@ demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights 
 	$(RUN) -m pipeline train-heads --dataset phantom --backbone squeezenet1_1
 	$(RUN) -m pipeline compare --dataset phantom
 
-extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
 doctor: $(SET_UP) ## before hours are spent: what is there, what the network sees, time, disk   DATASET BACKBONE MAPS
 	$(RUN) -m pipeline doctor $(COMMON) $(FEATURES) $(call flag,MAPS,maps)
 
-extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE WEIGHTS
+extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
 	$(RUN) -m pipeline extract $(EXTRACT)
 
 audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS
