@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from features.datasets import load_dataset
 from features.errors import FirnError, unknown
-from features.files import artifacts_root, make_folder, slug, temporary_name, write_whole
+from features.files import artifacts_root, make_folder, slug, write_whole
 from features.images import Geometry, pixels
 from models.predictor.archive import opened
 from models.predictor.contents import Contents
@@ -51,26 +52,27 @@ def export(sought: Sought, format_: str, *, images: str = "", weights: str = "",
         raise unknown("format", format_, FORMATS)
     row = FORMATS[format_]
     model = bundled(sought, Wish(weights=weights))
-    target = Path(out) if out else artifacts_root() / "exports" / f"{slug(model.stem)}{row.suffix}"
+    target = Path(out) if out else artifacts_root() / "exports" / f"{_stem(model)}{row.suffix}"
     if target.suffix != row.suffix:
         raise FirnError(f"expected OUT= to end in {row.suffix} for FORMAT={format_}, got {target.name}")
     from models.predictor import load
 
     predictor = load(model, device_="cpu")
     module, side = _module(model), predictor.geometry.size
-    temporary = temporary_name(target)
     make_folder(target.parent)
-    try:
-        row.write(module, side, temporary)
-        trial = _trial(images, predictor.contents)
-        found = _check(row.open(temporary), module, predictor, trial)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as beside:
+        unproven = Path(beside) / target.name
+        row.write(module, side, unproven)
+        found = _check(row.open(unproven), module, predictor, _trial(images, predictor.contents))
+        os.replace(unproven, target)
     exported = Exported(target.name, row.about, side, NAMES, found)
     write_whole(target.with_suffix(".md"), [render_card(predictor.contents, exported).encode()])
     write_whole(target.with_suffix(".json"), [_facts(predictor.contents, predictor.geometry).encode()])
     return [f"ready: {predictor.contents.name} as {format_}; {found}", str(target)]
+
+
+def _stem(model: Path) -> str:
+    return slug(model.name if model.is_dir() else model.stem)
 
 
 def _module(model: Path) -> Any:

@@ -50,7 +50,7 @@ def predict(
     listed = list_images(images)
     model = bundled(sought, Wish(weights=weights))
     predictor = load(model, device_=device, explained=overlays)
-    folder = Path(out) if out else artifacts_root() / "predict" / slug(Path(images).resolve().stem)
+    folder = Path(out) if out else artifacts_root() / "predict" / _name(Path(images).resolve())
     found = _predicted(predictor, listed, point, workers)
     if not found.names:
         raise BadPicture(f"no picture could be read; the first: {next(iter(found.left_out.values()))}")
@@ -63,6 +63,10 @@ def predict(
     if overlays:
         _write_overlays(predictor, found, names, folder / "overlays")
     return [_summary(found, predictor, point, model), str(folder / "predictions.csv")]
+
+
+def _name(images: Path) -> str:
+    return slug(images.name if images.is_dir() else images.stem)
 
 
 def _predicted(predictor: Predictor, listed: Sequence[Listed], point: str, workers: int) -> Prediction:
@@ -97,7 +101,7 @@ def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -
     rule = "the most probable class"
     if threshold is not None:
         named = point or next(iter(predictor.points), "0.5")
-        rule = f"{found.classes[1]} from {threshold:.4f} up ({named})"
+        rule = f"{found.classes[1]} from {threshold:.6g} up ({named})"
     odd = f"{int(found.outlier.sum()):,} unlike the training pictures, {len(found.left_out):,} unreadable"
     return printable(
         f"{len(found.names):,} pictures: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}"

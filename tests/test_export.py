@@ -177,7 +177,7 @@ def test_torch_formats(format_: str, head: str, workshop: Path, tmp_path: Path) 
     assert "on 8 pictures of" in line
     assert path == str(out)
     assert out.stat().st_size > 1_000_000
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,7 +300,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bundle_json(data: st.DataObject, written: Path, tmp_path: Path) -> None:
     """One value replaced, removed or truncated anywhere: contents as checked, or Firn's errors; never another one."""
@@ -324,7 +324,7 @@ def test_any_bundle_json(data: st.DataObject, written: Path, tmp_path: Path) -> 
         load(folder)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from([GOLDEN, OUTLIERS, "parts/0/head.safetensors", "parts/0/head.json"]), data=st.data())
 def test_any_tensors(name: str, data: st.DataObject, written: Path, tmp_path: Path) -> None:
     """Bytes changed anywhere in a signed file: a predictor that gives its golden samples, or only Firn's errors."""
