@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets import load_dataset
-from features.errors import FirnError, unknown
+from features.datasets.loading import at_hand
+from features.errors import BadBundle, BadDataset, FirnError, unknown
 from features.files import artifacts_root, make_folder, slug, write_whole
 from features.images import Geometry, pixels
-from models.predictor.archive import opened
+from models.predictor.archive import is_bundle, opened
 from models.predictor.contents import Contents
 from models.predictor.golden import draw_pictures
 from pipeline.bundle import Sought, bundled
@@ -63,10 +64,11 @@ def export(sought: Sought, format_: str, *, images: str = "", weights: str = "",
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as beside:
         unproven = Path(beside) / target.name
         row.write(module, side, unproven)
-        found = _check(row.open(unproven), module, predictor, _trial(images, predictor.contents))
+        trial = _trial(images, predictor.contents, model if sought.model and is_bundle(Path(sought.model)) else None)
+        found = _check(row.open(unproven), module, predictor, trial)
+        card = _card(predictor.contents, Exported(target.name, row.about, side, NAMES, found))
         os.replace(unproven, target)
-    exported = Exported(target.name, row.about, side, NAMES, found)
-    write_whole(target.with_suffix(".md"), [render_card(predictor.contents, exported).encode()])
+    write_whole(target.with_suffix(".md"), [card.encode()])
     write_whole(target.with_suffix(".json"), [_facts(predictor.contents, predictor.geometry).encode()])
     return [f"ready: {predictor.contents.name} as {format_}; {found}", str(target)]
 
@@ -112,15 +114,26 @@ def _squares(pictures: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> ND
     return np.stack([np.broadcast_to(square, (3, *square.shape[1:])) for square in each])
 
 
-def _trial(images: str, contents: Contents) -> _Trial:
-    """Return the pictures to check with."""
+def _card(contents: Contents, exported: Exported) -> str:
+    """Return the model card. BadBundle where what a stranger's bundle says of itself is no such thing."""
+    try:
+        return render_card(contents, exported)
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise BadBundle(f"the card in {contents.name} does not read ({error}); run: make bundle") from None
+
+
+def _trial(images: str, contents: Contents, given: Path | None) -> _Trial:
+    """Return the pictures to check with; a bundle that was `given` names no path and starts no download."""
     if images:
         paths = [one.path for one in list_images(images)]
         at = np.unique(np.linspace(0, len(paths) - 1, min(MOST, len(paths))).astype(int))
         return _Trial(f"{len(at)} pictures of {images}", [paths[i].read_bytes() for i in at])
-    data, drawn = contents.card.get("data", {}), draw_pictures(seed=1)
+    data, drawn = contents.card.get("data"), draw_pictures(seed=1)
+    asked = str(data.get("asked", "")) if isinstance(data, dict) else ""
     try:
-        pictures = load_dataset(str(data.get("asked", "")))
+        pictures = load_dataset(asked) if given is None else at_hand(asked)
+        if pictures is None:
+            raise BadDataset(f"no {asked[:40]!r} on this disk")
         rows = np.flatnonzero(pictures.splits == "test") if "test" in pictures.splits else np.arange(len(pictures))
         at = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int))]
         read = [pictures.source.read(pictures.ids[i]) for i in at]

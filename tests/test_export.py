@@ -192,6 +192,17 @@ def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_card_that_is_none(workshop: Path, tmp_path: Path) -> None:
+    """A stranger's bundle may say anything of itself; drawn pictures check it, for it names no path to read."""
+    folder = write_bundle(sought("logistic").run(), tmp_path / "b", Wish())
+    values = json.loads((folder / "bundle.json").read_text())
+    for card in ({"data": 5}, {"results": {"test": {"roc_auc": 1}}}, {"data": {"asked": "/etc", "counts": [1]}}):
+        (folder / "bundle.json").write_text(json.dumps(values | {"card": card}))
+        with pytest.raises(FirnError, match="card"):
+            export(Sought(str(folder)), "torchscript", out=str(tmp_path / "m.pt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_names_in_a_card_are_plain_text(workshop: Path, tmp_path: Path) -> None:
     """A class or a data set whose name is HTML or Markdown does nothing on the page that shows the card."""
     from dataclasses import replace

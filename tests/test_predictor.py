@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,35 @@ def test_names_of_files_stay_inside(linear: Path) -> None:
         (linear / BUNDLE).write_text(json.dumps(other))
         with pytest.raises(BadBundle, match="leads out"):
             load(linear)
+
+
+MISFITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a boundary that is no block": lambda v: v["networks"][0].update(after="layer9"),
+    "nothing frozen under a head": lambda v: v["networks"][0].update(after=""),
+    "another block": lambda v: v["parts"][0].update(blocks=[["features.8"]]),
+    "no block": lambda v: v["parts"][0].update(blocks=[[]]),
+    "maps for a head on means": lambda v: v["parts"][0].update(pool=""),
+    "twice the features": lambda v: v["parts"][0].update(pool="both"),
+    "another head": lambda v: v["parts"][0].update(head="knn"),
+    "a head of runs": lambda v: v["parts"][0].update(head="stack"),
+    "a part as a network": lambda v: v["parts"][0].update(input="thawed"),
+    "a backbone that is none": lambda v: v["networks"][0]["key"].update(backbone="../../etc/passwd"),
+    "another preprocessing": lambda v: v["networks"][0]["key"].update(preprocess="crop: and nothing more"),
+    "distances of another block": lambda v: v["outliers"].update(features=[[0, "features.2"]]),
+    "more classes": lambda v: v.update(classes=["a", "b", "c"], points={}, calibration=None),
+    "isotonic of nothing": lambda v: v.update(calibration={"kind": "isotonic", "knots": [[]], "levels": [[]]}),
+    "a stack that is not there": lambda v: v.update(stack="stack"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_what_does_not_fit_together(misfit: str, linear: Path) -> None:
+    """Well-formed, well-signed and wrong: one of Firn's own errors."""
+    values = json.loads((linear / BUNDLE).read_text())
+    MISFITS[misfit](values)
+    (linear / BUNDLE).write_text(json.dumps(values))
+    with pytest.raises(FirnError):
+        load(linear)
 
 
 JSON = st.recursive(

@@ -72,15 +72,15 @@ def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explai
     BadWeights where a backbone's weights are neither inside nor found.
     """
     with opened(Path(path)) as folder:
-        predictor = load_unchecked(folder, device_=device_, batch_size=batch_size, explained=explained)
-        pictures, proba, distance = load_golden(folder)
         try:
+            predictor = load_unchecked(folder, device_=device_, batch_size=batch_size, explained=explained)
+            pictures, proba, distance = load_golden(folder)
             found = predictor(pictures)
         except (FirnError, MemoryError):
             raise
-        except Exception as error:  # tensors of strangers that fit nowhere
+        except Exception as error:  # blocks and tensors of strangers that fit nowhere
             raise BadBundle(
-                f"{path} cannot predict its golden samples ({type(error).__name__}: {str(error)[:200]}); "
+                f"{path} does not fit together ({type(error).__name__}: {str(error)[:200]}); "
                 "get it anew, or run: make bundle"
             ) from None
     weakest = max((n.key.precision for n in predictor.contents.networks), key=_coarseness)
