@@ -22,7 +22,7 @@ from PIL import Image
 
 from features.errors import BadBundle, BadPicture, BadWeights, FirnError, UnknownName
 from models.predictor import load
-from models.predictor.archive import BUNDLE, opened
+from models.predictor.archive import BUNDLE, check_files, opened, write_archive
 from models.predictor.contents import load_contents
 from models.predictor.golden import GOLDEN, draw_pictures
 from models.predictor.loading import OUTLIERS
@@ -368,6 +368,24 @@ def test_any_tensors(name: str, data: st.DataObject, written: Path, tmp_path: Pa
     spoil(folder, name, bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]))
     with contextlib.suppress(FirnError):
         load(folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_archive(data: st.DataObject, written: Path, tmp_path: Path) -> None:
+    """Bytes of a .zip changed or cut anywhere: its files as they were, or BadBundle; never another error."""
+    whole, path = tmp_path / "whole.zip", tmp_path / "changed.zip"
+    if not whole.exists():
+        write_archive(Path(shutil.copytree(written, tmp_path / "copy")), whole)
+    content = bytearray(whole.read_bytes())
+    headers = [i for i in range(len(content) - 46) if content[i : i + 2] == b"PK"]
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.sampled_from(headers)) + data.draw(st.integers(0, 45))
+        content[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+    with contextlib.suppress(BadBundle), opened(path) as folder:
+        check_files(folder, load_contents(folder).files)
+        assert (folder / BUNDLE).read_bytes() == (written / BUNDLE).read_bytes()
 
 
 @pytest.fixture(scope="module", params=[2, 3])
