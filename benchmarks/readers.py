@@ -290,6 +290,90 @@ def _head(folder: Path) -> Read:
     return read
 
 
+def _bundle(folder: Path) -> Path:
+    """Return the folder of a bundle without its networks, written at the first call."""
+    import hashlib
+    import json
+
+    from models.metrics import Platt
+    from models.predictor.archive import BUNDLE
+    from models.predictor.contents import Contents, Network, Part, Point
+
+    place, (head, *_) = folder / "bundle", _heads(folder)
+    (place / "parts" / "0").mkdir(parents=True, exist_ok=True)
+    (place / "parts" / "0" / "head.safetensors").write_bytes(head)
+    part = Part("pooled", "logistic", "parts/0", (0,), (("two",),), "avg")
+    outliers = {"rest": 1.0, "threshold": 1.5, "quantile": 0.99, "features": [[0, "two"]]}
+    files = {"parts/0/head.safetensors": hashlib.sha256(head).hexdigest()}
+    calibration, points = Platt(0.9, (0.0, 0.1)), {"youden": Point(0.4, {"sensitivity": {"value": 0.9}})}
+    contents = Contents(
+        "fuzzed", ("a", "b"), (Network(KEY),), (part,), "", calibration, points, outliers, files, {"data": {}}
+    )
+    (place / BUNDLE).write_text(json.dumps(contents.as_dict()))
+    return place
+
+
+def _bundle_jsons(folder: Path) -> list[bytes]:
+    return [(_bundle(folder) / "bundle.json").read_bytes()]
+
+
+def _bundle_json(folder: Path) -> Read:
+    from models.predictor.contents import load_contents
+
+    place = _bundle(folder)
+
+    def read(data: bytes) -> object:
+        (place / "bundle.json").write_bytes(data)
+        return load_contents(place)
+
+    return read
+
+
+def _bundle_zips(folder: Path) -> list[bytes]:
+    import zipfile
+
+    out = []
+    for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        target, place = io.BytesIO(), _bundle(folder)
+        with zipfile.ZipFile(target, "w", how) as archive:
+            for path in sorted(p for p in place.rglob("*") if p.is_file()):
+                archive.write(path, path.relative_to(place).as_posix())
+        out.append(target.getvalue())
+    return out
+
+
+def _bundle_zip(folder: Path) -> Read:
+    from models.predictor.archive import check_files, opened
+    from models.predictor.contents import load_contents
+
+    def read(data: bytes) -> object:
+        (folder / "some.zip").write_bytes(data)
+        with opened(folder / "some.zip") as place:
+            return check_files(place, load_contents(place).files)
+
+    return read
+
+
+def _forests(_: Path) -> list[bytes]:
+    import lightgbm
+
+    X, y = np.random.default_rng(0).random((200, 6)), np.arange(200) % 2
+    quiet = {"verbosity": -1, "num_leaves": 5, "objective": "binary"}
+    return [lightgbm.train(quiet, lightgbm.Dataset(X, y, params=quiet), n).model_to_string().encode() for n in (1, 4)]
+
+
+def _forest(folder: Path) -> Read:
+    from models.predictor.trees import read_trees
+
+    X = np.random.default_rng(1).random((5, 6)).astype(np.float32)
+
+    def read(data: bytes) -> object:
+        (folder / "trees.txt").write_bytes(data)
+        return read_trees(folder / "trees.txt", 2, 6).predict_proba(X)
+
+    return read
+
+
 READERS: dict[str, Reader] = {
     "JPEG": Reader(_jpeg, _picture),
     "PNG": Reader(_png, _picture, png_sums),
@@ -306,4 +390,7 @@ READERS: dict[str, Reader] = {
     "weights .pth": Reader(_pths, partial(_weights, suffix=".pth"), in_zip),
     "weights .safetensors": Reader(_safetensors, partial(_weights, suffix=".safetensors")),
     "head .safetensors": Reader(_heads, _head),
+    "bundle.json": Reader(_bundle_jsons, _bundle_json),
+    "bundle .zip": Reader(_bundle_zips, _bundle_zip, in_zip),
+    "trees": Reader(_forests, _forest),
 }

@@ -299,6 +299,8 @@ MISFITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "distances of another block": lambda v: v["outliers"].update(features=[[0, "features.2"]]),
     "more classes": lambda v: v.update(classes=["a", "b", "c"], points={}, calibration=None),
     "isotonic of nothing": lambda v: v.update(calibration={"kind": "isotonic", "knots": [[]], "levels": [[]]}),
+    "a threshold that no float can hold": lambda v: v["points"]["youden"].update(threshold=10**400),
+    "a calibration by zero": lambda v: v.update(calibration={"kind": "temperature", "temperature": 0}),
     "a stack that is not there": lambda v: v.update(stack="stack"),
 }
 

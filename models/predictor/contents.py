@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from features.cache.key import Key
 from features.errors import BadBundle
@@ -19,6 +21,7 @@ __all__ = ["SCHEMA", "Contents", "Network", "Part", "Point", "load_contents"]
 
 SCHEMA = 1  # raised when a later Firn writes bundles that this one would misread
 MOST_CLASSES = 10_000
+MOST = sys.float_info.max
 T = TypeVar("T")
 
 
@@ -173,9 +176,9 @@ def _part(values: Mapping[str, Any], networks: int) -> Part:
 
 def _point(values: Mapping[str, Any]) -> Point:
     threshold = values.get("threshold")
-    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+    if not _is_number(threshold):
         raise _Fault(f"expected a finite threshold, got {threshold!r:.40}")
-    return Point(float(threshold), {name: value for name, value in values.items() if name != "threshold"})
+    return Point(float(values["threshold"]), {name: value for name, value in values.items() if name != "threshold"})
 
 
 def _calibration(values: Any, classes: int) -> Calibration | None:
@@ -183,18 +186,19 @@ def _calibration(values: Any, classes: int) -> Calibration | None:
         return None
     try:
         found = calibration_from_json(json.dumps(values))
-        shown = found([[1 / classes] * classes])
+        with np.errstate(all="ignore"):  # what comes of a stranger's numbers is looked at
+            shown = found([[1 / classes] * classes])
         if shown.shape != (1, classes) or not abs(float(shown.sum()) - 1) < 1e-6:
             raise ValueError("it makes no probabilities")
-    except (BadPredictions, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+    except (BadPredictions, ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise _Fault(f"the calibration does not read ({error})") from None
     return found
 
 
 def _outliers(values: Mapping[str, Any], networks: int) -> Mapping[str, Any]:
     """Check what says when a picture is unlike those that were learned from."""
-    numbers = [values.get(name) for name in ("threshold", "quantile", "rest")]
-    if not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in numbers):
+    numbers: list[Any] = [values.get(name) for name in ("threshold", "quantile", "rest")]
+    if not all(_is_number(x) and x > 0 for x in numbers):
         raise _Fault("expected numbers above 0 as threshold, quantile and rest of the outliers")
     pairs = _get(values, "features", list)
     for pair in pairs:
@@ -203,6 +207,11 @@ def _outliers(values: Mapping[str, Any], networks: int) -> Mapping[str, Any]:
         if not isinstance(pair[0], int) or not 0 <= pair[0] < networks:
             raise _Fault(f"the outliers name network {pair[0]!r:.20}, and there are {networks}")
     return values
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number; JSON has whole ones that no float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
 def _get(values: Mapping[str, Any], name: str, kind: type[T]) -> T:

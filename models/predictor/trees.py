@@ -90,7 +90,7 @@ def _table(tree: Mapping[str, str], features: int, what: str, start: int) -> tup
     value = _numbers(tree["leaf_value"], leaves, what)
     inner = leaves - 1
     feature, kinds, left, right = (
-        _numbers(tree.get(name, "") if inner else "", inner, what).astype(np.int64)
+        _whole(tree.get(name, "") if inner else "", inner, what)
         for name in ("split_feature", "decision_type", "left_child", "right_child")
     )
     threshold = _numbers(tree.get("threshold", "") if inner else "", inner, what)
@@ -115,6 +115,13 @@ def _numbers(text: str, count: int, what: str) -> NDArray[np.float64]:
     if len(found) != count or not np.isfinite(found).all():
         raise ValueError(f"{what} has {len(found)} numbers where {count} finite ones are expected")
     return found
+
+
+def _whole(text: str, count: int, what: str) -> NDArray[np.int64]:
+    found = _numbers(text, count, what)
+    if (np.abs(found) > MOST_NODES).any():
+        raise ValueError(f"{what} counts further than {MOST_NODES:,}")
+    return found.astype(np.int64)
 
 
 def _depth(left: NDArray[np.int64], right: NDArray[np.int64], leaves: int, what: str) -> int:
