@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from features.cache.key import Key
 from features.pooling import POOLS
 
-__all__ = ["commands", "key_digest", "make_command", "printable", "protocol", "summary", "with_interval"]
+__all__ = ["commands", "key_digest", "make_command", "plural", "printable", "protocol", "summary", "with_interval"]
 
 Settings = tuple[tuple[str, str], ...]
 K = TypeVar("K")
@@ -32,6 +32,11 @@ CHOSEN = {  # by whether there are test pictures
 def printable(text: str) -> str:
     """Return `text` with control characters replaced: a name from a file must not steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def plural(noun: str) -> str:
+    """Return several of a noun: patients, source patches."""
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def with_interval(score: Mapping[str, float | None]) -> str:
@@ -105,7 +110,7 @@ def _of_stacks(rows: Sequence[Mapping[str, Any]]) -> str:
 def _of_thawed(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     if not any(row["thaw"] for row in rows):
         return ""
-    return f" Fine-tuned networks stopped early by a tenth of the {unit}s that they were trained on, likewise."
+    return f" Fine-tuned networks stopped early by a tenth of the {plural(unit)} that they were trained on, likewise."
 
 
 def _decisions(results: Mapping[str, Any]) -> str:
@@ -126,7 +131,7 @@ def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
     return (
         f"Intervals hold with {100 * settings['level']:g} % confidence: "
         f"{'DeLong for the ROC AUC, and for all else ' if binary else ''}the bootstrap with "
-        f"{settings['n_bootstrap']:,} draws of whole {unit}s, seed {settings['seed']}."
+        f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}."
     )
 
 

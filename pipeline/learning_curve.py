@@ -14,7 +14,7 @@ from models import learning
 from models.heads import HEADS, choose_heads, make_head
 from models.learning import Point
 from models.metrics import score
-from pipeline.account import make_command, with_interval
+from pipeline.account import make_command, plural, with_interval
 from pipeline.progress import shown
 from pipeline.report.learning import FILE, draw_learning
 from pipeline.request import names_in, open_features
@@ -89,9 +89,9 @@ def _curve(name: str, points: Sequence[Point], seed: int, n_bootstrap: int) -> d
 
 def _lines(curve: dict[str, Any], unit: str) -> str:
     """Return the curve as text."""
-    points = curve["points"]
+    points, units = curve["points"], plural(unit)
     rows = [
-        f"{row['groups']:>7,} {unit}s {row['pictures']:>9,.0f} pictures   ROC AUC {with_interval(row['roc_auc'])}"
+        f"{row['groups']:>7,} {units} {row['pictures']:>9,.0f} pictures   ROC AUC {with_interval(row['roc_auc'])}"
         for row in points
     ]
     return "\n".join([curve["name"], *rows])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.account import printable
+from pipeline.account import plural, printable
 
 __all__ = ["FILE", "draw_learning", "learning_figure", "load_learning"]
 
@@ -28,7 +28,7 @@ def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figure of the page: ROC AUC over the number of groups, on a logarithmic axis, with intervals."""
     from pipeline.report.figures import blank_layout, line_of
 
-    layout = blank_layout(f"{content['unit']}s to learn from", "ROC AUC")
+    layout = blank_layout(f"{plural(content['unit'])} to learn from", "ROC AUC")
     layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~s", "dtick": None}
     layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
     layout |= {"showlegend": len(content["curves"]) > 1}
@@ -72,7 +72,7 @@ def draw_learning(content: Mapping[str, Any]) -> dict[str, bytes]:
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-        axes = figure.add_subplot(xlabel=f"{content['unit']}s to learn from", ylabel="ROC AUC, out of fold")
+        axes = figure.add_subplot(xlabel=f"{plural(content['unit'])} to learn from", ylabel="ROC AUC, out of fold")
         axes.set_xscale("log")
         for i, curve in enumerate(content["curves"]):
             points = [row for row in curve["points"] if row["roc_auc"]["low"] is not None]

@@ -10,6 +10,7 @@ from typing import Any
 
 from features.datasets.dataset import SPLITS
 from models.predictions import Predictions
+from pipeline.account import plural
 from pipeline.comparison import run_names
 from pipeline.report import figures
 from pipeline.report.curves import CURVES, operating_table, sides
@@ -44,6 +45,7 @@ def render_page(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plural"] = plural
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
     return environment.get_template("page.html.j2").render(
