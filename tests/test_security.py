@@ -27,6 +27,7 @@ from test_images import chunk, dicom, npy, png, saved
 from benchmarks import fuzz as fuzzing
 from benchmarks.readers import READERS
 from features.cache.entry import cache_root
+from features.cache.heaps import check_heaps
 from features.cache.sealed import USER_BLOCK, seal
 from features.cache.verify import find_entries
 from features.datasets import load_dataset
@@ -222,6 +223,22 @@ def test_a_damaged_pack(spots: Path, tmp_path: Path) -> None:
     resealed(pack, change)
     with pytest.raises(CacheError, match="a label is outside its classes"):
         open_features(load_dataset(str(pack)), "")
+
+
+def test_a_heap_that_leads_nowhere(spots: Path, tmp_path: Path) -> None:
+    """HDF5 follows the objects of a heap of texts for ever where one has no length; a pack with one is refused."""
+    extract(str(spots), NET, precision="float32")
+    pack = tmp_path / "spots.h5"
+    cache_pack(str(spots), NET, out=str(pack), precision_="float32")
+    data = bytearray(pack.read_bytes())
+    check_heaps(pack)
+    at = data.index(b"GCOL\x01") + 16
+    while struct.unpack_from("<H", data, at)[0]:
+        at += 16 + -(-struct.unpack_from("<Q", data, at + 8)[0] // 8) * 8
+    struct.pack_into("<Q", data, at + 8, 0)
+    pack.write_bytes(seal(xxhash.xxh3_128_hexdigest(data[USER_BLOCK:])) + data[USER_BLOCK:])
+    with pytest.raises(CacheError, match="a heap of its texts leads nowhere"):
+        load_dataset(str(pack))
 
 
 def test_names_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from features.cache.heaps import check_heaps
 from features.cache.key import Key
 from features.cache.sealed import build, is_whole, write_sealed
 from features.cache.shards import Shard
@@ -127,6 +128,7 @@ def read_master(path: Path) -> tuple[Key, Manifest]:
     if not is_whole(path):
         raise CacheError(f"damaged master {path}: its bytes do not match their seal; run: make cache-repair")
     try:
+        check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             columns = {name: file[name][...] for name in ("ids", "sha256", "labels", "splits", "groups")}
             left_out = dict(zip(_text(file["left_out/sha256"]), _text(file["left_out/reason"]), strict=True))

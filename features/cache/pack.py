@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from features.cache.contents import Column
 from features.cache.entry import Entry
+from features.cache.heaps import check_heaps
 from features.cache.key import Key
 from features.cache.master import Manifest, Rows, check_manifest
 from features.cache.sealed import USER_BLOCK, is_whole, seal
@@ -90,6 +91,7 @@ def is_pack(place: str) -> bool:
 def open_pack(path: Path) -> Pack:
     """Return a pack after checking what it says of itself. CacheError for another kind of file and for damage."""
     try:
+        check_heaps(path)
         with h5py.File(path, "r", locking=False) as file:
             attributes = {name: str(value) for name, value in file.attrs.items() if isinstance(value, str)}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
