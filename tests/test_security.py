@@ -274,7 +274,8 @@ def test_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = fuzzing.fuzz("BMP", 25, seed=1)
     assert (tally.inputs, tally.faults) == (25, [])
     assert tally.counts["refused"] > 0
-    monkeypatch.setattr(fuzzing, "LIMIT", -0.8)
+    monkeypatch.setattr(fuzzing, "LIMIT", 0.05)
+    monkeypatch.setattr(fuzzing, "PATIENCE", 0.2)
     said, says = os.pipe()
     os.write(says, b"begin\t3\nread\tinput 3\t0.1\t1000\t\nbegin\t4\n")
     tally = fuzzing.Tally("BMP")
