@@ -175,7 +175,7 @@ def several(bench: Bench) -> None:
 
 def memory(bench: Bench) -> None:
     """Print (d): the most memory that was resident, for few and for many pictures."""
-    print(f"\n## Peak resident memory, drawn pictures of 64 x 64, squeezenet1_1, {bench.half}\n")
+    print(f"\n## Peak resident memory, drawn pictures of 64 x 64, {LIGHT}, {bench.half}\n")
     print("| pictures | peak, MB | seconds |\n|---|---|---|")
     for count in (200, 1_000) if bench.quick else (1_000, 20_000):
         code = f"from benchmarks.extraction import drawn_run; drawn_run({str(bench.folder)!r}, {count})"
@@ -197,7 +197,7 @@ def drawn_run(folder: str, count: int) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(target, compress_level=0)
     with stages.artifacts(Path(folder) / "artifacts"):
-        taken = spent(lambda: stages.firn(place, ["squeezenet1_1"], precision("auto", where), where), 1)
+        taken = spent(lambda: stages.firn(place, [LIGHT], precision("auto", where), where), 1)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"peak": peak, "seconds": taken.wall}))
 
