@@ -26,6 +26,7 @@ from features.datasets import load_dataset
 from features.errors import BadPicture
 from features.extraction import Job, Outcome, extract
 from features.extraction.forward import Forward, to_arrays
+from features.extraction.lane import Lane
 from features.images import Augmentation, Geometry, Picture, decoding, pixels
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
@@ -233,6 +234,18 @@ def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
     for name in first:
         assert np.array_equal(first[name][3], later[name][1])
         assert np.array_equal(first[name][3], alone[name][0])
+
+
+def test_rows_that_wait_hold_no_larger_memory(spots: Path) -> None:
+    """Features that wait for the rest of their unit are copies of their own, not parts of what the network gave."""
+    one = job(spots)
+    lane = Lane(one.entry, one.parts, Forward(one.recipe, batch_size=4), 0)
+    for i in range(4):
+        lane.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
+    lane._behind.pop().result()
+    ((_, arrays),) = lane._units[0]
+    assert all(array.flags.owndata and len(array) == 4 for array in arrays.values())
+    lane.close()
 
 
 def test_grey_is_looked_up() -> None:

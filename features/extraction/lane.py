@@ -91,7 +91,8 @@ class Lane:
         self.seconds["forward"] += time.perf_counter() - start
         for unit in sorted({unit for unit, _ in rows}):
             at = [i for i, (u, _) in enumerate(rows) if u == unit]
-            taken = {name: array[at[0] : at[-1] + 1] for name, array in arrays.items()}
+            # Copies: what waits for its unit would else lie scattered in the memory that the next maps are to reuse.
+            taken = {name: array[at[0] : at[-1] + 1].copy() for name, array in arrays.items()}
             self._units.setdefault(unit, []).append(([rows[i][1] for i in at], taken))
         self.claims.touch()
         for unit in ended:
