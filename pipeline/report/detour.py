@@ -88,7 +88,7 @@ def _step(step: Mapping[str, Any]) -> str:
     area = step["test"].get("roc_auc")
     there = f"test ROC AUC there {with_interval(area)}" if area else "no test pictures there"
     return (
-        f"* thawed {step['blocks']} on {step['dataset']} → `{step['backbone']}`: best of epochs {step['epochs']}, "
+        f"* thawed {step['blocks']} on {step['dataset']} → `{step['backbone']}`: best epoch {step['epochs']}, "
         f"{step['seconds']:.0f} s, {there}"
     )
 
