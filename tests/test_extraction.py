@@ -206,6 +206,17 @@ def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.Monke
     assert not np.array_equal(plain, view)
 
 
+def test_what_cannot_be_recorded_is_run() -> None:
+    """Where no CUDA graph can be made (here for want of CUDA), the step gives the same features unrecorded."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, and records")
+    forward = Forward(load_recipe("squeezenet1_1"), batch_size=4)
+    batch = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64), dtype=np.uint8)
+    with torch.inference_mode():
+        found = to_arrays(forward._recorded(torch.from_numpy(batch))(torch.from_numpy(batch)))
+    assert same(tuple(found.values()), tuple(to_arrays(forward(batch)).values()))
+
+
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that takes only two pictures at once still gives all features, and the smaller size stays."""
     forward = Forward(load_recipe("squeezenet1_1"), batch_size=8, stored="float32")

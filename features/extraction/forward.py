@@ -47,7 +47,9 @@ class Forward:
         self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
         self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, 3)
         self._module = self._fast(load_backbone(recipe), recipe.size)
-        self._replays: dict[object, Replay] = {}  # on a GPU, by the shape and type of pixels
+        self._replays: dict[
+            object, Callable[[Tensor], dict[str, Tensor]]
+        ] = {}  # on a GPU, by the shape and type of pixels
 
     def _fast(self, network: nn.Module, side: int) -> nn.Module:
         """Return the network as this device runs it best."""
@@ -92,8 +94,17 @@ class Forward:
             return self._features
         kind = (pixels.shape, pixels.dtype)
         if kind not in self._replays:
-            self._replays[kind] = Replay(self._features, torch.from_numpy(pixels).to(self._device))
+            self._replays[kind] = self._recorded(torch.from_numpy(pixels).to(self._device))
         return self._replays[kind]
+
+    def _recorded(self, example: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Return a recording of the step; the step itself where CUDA cannot record what a network does."""
+        try:
+            return Replay(self._features, example)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return lambda pixels: self._features(pixels.to(self._device))
 
     def _features(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the features of one whole batch that is on the device."""
