@@ -46,13 +46,14 @@ GPUS, TEN_MILLION = 8, 10_000_000
 class Bench:
     """What the sections share: the folder, the size of the run, the device."""
 
-    def __init__(self, folder: Path, quick: bool, backbones: list[str]) -> None:
+    def __init__(self, folder: Path, quick: bool, backbones: list[str], pictures: int = 0) -> None:
         from features.devices import device, precision
 
         self.folder, self.quick, self.backbones = folder, quick, backbones
         self.device = device("auto")
         self.half = precision("auto", self.device)
         self.repeats, self.pictures = (1, 64) if quick else (3, 256)
+        self.many = pictures or 4 * self.pictures  # for the stage limit
         self.rates: dict[str, float] = {}  # of the projection
 
     def in_turn(self, works: dict[str, Callable[[], object]], pictures: int) -> dict[str, list[Spent]]:
@@ -103,7 +104,7 @@ def to_loop(bench: Bench, folder: Path, name: str) -> dict[str, float]:
 
 def against_limit(bench: Bench) -> None:
     """Print (b): end to end against what the stages take alone; with many pictures, for loading weights is no stage."""
-    count = 4 * bench.pictures
+    count = bench.many
     folder = stages.some_pictures(bench.folder / "many", count)
     print(f"\n## Against the stage limit, {count} pneumonia pictures of 224 x 224, {bench.half}\n\n{OF_LIMIT}")
     for name in bench.backbones:
@@ -275,9 +276,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few pictures, one repeat: does it run, not how fast")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
+    parser.add_argument("--pictures", type=int, default=0, help="against the stage limit; 1,024 without")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.quick, options.backbones)
+        bench = Bench(Path(folder), options.quick, options.backbones, options.pictures)
         os.environ["FIRN_ARTIFACTS"] = str(Path(folder) / "artifacts")
         stages.give_weights(Path(folder) / "weights", [*{*BACKBONES, *GPU_BARS}])
         print(f"device {bench.device}, half precision is {bench.half}, {os.cpu_count()} cores")
