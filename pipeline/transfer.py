@@ -61,16 +61,12 @@ def transfer(
     """
     choose_protocol(protocol)
     passed, names = [source, *([shared] if shared else [])], _of_features(heads)
-    titles = [load_dataset(name, seed=seed).name for name in (*passed, target)]
-    if len(set(titles)) < len(titles):
-        raise FirnError(f"expected different data sets as SOURCE, SHARED and TARGET, got {', '.join(titles)}")
+    titles = _different([load_dataset(name, seed=seed).name for name in (*passed, target)])
     how = _How(dict(features or {}), asked_thaw(blocks, recipe, views, flip, seed, given), seed, n_bootstrap)
     first = [how.view(name, backbone) for name in (*passed, target)]
     _check_apart(titles, first)
-    steps, thawed = [], backbone
-    for name in passed:
-        steps.append(how.thawed_on(name, thawed))
-        thawed = steps[-1]["backbone"]
+    steps = how.thawed_on_all(passed, backbone)
+    thawed = steps[-1]["backbone"]
     after = how.view(target, thawed)[1]
     ask = Ask(target, labels, protocol, seed)
     pairs = [(how.head(ask, backbone, name), how.head(ask, thawed, name)) for name in names]
@@ -97,6 +93,13 @@ def transfer(
         "rows": _rows(pairs, how),
     }
     return _written(results)
+
+
+def _different(titles: list[str]) -> list[str]:
+    """Return the names of the data sets; FirnError where one comes twice."""
+    if len(set(titles)) < len(titles):
+        raise FirnError(f"expected different data sets as SOURCE, SHARED and TARGET, got {', '.join(titles)}")
+    return titles
 
 
 def _of_features(heads: str) -> list[str]:
@@ -147,6 +150,13 @@ class _How:
             "seconds": fit.seconds,
             "test": {name: as_dict(scores[name]) for name in ("roc_auc",) if known},
         }
+
+    def thawed_on_all(self, passed: Sequence[str], backbone: str) -> list[dict[str, Any]]:
+        """Thaw a backbone on one domain, the result on the next, and so on."""
+        steps: list[dict[str, Any]] = []
+        for name in passed:
+            steps.append(self.thawed_on(name, steps[-1]["backbone"] if steps else backbone))
+        return steps
 
     def head(self, ask: Ask, backbone: str, name: str) -> Run:
         """Return the run of a head on the target."""

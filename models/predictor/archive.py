@@ -42,7 +42,9 @@ def opened(path: Path) -> Iterator[Path]:
         yield path
         return
     if not path.is_file():
-        raise BadBundle(f"no bundle at {path}; expected a folder with a {BUNDLE}, or a .zip of one")
+        raise BadBundle(
+            f"no bundle at {path}; expected a folder with a {BUNDLE}, or a .zip of one; run: make bundle OUT={path}"
+        )
     with tempfile.TemporaryDirectory(prefix="firn-bundle-") as folder:
         try:
             _unpack(path, Path(folder))
