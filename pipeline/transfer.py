@@ -72,6 +72,7 @@ def transfer(
     pairs = [(how.head(ask, backbone, name), how.head(ask, thawed, name)) for name in names]
     if thaw:
         pairs.append((how.network(ask, backbone), how.network(ask, thawed)))
+    scored = shown(pairs[0][0])
     results = {
         "schema": 1,
         "passed": titles[:-1],
@@ -83,8 +84,8 @@ def transfer(
         "seed": seed,
         "n_bootstrap": n_bootstrap,
         "level": LEVEL,
-        "pictures": len(after.ids),
-        "groups": len(np.unique(after.groups)),
+        "pictures": len(np.unique(scored.ids)),
+        "groups": len(np.unique(scored.groups)),
         "steps": steps,
         "distances": [
             {"domain": title, **_told(_distances(view, first[-1][1], after, seed))}

@@ -53,6 +53,7 @@ def test_the_detour_is_compared_on_the_same_pictures(domains: list[str]) -> None
     assert [step["backbone"] for step in found["steps"]] == [f"{NET}@first", detour]
     assert load_recipe(detour).weights != load_recipe(f"{NET}@first").weights != load_recipe(NET).weights
     assert [row["head"] for row in found["rows"]] == ["lda", "knn"]
+    assert (found["pictures"], found["groups"]) == (8, 8)  # the test pictures, on which the scores are
     p_values = []
     for row in found["rows"]:
         ways = [shown(load_run(Path(row[way]["folder"]))) for way in ("direct", "detour")]

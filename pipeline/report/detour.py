@@ -64,7 +64,10 @@ def _verdict(results: Mapping[str, Any]) -> str:
         "tie": "made no difference that these pictures can tell",
     }[first["verdict"]]
     counts = {word: sum(row["verdict"] == word for row in rows) for word in WORDS}
-    tally = f"Of {len(rows)} heads it helped {counts['higher']}, hurt {counts['lower']}, and {counts['tie']} are ties."
+    heads = f"{len(rows)} head{'s' if len(rows) > 1 else ''}"
+    tally = (
+        f"Of {heads} it helped {counts['higher']}, hurt {counts['lower']}, and {counts['tie']} cannot be told apart."
+    )
     return (
         f"**The detour over {' and '.join(results['passed'])} {said}**: {first['head']} on {results['target']} went "
         f"from {with_interval(first['direct']['roc_auc'])} to {with_interval(first['detour']['roc_auc'])}, difference "
