@@ -159,11 +159,13 @@ class Alone:
     """The stages of an extraction, each done alone: decode and preprocess, forward from memory, write."""
 
     def __init__(self, folder: Path, names: list[str], precision: str, device: str) -> None:
+        from features.extraction.crew import Crew
         from features.extraction.forward import Forward
 
         self.dataset = load_dataset(str(folder))
         self.jobs = jobs(self.dataset, names, precision)
         self.batch = BATCH[device]
+        self.crew = Crew(device)
         self.networks = [
             Forward(job.recipe, device=device, precision=precision, batch_size=self.batch) for job in self.jobs
         ]
@@ -202,10 +204,13 @@ class Alone:
     def _features(self, network: Any) -> dict[str, NDArray[Any]]:
         from features.extraction.forward import to_arrays
 
-        pieces, n = [], len(self.dataset)
-        for i in range(0, n, self.batch):
-            batch = [self._pixels[(i + k) % len(self._pixels)] for k in range(min(self.batch, n - i))]
-            pieces.append(to_arrays(network(np.stack(batch))))
+        n = len(self.dataset)
+
+        def batch(i: int) -> dict[str, NDArray[Any]]:
+            pixels = [self._pixels[(i + k) % len(self._pixels)] for k in range(min(self.batch, n - i))]
+            return to_arrays(network(np.stack(pixels)))
+
+        pieces = list(self.crew.each(batch, range(0, n, self.batch)))
         return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
     def write(self) -> None:

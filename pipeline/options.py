@@ -21,7 +21,7 @@ Maps = Annotated[
     str, typer.Option(help="Blocks whose feature maps are kept too, by name, by number of last ones, or all.")
 ]
 BatchSize = Annotated[int, typer.Option(min=0, help="Pictures per forward pass; 0 chooses.")]
-Workers = Annotated[int, typer.Option(min=0, help="Threads that decode; 0 is one per core.")]
+Workers = Annotated[int, typer.Option(min=0, help="Threads that read (on a GPU as many decode); 0 is one per core.")]
 Heads = Annotated[str, typer.Option(help="Heads separated by blanks, or all.")]
 Blocks = Annotated[str, typer.Option(help="Blocks of the view: names, a number of last ones, or all.")]
 Pool = Annotated[str, typer.Option(help="avg, max or both; of cached maps: gem, grid2 or grid3.")]

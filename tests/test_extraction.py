@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, get_ident
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.errors import BadPicture
 from features.extraction import Job, Outcome, extract
+from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.lane import Lane
 from features.images import Augmentation, Geometry, Picture, decoding, pixels
@@ -250,13 +252,52 @@ def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
 def test_rows_that_wait_hold_no_larger_memory(spots: Path) -> None:
     """Features that wait for the rest of their unit are copies of their own, not parts of what the network gave."""
     one = job(spots)
-    lane = Lane(one.entry, one.parts, Forward(one.recipe, batch_size=4), 0)
+    lane = Lane(one, Forward(one.recipe, batch_size=4), 0, Crew("cpu"))
     for i in range(4):
         lane.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
     lane._behind.pop().result()
     ((_, arrays),) = lane._units[0]
     assert all(array.flags.owndata and len(array) == 4 for array in arrays.values())
     lane.close()
+
+
+def test_rows_do_not_depend_on_how_many_threads_there_are(spots: Path) -> None:
+    """One thread or three, each with a batch of its own: the same features bit for bit, and torch's setting is kept."""
+    views, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        one = job(spots, name=f"threads{threads}")
+        torch.set_num_threads(threads)
+        try:
+            run(spots, one)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        views.append(everything(one.entry))
+    assert same(*views)
+
+
+def test_a_crew_works_on_one_core_each() -> None:
+    """Each thread computes on one core, as many as torch would have used, and results come in their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    crew = Crew("cpu")
+    try:
+        assert crew.size == 3
+        together = Barrier(3)
+
+        def threads(i: int) -> tuple[int, int, int]:
+            together.wait(60)  # all three are at work
+            torch.ones(100_000).exp()  # what computes first might take the number of all
+            return i, torch.get_num_threads(), get_ident()
+
+        numbers, each, who = zip(*crew.each(threads, range(6)), strict=True)
+        assert numbers == tuple(range(6))
+        assert set(each) == {1}
+        assert len(set(who)) == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        crew.close()
+        torch.set_num_threads(before)
 
 
 def test_grey_is_looked_up() -> None:
@@ -280,9 +321,12 @@ def test_the_last_line_names_the_limit(spots: Path, capsys: pytest.CaptureFixtur
     """The command says which stage the others waited for, and how busy each was; of nothing it says nothing."""
     verb.extract(str(spots), "squeezenet1_1", precision="float32")
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(r"32 pictures in .*the limit was (decode|forward|write), at work \d+% of the time; .* \d+%", last)
-    outcome = Outcome(pictures=8, seconds={"wall": 10.0, "decode": 16.0, "forward": 9.0, "write": 1.0}, workers=2)
-    assert outcome.busy() == {"decode": 0.8, "forward": 0.9, "write": 0.1}
+    assert re.search(
+        r"32 pictures in .*the limit was (read|decode|forward|write), at work \d+% of the time; .* \d+%", last
+    )
+    seconds = {"wall": 10.0, "read": 4.0, "decode": 16.0, "forward": 9.0, "write": 1.0}
+    outcome = Outcome(pictures=8, seconds=seconds, threads={"read": 4, "decode": 2})
+    assert outcome.busy() == {"read": 0.1, "decode": 0.8, "forward": 0.9, "write": 0.1}
     assert outcome.limit() == "forward"
 
 

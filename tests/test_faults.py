@@ -124,10 +124,11 @@ def test_file_size_limit(nurseries: list[Nursery], like: Undisturbed, tmp_path: 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
 def test_exception_in_a_batch(at: int, nurseries: list[Nursery], like: Undisturbed, tmp_path: Path) -> None:
-    """A fault of the network: what went before is committed, listed, and not computed again."""
+    """A fault of the network: the other batches on their way are committed, listed, and not computed again."""
     one = trial(nurseries[0], like, tmp_path / "a", Fault(at, how="network"))
     assert one.answer["error"] == "RuntimeError: a fault in the network"
-    assert one.seen == one.kept == BATCH * (at - 1)
+    assert one.seen == one.kept
+    assert one.kept in [BATCH * n for n in range(at - 1, at + 2)], "all before it, and at most two that were in hand"
     assert not one.left
 
 
@@ -179,9 +180,10 @@ def test_read_only_disk(nurseries: list[Nursery], like: Undisturbed, small_disk:
     before = snapshot(small_disk)
     remount(small_disk, "ro")
     try:
-        assert only_right_rows(like.entry_in(small_disk / "a"), like.truth) == 3 * BATCH
+        seen = only_right_rows(like.entry_in(small_disk / "a"), like.truth)
+        assert seen >= 3 * BATCH
         assert "Read-only file system" in nurseries[0].extract(like.data, small_disk / "a")[0]["error"]
         assert snapshot(small_disk) == before
     finally:
         remount(small_disk, "rw")
-    resume(nurseries[0], like, small_disk / "a", len(like.truth[2]) - 3 * BATCH)
+    resume(nurseries[0], like, small_disk / "a", len(like.truth[2]) - seen)

@@ -77,7 +77,7 @@ def extract_on_ray(
             done += stop - first
             progress(done, len(dataset))
     left_out = [{s: r for part in parts for s, r in part.left_out[i].items()} for i in range(len(jobs))]
-    outcome = _sum([part.outcome for part in parts], time.perf_counter() - start, cores, slots)
+    outcome = _sum([part.outcome for part in parts], time.perf_counter() - start, slots)
     if outcome.left_out and not outcome.pictures and not outcome.skipped and not known.any():
         raise BadPicture(f"no picture could be read; the first: {next(iter(outcome.left_out.values()))}")
     clock = settle(dataset, digests, clock)
@@ -182,10 +182,11 @@ def _work(dataset: Dataset, jobs: list[Job], first: int, settings: Settings) -> 
     )
 
 
-def _sum(outcomes: list[Outcome], wall: float, cores: int, slots: int) -> Outcome:
+def _sum(outcomes: list[Outcome], wall: float, slots: int) -> Outcome:
     """Return the outcome of all tasks together; seconds are those of all workers."""
-    total = Outcome(workers=cores, processes=slots)
+    total = Outcome(processes=slots)
     for one in outcomes:
+        total.threads = one.threads
         total.pictures += one.pictures
         total.skipped += one.skipped
         total.left_out |= one.left_out

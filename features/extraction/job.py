@@ -10,10 +10,10 @@ import numpy as np
 from features.backbones.recipe import Recipe
 from features.cache.entry import Entry
 
-__all__ = ["Job", "Outcome", "rows_per_shard"]
+__all__ = ["STAGES", "Job", "Outcome", "rows_per_shard"]
 
 _SHARD_BYTES = 128 << 20
-_STAGES = ("decode", "forward", "write")
+STAGES = ("read", "decode", "forward", "write")
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,21 @@ class Outcome:
     pictures: int = 0  # computed
     skipped: int = 0  # found in the cache after reading their bytes
     left_out: dict[str, str] = field(default_factory=dict)  # id -> why it is unreadable
-    seconds: dict[str, float] = field(default_factory=dict)  # wall, and decode, forward, write (they overlap)
-    workers: int = 1  # threads that decode, in each process
+    seconds: dict[str, float] = field(default_factory=dict)  # wall, and read, decode, forward, write (they overlap)
+    threads: dict[str, int] = field(default_factory=dict)  # of each stage in each process; 1 where it is not named
     processes: int = 1
 
     def busy(self) -> dict[str, float]:
-        """Return the share of the time in which each stage was at work: {"decode": 0..1, "forward", "write"}."""
-        wall = max(self.seconds.get("wall", 0.0), 1e-9)
-        threads = {"decode": self.workers, "forward": 1, "write": 1}
-        return {stage: self.seconds.get(stage, 0.0) / threads[stage] / self.processes / wall for stage in _STAGES}
+        """Return the share of the time in which the threads of each stage were at work in it, 0..1, by stage.
+
+        Reading and writing wait for disks; on a CPU decoding and the networks have the same threads.
+        """
+        wall = max(self.seconds.get("wall", 0.0), 1e-9) * self.processes
+        return {stage: self.seconds.get(stage, 0.0) / self.threads.get(stage, 1) / wall for stage in STAGES}
 
     def limit(self) -> str:
         """Return the stage that the others waited for: the busiest."""
-        return max(_STAGES, key=self.busy().__getitem__)
+        return max(STAGES, key=self.busy().__getitem__)
 
 
 def rows_per_shard(n: int, jobs: Sequence[Job]) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,31 +13,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.cache.claims import Claims
-from features.cache.entry import Entry
+from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
+from features.extraction.job import Job
 
 __all__ = ["Lane", "stacked"]
 
-_WRITER_BEHIND = 2  # batches that may wait for the writer before the network waits too
+_BEHIND = 64 << 20  # bytes of features that may wait while a slow disk is written to, before the networks wait too,
+_BATCHES_BEHIND = 16  # and batches: what a SIGKILL costs at most, besides the shard that is being filled
 
 
 class Lane:
-    """Everything that one entry needs while it is being filled. Used from one thread; writing happens in another."""
+    """Everything that one entry needs while it is being filled. Used from one thread; others compute and write."""
 
-    def __init__(self, entry: Entry, parts: Sequence[str], forward: Forward, geometry: int) -> None:
-        self.entry, self.parts, self.geometry = entry, tuple(parts), geometry
-        self.claims = Claims(entry.shards)
+    def __init__(self, job: Job, forward: Forward, geometry: int, crew: Crew) -> None:
+        self.entry, self.parts, self.geometry = job.entry, job.parts, geometry
+        self.claims = Claims(self.entry.shards)
         self.seconds = {"forward": 0.0, "write": 0.0}
         self.committed = 0  # pictures
-        self._forward = forward
-        self._seen = {part: set[str]() for part in parts}  # shard files whose rows are in _have
-        self._have = {part: set[bytes]() for part in parts}
+        self._forward, self._crew = forward, crew
+        self._seen = {part: set[str]() for part in self.parts}  # shard files whose rows are in _have
+        self._have = {part: set[bytes]() for part in self.parts}
         self._waiting: list[tuple[int, bytes, NDArray[np.generic]]] = []
         self._queued: set[bytes] = set()
         self._ended: list[int] = []
         self._units: dict[int, list[tuple[list[bytes], Mapping[str, NDArray[Any]]]]] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._behind: list[Future[None]] = []
+        self._behind: deque[Future[None]] = deque()
+        self._most_behind = crew.size + max(1, min(_BATCHES_BEHIND, _BEHIND // (forward.batch_size * job.row_bytes())))
         self.rescan()
 
     @property
@@ -74,21 +78,28 @@ class Lane:
             self.flush()
 
     def flush(self) -> None:
-        """Run the network on what waits and hand the result, and the units that ended, to the writer."""
+        """Have the network run on what waits, and the result and the units that ended handed to the writer."""
         rows, ended = self._waiting, self._ended
         self._waiting, self._ended = [], []
-        start = time.perf_counter()
-        named = self._forward(stacked([pixels for _, _, pixels in rows])) if rows else {}
-        self.seconds["forward"] += time.perf_counter() - start
+        named = self._crew.submit(self._run, [pixels for _, _, pixels in rows]) if rows else None
         self._behind.append(self._writer.submit(self._write, [(u, s) for u, s, _ in rows], named, ended))
-        while len(self._behind) > _WRITER_BEHIND:
-            self._behind.pop(0).result()
+        while len(self._behind) > self._most_behind:
+            self._behind.popleft().result()
 
-    def _write(self, rows: list[tuple[int, bytes]], named: dict[str, Tensor], ended: list[int]) -> None:
-        """Wait for the device, sort rows into their units, commit the units that ended. Runs in the writer's thread."""
+    def _run(self, pixels: list[NDArray[np.generic]]) -> tuple[dict[str, Tensor], float]:
+        """Return what the network gives for a batch, and the seconds that it took. Runs in a thread of the crew."""
         start = time.perf_counter()
-        arrays = to_arrays(named)
-        self.seconds["forward"] += time.perf_counter() - start
+        named = self._forward(stacked(pixels))
+        return named, time.perf_counter() - start
+
+    def _write(
+        self, rows: list[tuple[int, bytes]], named: Future[tuple[dict[str, Tensor], float]] | None, ended: list[int]
+    ) -> None:
+        """Wait for the network, sort rows into their units, commit the units that ended. Runs in the writer's thread.
+
+        Batches come here in their order, whichever is computed first.
+        """
+        arrays = self._computed(named) if named else {}
         for unit in sorted({unit for unit, _ in rows}):
             at = [i for i, (u, _) in enumerate(rows) if u == unit]
             # Copies: what waits for its unit would else lie scattered in the memory that the next maps are to reuse.
@@ -97,6 +108,14 @@ class Lane:
         self.claims.touch()
         for unit in ended:
             self._commit(unit)
+
+    def _computed(self, named: Future[tuple[dict[str, Tensor], float]]) -> dict[str, NDArray[Any]]:
+        """Wait for the network and the device."""
+        tensors, seconds = named.result()
+        start = time.perf_counter()
+        arrays = to_arrays(tensors)
+        self.seconds["forward"] += seconds + time.perf_counter() - start
+        return arrays
 
     def _commit(self, unit: int) -> None:
         """Write the shards of one unit, one per part, for the rows that the part lacks."""
@@ -119,7 +138,7 @@ class Lane:
         """Wait for the writer and commit what units still hold, so that an interruption loses nothing."""
         try:
             while self._behind:
-                self._behind.pop(0).result()
+                self._behind.popleft().result()
             for unit in list(self._units):
                 self._commit(unit)
         finally:

@@ -1,4 +1,4 @@
-"""The decode stage: pictures in order, read, digested and decoded by threads a little ahead of the network."""
+"""The decode stage: pictures in order, read by threads of their own and decoded a little ahead of the network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +28,18 @@ class Prepared(NamedTuple):
     sha256: bytes  # of the bytes, hex; b"" where they could not be read
     pixels: tuple[NDArray[np.generic], ...]  # one (C, S, S) array per geometry; empty where not needed or unreadable
     error: str  # why it is unreadable, or ""
-    seconds: float  # spent on it by a thread
+    reading: float  # seconds that a thread took for reading and digesting it
+    decoding: float  # seconds that a thread took for decoding and fitting it
+
+
+class _Read(NamedTuple):
+    """The bytes of one picture, or None where they are not needed or could not be read."""
+
+    picture: int
+    sha256: bytes
+    data: bytes | None
+    error: str
+    seconds: float
 
 
 def prepare(
@@ -40,31 +51,43 @@ def prepare(
     wanted: Callable[[bytes], bool],
     workers: int,
     ahead: int,
+    decoders: Executor | None = None,
 ) -> Iterator[Prepared]:
-    """Yield every picture of `indices` in their order, at most `ahead` pictures before they are asked for.
+    """Yield every picture of `indices` in their order, decoded at most `ahead` pictures before they are asked for.
 
-    `wanted(sha256)` is asked from the threads after the bytes are read and before they are decoded. Decoders release
-    the interpreter's lock, so threads suffice.
+    `workers` threads read, so that no core waits for a disk or a network; as many others decode, or `decoders`.
+    `wanted(sha256)` is asked from the threads that read, before the bytes are decoded. Decoders release the
+    interpreter's lock, so threads suffice.
     """
 
-    def task(batch: list[int]) -> list[Prepared]:
-        return [_one(source, ids[i], i, geometries, wanted) for i in batch]
+    def read(batch: list[int]) -> list[_Read]:
+        return [_read(source, ids[i], i, wanted) for i in batch]
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    running: deque[Future[list[Prepared]]] = deque()
-    batches = _batches(indices)
+    def decode(batch: Future[list[_Read]]) -> list[Prepared]:
+        return [_decode(ids[one.picture], one, geometries) for one in batch.result()]
+
+    readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
+    pool = decoders or ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    reading: deque[Future[list[_Read]]] = deque()
+    decoding: deque[Future[list[Prepared]]] = deque()
+    batches, exhausted = _batches(indices), False
     try:
-        exhausted = False
-        while running or not exhausted:
-            while not exhausted and len(running) * _TASK < ahead:
+        while reading or decoding or not exhausted:
+            while not exhausted and len(reading) * _TASK < ahead:
                 batch = next(batches, None)
                 exhausted = batch is None
                 if batch:
-                    running.append(pool.submit(task, batch))
-            if running:
-                yield from running.popleft().result()
+                    reading.append(readers.submit(read, batch))
+            while reading and len(decoding) * _TASK < ahead:
+                decoding.append(pool.submit(decode, reading.popleft()))
+            if decoding:
+                yield from decoding.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for task in decoding:
+            task.cancel()
+        readers.shutdown(wait=True, cancel_futures=True)
+        if not decoders:
+            pool.shutdown(wait=True)
 
 
 def _batches(indices: Iterable[int]) -> Iterator[list[int]]:
@@ -78,19 +101,29 @@ def _batches(indices: Iterable[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _one(
-    source: Source, picture: str, index: int, geometries: tuple[Geometry, ...], wanted: Callable[[bytes], bool]
-) -> Prepared:
-    """Read, digest and decode one picture; an unreadable one is told, not raised."""
+def _read(source: Source, picture: str, index: int, wanted: Callable[[bytes], bool]) -> _Read:
+    """Read and digest one picture; an unreadable one is told, not raised."""
     start = time.perf_counter()
-    sha256 = b""
+    sha256, data, why = b"", None, ""
     try:
         data = source.read(picture)
         sha256 = hashlib.sha256(data).hexdigest().encode()
-        needed = wanted(sha256)
-        arrays = several_pixels(data, geometries, name=picture) if needed else ()
-        return Prepared(index, sha256, arrays, "", time.perf_counter() - start)
+        data = data if wanted(sha256) else None
     except OSError as error:
-        return Prepared(index, b"", (), f"{picture}: {error.strerror or error}", time.perf_counter() - start)
+        why = f"{picture}: {error.strerror or error}"
     except FirnError as error:
-        return Prepared(index, sha256, (), str(error), time.perf_counter() - start)
+        why = str(error)
+    return _Read(index, sha256, data, why, time.perf_counter() - start)
+
+
+def _decode(picture: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepared:
+    """Decode one picture that was read; an unreadable one is told, not raised."""
+    start = time.perf_counter()
+    pixels: tuple[NDArray[np.generic], ...] = ()
+    why = read.error
+    if read.data is not None:
+        try:
+            pixels = several_pixels(read.data, geometries, name=picture)
+        except (FirnError, OSError) as error:
+            why = str(error)
+    return Prepared(read.picture, read.sha256, pixels, why, read.seconds, time.perf_counter() - start)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones.recipe import Recipe
 from features.datasets.dataset import Source
+from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
+from features.extraction.lane import stacked
 from features.extraction.pictures import prepare
 
 __all__ = ["Rate", "measure_rate"]
+
+Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one picture, (C, S, S) for each network
 
 
 class Rate(NamedTuple):
@@ -46,21 +50,41 @@ def measure_rate(
     The networks are warmed up first. Unreadable pictures count for nothing.
     """
     nets = [Forward(recipe, device=device, precision=precision, batch_size=batch_size) for recipe in recipes]
-    for net, recipe in zip(nets, recipes, strict=True):
-        to_arrays(net(np.zeros((batch_size, 1, recipe.size, recipe.size), np.uint8)))
     geometries = tuple(recipe.geometry(preprocess) for recipe in recipes)
-    waiting: list[tuple[NDArray[np.generic], ...]] = []
-    done, start, now = 0, time.perf_counter(), 0.0
-    ahead = 2 * batch_size + 8 * workers
-    for picture in prepare(
-        source, ids, range(len(ids)), geometries, wanted=lambda _: True, workers=workers, ahead=ahead
-    ):
-        waiting += [picture.pixels] if picture.pixels else []
-        if len(waiting) == batch_size:
-            for net, squares in zip(nets, zip(*waiting, strict=True), strict=True):
-                to_arrays(net(np.stack([np.broadcast_to(square, (3, *square.shape[1:])) for square in squares])))
-            done, now = done + len(waiting), time.perf_counter() - start
-            waiting.clear()
+    crew = Crew(device)
+    coming = prepare(
+        source,
+        ids,
+        range(len(ids)),
+        geometries,
+        wanted=lambda _: True,
+        workers=workers,
+        ahead=2 * batch_size + 8 * workers,
+        decoders=crew.decoders,
+    )
+
+    def through(batch: Sequence[Pixels]) -> int:
+        for net, squares in zip(nets, zip(*batch, strict=True), strict=True):
+            to_arrays(net(stacked(list(squares))))
+        return len(batch)
+
+    try:
+        through([tuple(np.zeros((1, recipe.size, recipe.size), np.uint8) for recipe in recipes)] * batch_size)
+        done, start, now = 0, time.perf_counter(), 0.0
+        for batch in crew.each(through, _batches((p.pixels for p in coming if p.pixels), batch_size)):
+            done, now = done + batch, time.perf_counter() - start
             if now > most_seconds:
                 break
+    finally:
+        crew.close()
     return Rate(done, now)
+
+
+def _batches(pictures: Iterable[Pixels], size: int) -> Iterator[list[Pixels]]:
+    """Yield whole batches; what is left over is not worth a measurement."""
+    batch: list[Pixels] = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == size:
+            yield batch
+            batch = []

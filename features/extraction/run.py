@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from features.cache.entry import Entry
 from features.datasets.dataset import Dataset
 from features.errors import BadPicture
+from features.extraction.crew import Crew
 from features.extraction.forward import Forward
 from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.lane import Lane
@@ -98,6 +99,7 @@ class _Run:
         self._geometries: tuple[Geometry, ...] = tuple(dict.fromkeys(geometries))
         self.left_out: list[dict[str, str]] = []
         self._lanes: list[Lane] = []
+        self._crew = Crew(device)
         for job, geometry in zip(jobs, geometries, strict=True):
             job.entry.clean()
             forward = Forward(
@@ -108,7 +110,7 @@ class _Run:
                 stored=job.entry.key.stored,
                 batch_size=batch_size,
             )
-            self._lanes.append(Lane(job.entry, job.parts, forward, self._geometries.index(geometry)))
+            self._lanes.append(Lane(job, forward, self._geometries.index(geometry), self._crew))
             manifest = job.entry.manifest()
             self.left_out.append(dict(manifest.left_out) if manifest else {})
         self._active: dict[int, list[Lane]] = {}  # unit -> lanes that claimed it
@@ -116,7 +118,12 @@ class _Run:
 
     def whole(self, workers: int, rows: int) -> None:
         """Work through all units and come to an end, in good order whatever happens."""
-        self.outcome.workers = workers
+        crew = self._crew
+        self.outcome.threads = {
+            "read": workers,
+            "decode": crew.size if crew.decoders else workers,
+            "forward": crew.size,
+        }
         try:
             self._go(workers, rows)
             self._finish(over=True)
@@ -140,6 +147,7 @@ class _Run:
                 wanted=lambda sha256: bool(self._lacking(sha256)),
                 workers=workers,
                 ahead=ahead,
+                decoders=self._crew.decoders,
             )
             for prepared in stream:
                 self._take(prepared)
@@ -189,7 +197,8 @@ class _Run:
         if unit != self._open:
             self._end_unit()
             self._open = unit
-        self._seconds("decode", prepared.seconds)
+        self._seconds("read", prepared.reading)
+        self._seconds("decode", prepared.decoding)
         self.digests.sha256[prepared.picture] = prepared.sha256
         if prepared.error:
             self._leave_out(prepared)
@@ -257,6 +266,7 @@ class _Run:
                 lane.close()
             for stage, seconds in lane.seconds.items():
                 self._seconds(stage, seconds)
+        self._crew.close()
         with _kept(errors):
             nothing = self.outcome.left_out and not self.outcome.pictures and not self.outcome.skipped
             if nothing and self._masters:
