@@ -7,6 +7,8 @@ no more of them are at work than there are cores.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -16,6 +18,8 @@ from typing import ParamSpec, TypeVar
 import torch
 
 __all__ = ["Crew"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for them
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -32,6 +36,7 @@ class Crew:
         self.decoders: Executor | None = None  # who decodes beside them: on a GPU it is none of theirs
         self._pool = ThreadPoolExecutor(self.size, thread_name_prefix="forward")
         if on_cpu:
+            _keep_memory()
             together = Barrier(self.size)  # or one thread could take the orders of two
             for each in [self._pool.submit(_alone, together) for _ in range(self.size)]:
                 each.result()
@@ -55,6 +60,18 @@ class Crew:
     def close(self) -> None:
         """Wait for what is being done; what has not begun is not done."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _keep_memory() -> None:
+    """Have glibc keep the memory of maps for the next batch, instead of asking the system for zeroed pages again.
+
+    By default it decides anew at every size that it meets: the same run took 20 or 650 thousand page faults, and up to
+    two fifths longer. See mallopt(3); elsewhere nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(_MMAP_THRESHOLD, 32 << 20)  # its largest: what is smaller comes out of the heap of its thread
+        mallopt(_TRIM_THRESHOLD, 128 << 20)  # twice what the heap of a thread grows to
 
 
 def _alone(together: Barrier) -> None:

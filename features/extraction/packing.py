@@ -8,7 +8,7 @@ time to win back, so that few and many pictures go the same way, to the same bit
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ class Fused(NamedTuple):
     """An activation as oneDNN names it."""
 
     name: str
-    scalars: tuple[float, ...] = ()
+    scalars: Sequence[float] = []
 
 
 _NOTHING = Fused("none")  # oneDNN's word; after a sum it is None
@@ -30,7 +30,7 @@ _RELU = Fused("relu")
 _ACTIVATIONS: Mapping[object, Fused] = {
     nn.ReLU: _RELU,
     relu: _RELU,
-    nn.ReLU6: Fused("hardtanh", (0.0, 6.0)),
+    nn.ReLU6: Fused("hardtanh", [0.0, 6.0]),
     nn.Hardswish: Fused("hardswish"),
     nn.SiLU: Fused("swish"),
     nn.Sigmoid: Fused("sigmoid"),
@@ -52,20 +52,19 @@ class PackedConvolution(nn.Module):
         """Take a layer and the shape (B, C, H, W) that it will see most, for which the layout is chosen."""
         super().__init__()
         self.activation = _NOTHING
-        self._settings = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        settings = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         lay_out: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
-        self._weight = lay_out(layer.weight.detach().to_mkldnn(), *self._settings, list(shape))
-        self._bias = None if layer.bias is None else layer.bias.detach()
+        weight = lay_out(layer.weight.detach().to_mkldnn(), *settings, list(shape))
+        self._layer = (weight, None if layer.bias is None else layer.bias.detach(), *settings)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Return (B, C', H', W'); `other` has that shape too."""
         convolve: Any = torch.ops.mkldnn._convolution_pointwise
-        layer = (self._weight, self._bias, *self._settings)
-        name, scalars = self.activation.name, list(self.activation.scalars)
+        name, scalars = self.activation
         if other is None:
-            out: Tensor = convolve(x, *layer, name, scalars, "")
+            out: Tensor = convolve.default(x, *self._layer, name, scalars, "")
         else:
-            out = convolve.binary(x, other, *layer, "add", 1.0, None if name == "none" else name, scalars, "")
+            out = convolve.binary(x, other, *self._layer, "add", 1.0, None if name == "none" else name, scalars, "")
         return out
 
 
