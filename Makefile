@@ -25,7 +25,7 @@ FROZEN = $(call flag,PREPROCESS,preprocess) $(call flag,PRECISION,precision) $(c
 FEATURES = $(FROZEN) $(call flag,WEIGHTS,weights)
 EXTRACT = $(COMMON) $(FEATURES) $(call flag,MAPS,maps) $(call flag,BATCH_SIZE,batch-size) $(call flag,WORKERS,workers) $(if $(STRICT),--strict) \
   $(call flag,ENGINE,engine)
-TRAIN = $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget)
+TRAIN = $(COMMON) $(FEATURES) $(call flag,HEADS,heads) $(call flag,BLOCKS,blocks) $(call flag,POOL,pool) $(call flag,LABELS,labels) $(call flag,PROTOCOL,protocol) $(call flag,BUDGET,budget) $(call flag,ENGINE,engine)
 THAWED = $(call flag,BLOCKS,blocks) $(call flag,RECIPE,recipe) $(call flag,EPOCHS,epochs) $(call flag,RATE,rate) $(call flag,BATCH_SIZE,batch-size) \
   $(call flag,VIEWS,views) $(call flag,FLIP,flip) $(call flag,NORM,norm) $(call flag,MIXUP,mixup) $(call flag,DROPOUT,dropout) \
   $(call flag,CLASS_WEIGHTS,class-weights) $(call flag,AVERAGE,average)
@@ -56,7 +56,7 @@ extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PRE
 audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS
 	$(RUN) -m pipeline audit $(COMMON) $(FEATURES) $(call flag,LABELS,labels)
 
-train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET
+train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET ENGINE
 	$(RUN) -m pipeline train-heads $(TRAIN)
 
 finetune: $(SET_UP) ## thaw the last blocks, from cached maps  DATASET BACKBONE BLOCKS RECIPE VIEWS EPOCHS RATE NORM PROTOCOL

@@ -34,7 +34,9 @@ class Predictions(NamedTuple):
 def save_predictions(path: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:
     """Write one CSV line per picture; probabilities with all their digits, so that loading gives the same numbers."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    names = (*classes, *predictions.ids.tolist(), *predictions.groups.tolist())
+    bare = not any("\r" in name for name in names)  # which csv quotes only where it quotes everything
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
     writer.writerow(["id", "group", "fold", "label", *(f"p_{name}" for name in classes)])
     columns = zip(*(column.tolist() for column in predictions), strict=True)
     for picture, group, label, proba, fold in columns:

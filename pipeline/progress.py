@@ -9,12 +9,13 @@ from contextlib import contextmanager
 
 from pipeline.account import printable
 
-__all__ = ["say", "shown"]
+__all__ = ["heard", "say", "shown"]
 
 _LINE_EVERY = 10.0  # seconds between plain lines
 
 
 _bars: list[Callable[[str], None]] = []  # where lines go while a bar is shown
+_deaf: list[bool] = []  # not empty while nobody looks at bars
 
 
 def say(text: str) -> None:
@@ -28,8 +29,24 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collect what is said in the block instead of writing it; progress is not told."""
+    lines: list[str] = []
+    _bars.append(lines.append)
+    _deaf.append(True)
+    try:
+        yield lines
+    finally:
+        _deaf.pop()
+        _bars.pop()
+
+
+@contextmanager
 def shown(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
     """Give a function (done, total) that shows how far `what` is."""
+    if _deaf:
+        yield lambda done, total: None
+        return
     if not sys.stderr.isatty():
         yield _lines(what, unit)
         return

@@ -76,6 +76,7 @@ def train_heads(
     device: o.Device = "auto",
     weights: o.Weights = "",
     seed: o.Seed = 0,
+    engine: o.Engine = "local",
 ) -> None:
     """Stage two: cached features -> heads and their predictions."""
     from pipeline import train_heads as verb
@@ -94,6 +95,7 @@ def train_heads(
         device=device,
         weights=weights,
         seed=seed,
+        engine=engine,
     )
     typer.echo("\n".join(lines))
 

@@ -7,15 +7,20 @@ import time
 from collections.abc import Sequence
 
 from features.datasets import load_dataset
+from features.errors import FirnError, unknown
 from features.pooling import choose_pool
 from models.heads import HEADS, choose_heads
 from models.validation import choose_protocol
+from pipeline.heads_on_ray import Order, train_on_ray
+from pipeline.progress import heard
 from pipeline.request import names_in, open_features
 from pipeline.search import search
 from pipeline.stacking import train_stack
 from pipeline.training import Ask, Stage
 
 __all__ = ["train_heads"]
+
+ENGINES = ("local", "ray")
 
 
 def train_heads(
@@ -33,15 +38,17 @@ def train_heads(
     device: str = "auto",
     weights: str = "",
     seed: int = 0,
+    engine: str = "local",
 ) -> list[str]:
     """Train heads on the cached features of one or several backbones, or on a pack; return one line per run.
 
     Each head is fitted on four fifths of the training pictures' groups to predict the fifth, five times, and once on
     all of them to predict the test pictures; `protocol` "cv" takes all pictures instead, three times over. Runs that
     are there already are not trained again. Backbones joined by + are one view. With a `budget` in seconds views and
-    heads are searched; blocks and pool are then the search's own.
+    heads are searched; blocks and pool are then the search's own. The `engine` "ray" trains runs side by side.
     """
     names, begun = choose_heads(heads), time.monotonic()
+    _check_engine(engine, budget)
     choose_pool(pool)
     choose_protocol(protocol)
     pictures = load_dataset(dataset, seed=seed)
@@ -52,11 +59,25 @@ def train_heads(
     if budget:
         return search(pictures.name, stages, ask, names)
     insist = heads != "all"
+    if engine == "ray":
+        with heard():  # what is left out is said below
+            pairs = zip(stages, terms, strict=True)
+            each = [(stage, term, name) for stage, term in pairs for name in _of_features(names)]
+            lacking = [(term, name) for stage, term, name in each if stage.lacks(name, blocks, pool, insist=insist)]
+        train_on_ray([Order(term, name, blocks, pool, recipe, ask, insist) for term, name in lacking])
     lines = []
     for stage in stages:
         trained = ((name, stage.train(name, blocks, pool, insist=insist)) for name in _of_features(names))
         lines += [f"ready: {name} on {stage.name} {folder}" for name, folder in trained if folder]
     return lines + _stacked(pictures.name, ask, [stage.name for stage in stages], names, insist)
+
+
+def _check_engine(engine: str, budget: float) -> None:
+    """Raise UnknownName for an unknown engine, FirnError where Ray has nothing to share out."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if budget and engine == "ray":
+        raise FirnError("BUDGET= learns from each run which one to try next; leave ENGINE= away, or BUDGET=")
 
 
 def _of_features(names: Sequence[str]) -> list[str]:

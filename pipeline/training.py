@@ -102,6 +102,13 @@ class Stage:
         save_run(folder, facts, fit.predictions)
         return folder
 
+    def lacks(self, name: str, blocks: str, pool: str, *, insist: bool) -> bool:
+        """Tell whether a head can run on what was extracted and its run is not there; see `train` of `insist`."""
+        if (found := self._choose(name, blocks, pool, insist)) is None:
+            return False
+        chosen, described = found
+        return not is_current(self.folder(described, name), self._identity(name, chosen, described))
+
     def view(self, name: str, blocks: str, pool: str) -> tuple[str, View]:
         """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted."""
         if (found := self._choose(name, blocks, pool, insist=True)) is None:

@@ -16,7 +16,7 @@ from test_heads import drawn
 from features.errors import BadDataset, CacheError, UnknownName
 from features.views import View
 from models.heads import make_head
-from models.predictions import load_predictions
+from models.predictions import Predictions, load_predictions, save_predictions
 from models.validation import PROTOCOLS, OutOfTime, fit, folds_of
 from pipeline.compare import compare
 from pipeline.extract import extract
@@ -200,3 +200,13 @@ def test_runs_of_an_older_form_are_passed_over(drawn_set: str) -> None:
         compare(drawn_set)
     train_heads(drawn_set, "squeezenet1_1", heads="knn")
     assert [run.facts["protocol"] for run in load_runs("spots")] == ["split"]
+
+
+def test_names_of_all_kinds_come_back(tmp_path: Path) -> None:
+    """Predictions are read as they were written, whatever characters the names of pictures and classes hold."""
+    ids = np.array(["a\rb", "c\nd", 'e"f', "g,h", "\u2028", " i "])
+    proba = np.random.default_rng(0).dirichlet([1, 1], 6)
+    written = Predictions(ids, ids[::-1], np.arange(6) % 2, proba, np.arange(6) - 1)
+    save_predictions(tmp_path / "p.csv", written, ("x\ry", "z"))
+    read = load_predictions(tmp_path / "p.csv", ("x\ry", "z"))
+    assert all(np.array_equal(a, b) for a, b in zip(written, read, strict=True))

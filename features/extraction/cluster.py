@@ -7,13 +7,10 @@ committed. The masters are written here, once, from the shards that are there.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +21,12 @@ from features.errors import BadPicture, FirnError
 from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.masters import refresh, remembered, settle
 from features.extraction.run import Part, extract_part
+from features.on_ray import Home, cluster, load_ray, results
 
 __all__ = ["extract_on_ray"]
 
 _PARTS_PER_SLOT = 4  # partitions per worker that runs at a time: the slower ones get fewer
-_TRIES = 3  # of a partition after its worker died
 _CORES = 4  # per worker, where nobody says otherwise
-_LOCAL_STORE = 128 << 20  # bytes of shared memory of a local Ray; pictures do not go through it
 
 
 class Settings(NamedTuple):
@@ -41,8 +37,7 @@ class Settings(NamedTuple):
     cores: int
     strict: bool
     rows: int
-    place: str  # the folder from which paths are meant
-    variables: Mapping[str, str]  # FIRN_*
+    home: Home
 
 
 def extract_on_ray(
@@ -61,17 +56,18 @@ def extract_on_ray(
     `workers` is the number of cores of one worker, 0 chooses. Raises FirnError where Ray is not installed, has no GPU
     although `device` is one, or a partition cost its worker's life again and again; what `extract` raises besides.
     """
-    ray = _ray()
+    ray = load_ray()
     start, clock, digests = time.perf_counter(), time.time_ns(), remembered(dataset)
     rows, known = shard_rows or rows_per_shard(len(dataset), jobs), digests.known()
-    with _cluster(ray) as resources:
+    with cluster(ray) as resources:
         cores, slots = _slots(resources, device, workers)
-        variables = {name: value for name, value in os.environ.items() if name.startswith("FIRN_")}
-        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, str(Path.cwd()), variables)
+        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, Home.here())
         todo = _partitions(_lacking(digests, jobs), rows, slots * _PARTS_PER_SLOT)
         parts: list[Part] = []
         done = len(dataset) - sum(stop - first for first, stop in todo)
-        for (first, stop), part in _results(ray, dataset, jobs, todo, settings):
+        orders = [(_stretch(dataset, *pair), jobs, pair[0], settings) for pair in todo]
+        for i, part in results(ray, _work, orders, cores=cores, gpus=int(settings.device != "cpu")):
+            first, stop = todo[i]
             digests.sha256[first:stop] = part.sha256
             parts.append(part)
             done += stop - first
@@ -83,31 +79,6 @@ def extract_on_ray(
     clock = settle(dataset, digests, clock)
     refresh(dataset, digests, clock, lambda: [(j.entry, o) for j, o in zip(jobs, left_out, strict=True)])
     return outcome
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise FirnError(
-            "ENGINE=ray needs Ray, which is not installed; run: pip install -e '.[ray]', or leave ENGINE= away"
-        ) from None
-    return ray
-
-
-@contextmanager
-def _cluster(ray: Any) -> Iterator[Mapping[str, float]]:
-    """Give the resources of the cluster at $RAY_ADDRESS, or of one that lives on this machine during the block."""
-    root = str(Path(__file__).parents[2])
-    options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": root, "OMP_WAIT_POLICY": "PASSIVE"}}}
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody that it runs
-        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _LOCAL_STORE}
-    ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    try:
-        yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
 
 
 def _slots(resources: Mapping[str, float], device: str, workers: int) -> tuple[int, int]:
@@ -139,24 +110,6 @@ def _partitions(lacking: NDArray[np.bool_], rows: int, most: int) -> list[tuple[
     return [(first, stop) for first, stop in pairs if lacking[first:stop].any()]
 
 
-def _results(
-    ray: Any, dataset: Dataset, jobs: list[Job], todo: list[tuple[int, int]], settings: Settings
-) -> Iterator[tuple[tuple[int, int], Part]]:
-    """Run a task per partition and yield what came of each, whichever is done first. Raises the first error."""
-    gpus = int(settings.device != "cpu")
-    task = ray.remote(num_cpus=settings.cores, num_gpus=gpus, max_retries=_TRIES)(_work)
-    running = {task.remote(_stretch(dataset, *pair), jobs, pair[0], settings): pair for pair in todo}
-    while running:
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        try:
-            yield running.pop(ready), ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayError as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise FirnError(f"a partition was lost {_TRIES + 1} times ({reason}); run the same command again") from None
-
-
 def _stretch(dataset: Dataset, first: int, stop: int) -> Dataset:
     """Return some pictures of a data set, in their order."""
     columns = {name: getattr(dataset, name)[first:stop] for name in ("ids", "labels", "splits", "groups")}
@@ -167,8 +120,7 @@ def _work(dataset: Dataset, jobs: list[Job], first: int, settings: Settings) -> 
     """Do one partition; runs in a process of Ray's."""
     import torch
 
-    os.chdir(settings.place)
-    os.environ.update(settings.variables)
+    settings.home.enter()
     torch.set_num_threads(settings.cores)
     return extract_part(
         dataset,
