@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import draw
 from PIL import Image
 
@@ -29,6 +31,7 @@ from features.extraction import Job, Outcome, extract
 from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.lane import Lane
+from features.extraction.peaks import Peaks, never_negative
 from features.images import Augmentation, Geometry, Picture, decoding, pixels
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
@@ -298,6 +301,41 @@ def test_a_crew_works_on_one_core_each() -> None:
     finally:
         crew.close()
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 0), (3, 2, 1), (2, 2, 0), (2, 3, 0), (3, 1, 1), (5, 2, 2)])
+def test_peaks_are_those_of_max_pooling(kernel: int, stride: int, padding: int) -> None:
+    """Maxima found by bits are torch's, at every side and with windows that end outside."""
+    for side, ceil in itertools.product((13, 14, 15, 32), (False, True)):
+        layer = torch.nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
+        maps = torch.randn(2, 5, side, side + 3).relu().bfloat16().contiguous(memory_format=torch.channels_last)
+        assert Peaks.fits(layer) == (not (ceil and padding))
+        if Peaks.fits(layer):
+            assert torch.equal(Peaks(layer)(maps), layer(maps))
+    assert not Peaks.fits(torch.nn.MaxPool2d(3, dilation=2))
+    assert not Peaks.fits(torch.nn.MaxPool2d(2, padding=1))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small", "densenet121"])
+def test_only_maps_after_relu_are_never_negative(name: str) -> None:
+    """What a network's graph is said to keep from being negative is so, and the layer before an activation is not."""
+    torch.manual_seed(0)
+    network = torch.fx.symbolic_trace(torchvision.models.get_model(name, weights=None).eval())
+    known = {n for n in network.graph.nodes if never_negative(network, n, lambda module: False)}
+    least: dict[torch.fx.Node, float] = {}
+
+    class Look(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            out = super().run_node(n)
+            least[n] = float(out.min()) if isinstance(out, torch.Tensor) else 0.0
+            return out
+
+    with torch.inference_mode():
+        Look(network).run(torch.randn(1, 3, 64, 64))
+    assert len(known) >= 3
+    assert all(least[n] >= 0 for n in known)
+    convolutions = [n for n in network.graph.nodes if "conv" in str(n.target) and n.op == "call_module"]
+    assert not known & {n for n in convolutions if isinstance(network.get_submodule(n.target), torch.nn.Conv2d)}
 
 
 def test_grey_is_looked_up() -> None:

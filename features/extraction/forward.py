@@ -103,7 +103,7 @@ class Forward:
             return Replay(self._features, example)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             return lambda pixels: self._features(pixels.to(self._device))
 
     def _features(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import relu
 
+from features.extraction.peaks import Peaks, never_negative
+
 __all__ = ["pack", "packs"]
 
 
@@ -73,7 +75,7 @@ def pack(network: fx.GraphModule, shape: tuple[int, int, int, int]) -> fx.GraphM
 
     Other shapes work as well, more slowly. Values stay those of the network but for rounding.
     """
-    shapes = _shapes(network, shape)
+    shapes, dtype = _shapes(network, shape), next(network.parameters()).dtype
     for node in list(network.graph.nodes):
         layer = _module(network, node)
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
@@ -81,9 +83,23 @@ def pack(network: fx.GraphModule, shape: tuple[int, int, int, int]) -> fx.GraphM
             network.set_submodule(node.target, packed)
             _take_sum(network, node, shapes)
             _take_activation(network, node, packed)
+    if dtype == torch.bfloat16:
+        _take_peaks(network)
     network.graph.lint()
     network.recompile()
     return network
+
+
+def _take_peaks(network: fx.GraphModule) -> None:
+    """Let maxima of maps that are never negative be found by their bits."""
+    for node in network.graph.nodes:
+        layer = _module(network, node)
+        if type(layer) is nn.MaxPool2d and Peaks.fits(layer) and never_negative(network, node.args[0], _ends_in_relu):
+            network.set_submodule(node.target, Peaks(layer))
+
+
+def _ends_in_relu(module: nn.Module) -> bool:
+    return isinstance(module, PackedConvolution) and module.activation == _RELU
 
 
 def _shapes(network: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:

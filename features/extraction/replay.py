@@ -17,7 +17,11 @@ class Replay:
 
     def __init__(self, step: Callable[[Tensor], dict[str, Tensor]], example: Tensor) -> None:
         """Record `step` on an example that is on the device. Raises torch.OutOfMemoryError."""
-        self._input = example.clone()
+        self._device, self._input = example.device, example.clone()
+        with torch.cuda.device(self._device):  # streams and recordings are the current device's, in every thread anew
+            self._record(step)
+
+    def _record(self, step: Callable[[Tensor], dict[str, Tensor]]) -> None:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -31,6 +35,7 @@ class Replay:
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return what `step` makes of pixels in the memory of the host; comes back before the GPU is done."""
-        self._input.copy_(pixels.pin_memory(), non_blocking=True)
-        self._graph.replay()
-        return {name: output.clone() for name, output in self._outputs.items()}  # the next replay overwrites them
+        with torch.cuda.device(self._device):
+            self._input.copy_(pixels.pin_memory(), non_blocking=True)
+            self._graph.replay()
+            return {name: output.clone() for name, output in self._outputs.items()}  # the next replay overwrites them

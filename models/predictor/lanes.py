@@ -13,6 +13,7 @@ from features.backbones import Recipe, make_recipe, recipe_of_digest
 from features.backbones.tails import PICTURES
 from features.backbones.taps import truncated
 from features.errors import BadBundle
+from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
 from features.images import PREPROCESS, Geometry
 from models.predictor.contents import Network
@@ -69,7 +70,7 @@ def make_lane(network: Network, recipe: Recipe, maps: Sequence[str], *, device: 
 
 
 class _Frozen:
-    """A frozen network, whole or up to where it was thawed."""
+    """A frozen network, whole or up to where it was thawed; run as in extraction, so that rows are the cache's rows."""
 
     def __init__(self, network: Network, recipe: Recipe, maps: Sequence[str], device: str, batch_size: int) -> None:
         self.geometry = recipe.geometry(way_of(network.key.preprocess))
@@ -86,8 +87,14 @@ class _Frozen:
             stored=key.stored,
             batch_size=batch_size,
         )
+        self._crew = Crew(device)
 
     def __call__(self, pixels: Array) -> Features:
+        size = self._forward.batch_size
+        pieces = list(self._crew.each(self._run, (pixels[i : i + size] for i in range(0, len(pixels), size))))
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _run(self, pixels: Array) -> Features:
         return to_arrays(self._forward(pixels))
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from features.backbones import Recipe
-from features.devices import checked, device
+from features.devices import BATCH, checked, device
 from features.errors import BadBundle, FirnError, unknown
 from models.heads import HEADS
 from models.heads.stack import Stack
@@ -20,10 +21,9 @@ from models.predictor.novelty import Novelty
 from models.predictor.parts import INPUTS, Model, has_class_maps, head_of, maps_of, read_model
 from models.predictor.predictor import Predictor
 
-__all__ = ["BATCH", "OUTLIERS", "Loaded", "load", "load_unchecked", "read_bundle"]
+__all__ = ["OUTLIERS", "Loaded", "load", "load_unchecked", "read_bundle"]
 
 OUTLIERS = "outliers.safetensors"
-BATCH = {"cpu": 32, "cuda": 256}  # as in extraction: kernels are chosen by the size of a batch
 
 
 class Loaded:
@@ -67,9 +67,9 @@ def _check_part(head: str, kind: str) -> None:
 def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
     """Return the predictor in a bundle (a folder or a .zip) after its golden samples came out again.
 
-    `explained` makes predictions carry class maps. Pictures go through the networks `batch_size` at once (32 on a CPU,
-    256 on a GPU); another size may change the last digits. Raises BadBundle for what is malformed, unsafe or damaged,
-    BadWeights where a backbone's weights are neither inside nor found.
+    `explained` makes predictions carry class maps. Pictures go through the networks `batch_size` at once (as in
+    extraction 8 on each core of a CPU, 256 on a GPU); another size may change the last digits. Raises BadBundle for
+    what is malformed, unsafe or damaged, BadWeights where a backbone's weights are neither inside nor found.
     """
     with opened(Path(path)) as folder:
         try:
@@ -106,8 +106,9 @@ def load_unchecked(folder: Path, *, device_: str = "auto", batch_size: int = 0, 
     if explained:
         _check_explained(loaded.contents)
     lanes = loaded.lanes(where, size, explained=explained)
+    several = 2 * size * torch.get_num_threads() if where == "cpu" else size  # two batches for each core
     return Predictor(
-        loaded.contents, lanes, loaded.models, loaded.stack, loaded.outliers, batch_size=size, explained=explained
+        loaded.contents, lanes, loaded.models, loaded.stack, loaded.outliers, batch_size=several, explained=explained
     )
 
 
