@@ -53,7 +53,7 @@ class Bench:
         self.device = device("auto")
         self.half = precision("auto", self.device)
         self.repeats, self.pictures = (1, 64) if quick else (3, 256)
-        self.many = pictures or 4 * self.pictures  # for the stage limit
+        self.some, self.many = pictures or self.pictures, pictures or 4 * self.pictures  # for the loop, for the limit
         self.rates: dict[str, float] = {}  # of the projection
 
     def in_turn(self, works: dict[str, Callable[[], object]], pictures: int) -> dict[str, list[Spent]]:
@@ -77,8 +77,8 @@ def ratio(of: list[Spent], to: list[Spent]) -> str:
 
 def against_loop(bench: Bench) -> None:
     """Print (a): end to end against the loop that everyone writes."""
-    folder = stages.some_pictures(bench.folder / "pneumonia", bench.pictures)
-    print(f"\n## Against the loop that everyone writes, {bench.pictures} pneumonia pictures of 224 x 224\n\n{OF_LOOP}")
+    folder = stages.some_pictures(bench.folder / "pneumonia", bench.some)
+    print(f"\n## Against the loop that everyone writes, {bench.some} pneumonia pictures of 224 x 224\n\n{OF_LOOP}")
     ratios: dict[str, list[float]] = {}
     for name in bench.backbones:
         for precision, wall in to_loop(bench, folder, name).items():
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few pictures, one repeat: does it run, not how fast")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
-    parser.add_argument("--pictures", type=int, default=0, help="against the stage limit; 1,024 without")
+    parser.add_argument("--pictures", type=int, default=0, help="of loop and limit; 256 and 1,024 without")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.quick, options.backbones, options.pictures)
