@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from features.datasets.dataset import Source
 from features.errors import FirnError
 from features.images import Geometry, several_pixels
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "batches", "prepare"]
+
+T = TypeVar("T")
 
 _TASK = 8  # pictures per task: fewer hand-overs between threads
 
@@ -70,11 +72,11 @@ def prepare(
     pool = decoders or ThreadPoolExecutor(workers, thread_name_prefix="decode")
     reading: deque[Future[list[_Read]]] = deque()
     decoding: deque[Future[list[Prepared]]] = deque()
-    batches, exhausted = _batches(indices), False
+    tasks, exhausted = batches(indices, _TASK), False
     try:
         while reading or decoding or not exhausted:
             while not exhausted and len(reading) * _TASK < ahead:
-                batch = next(batches, None)
+                batch = next(tasks, None)
                 exhausted = batch is None
                 if batch:
                     reading.append(readers.submit(read, batch))
@@ -90,11 +92,12 @@ def prepare(
             pool.shutdown(wait=True)
 
 
-def _batches(indices: Iterable[int]) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for index in indices:
-        batch.append(index)
-        if len(batch) == _TASK:
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
             yield batch
             batch = []
     if batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from features.datasets.dataset import Source
 from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.lane import stacked
-from features.extraction.pictures import prepare
+from features.extraction.pictures import batches, prepare
 
 __all__ = ["Rate", "measure_rate"]
 
@@ -71,20 +71,11 @@ def measure_rate(
     try:
         through([tuple(np.zeros((1, recipe.size, recipe.size), np.uint8) for recipe in recipes)] * batch_size)
         done, start, now = 0, time.perf_counter(), 0.0
-        for batch in crew.each(through, _batches((p.pixels for p in coming if p.pixels), batch_size)):
+        some = batches((p.pixels for p in coming if p.pixels), batch_size)
+        for batch in crew.each(through, (whole for whole in some if len(whole) == batch_size)):
             done, now = done + batch, time.perf_counter() - start
             if now > most_seconds:
                 break
     finally:
         crew.close()
     return Rate(done, now)
-
-
-def _batches(pictures: Iterable[Pixels], size: int) -> Iterator[list[Pixels]]:
-    """Yield whole batches; what is left over is not worth a measurement."""
-    batch: list[Pixels] = []
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == size:
-            yield batch
-            batch = []
