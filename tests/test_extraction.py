@@ -31,6 +31,7 @@ from features.extraction import Job, Outcome, extract
 from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.lane import Lane
+from features.extraction.packing import packs
 from features.extraction.peaks import Peaks, never_negative
 from features.images import Augmentation, Geometry, Picture, decoding, pixels
 from features.views import map_view, pooled_view
@@ -336,6 +337,17 @@ def test_only_maps_after_relu_are_never_negative(name: str) -> None:
     assert all(least[n] >= 0 for n in known)
     convolutions = [n for n in network.graph.nodes if "conv" in str(n.target) and n.op == "call_module"]
     assert not known & {n for n in convolutions if isinstance(network.get_submodule(n.target), torch.nn.Conv2d)}
+
+
+@pytest.mark.skipif(not packs(torch.bfloat16), reason="no bfloat16 convolutions in this processor or torch")
+def test_peaks_change_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All three pools of SqueezeNet are peaks in bfloat16, and features are the same to the bit without them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 224, 224), dtype=np.uint8)
+    with_them = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
+    assert sum(isinstance(module, Peaks) for module in with_them._module.modules()) == 3
+    monkeypatch.setattr("features.extraction.packing._take_peaks", lambda network: None)
+    without = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
+    assert same(*(tuple(to_arrays(forward(pixels)).values()) for forward in (with_them, without)))
 
 
 def test_grey_is_looked_up() -> None:
