@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
-from features.files import artifacts_root, data_root
+from features.storage import artifacts_root, data_root
 from pipeline.audit import audit
 from pipeline.extract import extract
 

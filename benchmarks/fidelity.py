@@ -40,7 +40,7 @@ def thinned(dataset: Dataset, step: int) -> Dataset:
 def view_in(dataset: Dataset, backbone: str, precision: str, device: str) -> View:
     """Extract, and return the last block, averaged."""
     from benchmarks.stages import jobs
-    from features.extraction import extract
+    from features.extraction.loop import extract
 
     (job,) = jobs(dataset, [backbone], precision)
     extract(dataset, [job], device=device, batch_size=BATCH[device])

@@ -26,16 +26,17 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from features.backbones import load_recipe
+from features.backbones.build import load_backbone, network, row, truncated
 from features.backbones.tails import boundary, load_tail
-from features.backbones.taps import load_backbone, network, row, truncated
 from features.cache import open_entry
 from features.datasets import load_dataset
-from features.extraction import Job, extract
+from features.extraction.job import Job
+from features.extraction.loop import extract
 from features.streams import MapStream, PictureStream
-from models.finetuning.inputs import Inputs
+from models.finetuning.batches import Inputs
 from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
-from models.finetuning.recipes import RECIPES, choose_settings
-from models.finetuning.training import Task, train
+from models.finetuning.settings import RECIPES, choose_settings
+from models.finetuning.train import Task, train
 
 NETWORKS = ("resnet18", "resnet50", "resnet101")
 PLAIN: dict[str, Any] = {"mixup": 0.0, "dropout": 0.0, "average": "none"}  # the ordinary loop has none of these

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sweep import Sweep, strengths, sweep
+from models.logistic_path import Sweep, strengths, sweep
 
 FOLDS = 5
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from benchmarks.mutations import Repair, in_zip, plain, png_sums, sealed
 from features.backbones.weights import digest, read_state
-from features.cache.digests import Digests
+from features.cache.content import Digests
 from features.cache.entry import Entry
 from features.cache.key import Key
 from features.cache.verify import verify
@@ -225,7 +225,7 @@ def _packs(folder: Path) -> list[bytes]:
 
 def _pack(folder: Path) -> Read:
     def read(data: bytes) -> object:
-        from pipeline.request import open_features
+        from features.request import open_features
 
         path = folder / "some.h5"
         path.write_bytes(data)
@@ -297,7 +297,7 @@ def _bundle(folder: Path) -> Path:
 
     from models.metrics import Platt
     from models.predictor.archive import BUNDLE
-    from models.predictor.contents import Contents, Network, Part, Point
+    from models.predictor.manifest import Contents, Network, Part, Point
 
     place, (head, *_) = folder / "bundle", _heads(folder)
     (place / "parts" / "0").mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ def _bundle_jsons(folder: Path) -> list[bytes]:
 
 
 def _bundle_json(folder: Path) -> Read:
-    from models.predictor.contents import load_contents
+    from models.predictor.manifest import load_contents
 
     place = _bundle(folder)
 
@@ -344,7 +344,7 @@ def _bundle_zips(folder: Path) -> list[bytes]:
 
 def _bundle_zip(folder: Path) -> Read:
     from models.predictor.archive import check_files, opened
-    from models.predictor.contents import load_contents
+    from models.predictor.manifest import load_contents
 
     def read(data: bytes) -> object:
         (folder / "some.zip").write_bytes(data)

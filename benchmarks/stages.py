@@ -18,8 +18,9 @@ from features.backbones import load_recipe
 from features.cache import Digests, Entry, open_entry
 from features.datasets import Dataset, load_dataset
 from features.devices import BATCH
-from features.extraction import Job, extract
-from features.files import data_root
+from features.extraction.job import Job
+from features.extraction.loop import extract
+from features.storage import data_root
 
 NO_WEIGHTS = ("mobilenet_v3_small", "resnet101")  # random numbers do where the real ones are missing: speed is the same
 
@@ -54,7 +55,7 @@ def give_weights(folder: Path, names: list[str]) -> None:
     """Point FIRN_WEIGHTS at a folder with all weights: the real ones by link, random ones where there are none."""
     import torch
 
-    from features.backbones.taps import network, row
+    from features.backbones.build import network, row
 
     given = Path(os.environ.get("FIRN_WEIGHTS", "."))
     folder.mkdir()
@@ -120,7 +121,7 @@ def everyones_loader(folder: Path, name: str, workers: int = 2) -> Any:
 
 
 def _row(name: str) -> Any:
-    from features.backbones.taps import row
+    from features.backbones.build import row
 
     return row(name)
 
@@ -159,8 +160,8 @@ class Alone:
     """The stages of an extraction, each done alone: decode and preprocess, forward from memory, write."""
 
     def __init__(self, folder: Path, names: list[str], precision: str, device: str) -> None:
-        from features.extraction.crew import Crew
         from features.extraction.forward import Forward
+        from features.extraction.workers import Crew
 
         self.dataset = load_dataset(str(folder))
         self.jobs = jobs(self.dataset, names, precision)
@@ -177,7 +178,7 @@ class Alone:
 
     def _prepared(self) -> Iterator[Any]:
         """Read, digest, decode and preprocess all pictures as the extraction does."""
-        from features.extraction.pictures import prepare
+        from features.extraction.prefetch import prepare
 
         source, ids = self.dataset.source, self.dataset.ids
         geometries = tuple(dict.fromkeys(job.recipe.geometry(job.preprocess) for job in self.jobs))

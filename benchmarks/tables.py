@@ -11,7 +11,7 @@ import json
 import sys
 from typing import Any
 
-from features.files import artifacts_root
+from features.storage import artifacts_root
 
 
 def interval(score: dict[str, float | None]) -> str:

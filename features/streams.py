@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones.recipe import Recipe
+from features.backbones.spec import Recipe
 from features.cache.entry import Entry
-from features.cache.shards import Shard
+from features.cache.shard import Shard
 from features.datasets.dataset import Source
 from features.errors import CacheError
 from features.images import pixels

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.entry import Entry
-from features.cache.master import Manifest, Rows
+from features.cache.index import Manifest, Rows
 from features.cache.pack import Pack
-from features.cache.shards import Shard
+from features.cache.shard import Shard
 from features.errors import CacheError, unknown
 from features.pooling import choose_pool
 
@@ -36,7 +36,7 @@ _STRETCH = 64 << 20  # bytes of one array read at once
 class View(NamedTuple):
     """What a head sees. Rows are pictures, sorted by id."""
 
-    X: Any  # (n, d) float32, an array or `features.rows.FeatureRows`; (n, C, H, W) for maps
+    X: Any  # (n, d) float32, an array or `features.cache.reader.FeatureRows`; (n, C, H, W) for maps
     y: NDArray[np.int64]  # (n,)
     ids: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,)

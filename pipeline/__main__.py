@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    from pipeline.account import printable
+    from features.progress import printable
 
     sys.stderr.write("\n".join(map(printable, line.split("\n"))) + "\n")
     return code

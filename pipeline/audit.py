@@ -17,18 +17,18 @@ import numpy as np
 from features.cache.entry import cache_root
 from features.datasets import Dataset, load_dataset
 from features.datasets.packed import Packed
-from features.files import write_whole
-from features.thumbnails import load_thumbnails
+from features.inspection.thumbnails import load_thumbnails
+from features.label_views import label_view
+from features.progress import shown
+from features.request import open_features
+from features.storage import write_whole
 from features.views import Cached, choose_blocks, join, load_manifest, pooled_view
 from models.audit import Evidence, Leakage, Subject, find_all, measure_leakage
-from models.audit.labels import MARGIN
+from models.audit.label_errors import MARGIN
 from models.audit.outliers import BLACK, FAR, FLAT
-from pipeline.account import make_command
-from pipeline.label_views import label_view
-from pipeline.progress import shown
-from pipeline.report.findings import findings_csv, findings_folder, findings_page, print_findings
-from pipeline.request import open_features
-from pipeline.training import manifest_digest
+from models.runs.features import manifest_digest
+from models.runs.summary import make_command
+from pipeline.render.audit_page import findings_csv, findings_folder, findings_page, print_findings
 
 __all__ = ["audit"]
 

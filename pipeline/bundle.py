@@ -8,16 +8,16 @@ import numpy as np
 
 from features.datasets import load_dataset
 from features.errors import BadBundle, CacheError, FirnError
-from features.files import artifacts_root, slug
+from features.progress import say
+from features.request import names_in
+from features.storage import artifacts_root, slug
 from models.predictor import Predictor, load
 from models.predictor.archive import BUNDLE, is_bundle
-from models.predictor.contents import load_contents
-from models.validation import choose_protocol
-from pipeline.bundling import Wish, write_bundle
-from pipeline.choice import choose
-from pipeline.progress import say
-from pipeline.request import names_in
-from pipeline.runs import Run, load_facts, load_run, load_runs, runs_root
+from models.predictor.build import Wish, write_bundle
+from models.predictor.manifest import load_contents
+from models.runs.choice import choose
+from models.runs.record import Run, load_facts, load_run, load_runs, runs_root
+from models.validation.cross_validation import choose_protocol
 
 __all__ = ["Sought", "bundle", "bundled"]
 

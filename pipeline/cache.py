@@ -13,10 +13,10 @@ from features.cache.verify import Damage, find_entries, verify
 from features.datasets import load_dataset
 from features.devices import device
 from features.errors import CacheError
-from features.files import artifacts_root
-from pipeline.extract import fill
-from pipeline.progress import say
-from pipeline.request import Request
+from features.extraction.engine import fill
+from features.progress import say
+from features.request import Request
+from features.storage import artifacts_root
 
 __all__ = ["find", "megabytes", "place", "repair", "verify_entries"]
 

@@ -9,9 +9,9 @@ from features.cache.gc import Survey, abandoned, remove, survey
 from features.cache.verify import find_entries
 from features.datasets import Dataset, load_dataset
 from features.errors import BadWeights
-from features.files import artifacts_root
+from features.request import names_in, resolve
+from features.storage import artifacts_root
 from pipeline.cache import megabytes
-from pipeline.request import names_in, resolve
 
 __all__ = ["collect"]
 

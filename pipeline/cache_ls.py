@@ -9,10 +9,10 @@ from typing import NamedTuple
 from features.cache import Digests, Entry
 from features.cache.entry import cache_root
 from features.cache.gc import bytes_below
-from features.cache.master import Manifest
+from features.cache.index import Manifest
 from features.cache.usage import last_used
 from features.datasets import Dataset, load_dataset
-from features.datasets.loading import at_hand
+from features.datasets.load import at_hand
 from features.errors import CacheError
 from pipeline.cache import find, megabytes, place
 

@@ -8,11 +8,11 @@ from features.cache.gc import bytes_below
 from features.cache.pack import SUFFIXES, write_pack
 from features.datasets import load_dataset
 from features.errors import CacheError
-from features.files import artifacts_root
+from features.progress import shown
+from features.request import Request, resolve
+from features.storage import artifacts_root
 from features.views import choose_blocks
 from pipeline.cache import megabytes
-from pipeline.progress import shown
-from pipeline.request import Request, resolve
 
 __all__ = ["pack"]
 

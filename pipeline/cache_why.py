@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from features.cache.changes import changes, read_unknown
 from features.datasets import load_dataset
-from pipeline.progress import shown
-from pipeline.request import Request, resolve
+from features.progress import shown
+from features.request import Request, resolve
 
 __all__ = ["why"]
 

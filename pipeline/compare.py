@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from features.datasets import load_dataset
-from features.files import artifacts_root
-from pipeline.comparison import choose_runs, compare_runs
-from pipeline.report import print_table, write_report
-from pipeline.runs import runs_root
+from features.storage import artifacts_root
+from models.runs.compare import choose_runs, compare_runs
+from models.runs.record import runs_root
+from pipeline.render.folder import write_report
+from pipeline.render.terminal import print_table
 
 __all__ = ["compare"]
 

@@ -15,14 +15,13 @@ import numpy as np
 from features.datasets import SPLITS, Dataset, load_dataset
 from features.devices import BATCH
 from features.errors import FirnError
-from features.examination import Examination, examine, sample
-from features.files import artifacts_root, write_whole
 from features.images import Geometry
+from features.inspection.diagnoses import Case, Diagnosis, diagnose
+from features.inspection.survey import Examination, examine, sample
+from features.progress import printable, shown
+from features.request import DEFAULT_PREPROCESS, Request, resolve
+from features.storage import artifacts_root, write_whole
 from features.views import choose_blocks
-from pipeline.account import printable
-from pipeline.diagnoses import Case, Diagnosis, diagnose
-from pipeline.progress import shown
-from pipeline.request import DEFAULT_PREPROCESS, Request, resolve
 
 __all__ = ["doctor"]
 
@@ -90,8 +89,8 @@ def doctor(
 def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -> _Cost:
     """Return what filling these entries takes, from a short run of the real thing. Imports torch."""
     from features.devices import checked
-    from features.extraction import Job
-    from features.extraction.rate import measure_rate
+    from features.extraction.job import Job
+    from features.inspection.throughput import measure_rate
 
     def size(request: Request, kept: Sequence[str]) -> int:
         return len(dataset) * (Job(request.entry, request.recipe, request.preprocess, tuple(kept)).row_bytes() + ROW)
@@ -126,7 +125,7 @@ def _free(folder: Path) -> int:
 
 def _sheet(case: Case) -> bytes:
     """Draw some pictures of each class as the network will see them."""
-    from pipeline.report.sheet import Sheet, Strip, Tile, draw_sheet
+    from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
 
     dataset, strips = case.dataset, []
     for label, name in enumerate(dataset.classes[:CLASSES]):

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from features.backbones import load_recipe
 from features.datasets import Dataset, load_dataset
 from features.errors import CacheError, FirnError, unknown
-from features.files import artifacts_root, slug, write_whole
+from features.progress import say
+from features.request import names_in
+from features.storage import artifacts_root, slug, write_whole
+from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, picture_seen
 from models.heads import HEADS
-from models.validation import choose_protocol
-from pipeline.choice import choose
-from pipeline.evidence import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, picture_seen
-from pipeline.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
-from pipeline.progress import say
-from pipeline.report.sheet import Sheet, Strip, Tile, draw_sheet
-from pipeline.request import names_in
-from pipeline.runs import FINETUNED, Run, load_runs, runs_root
+from models.runs.choice import choose
+from models.runs.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
+from models.runs.record import FINETUNED, Run, load_runs, runs_root
+from models.validation.cross_validation import choose_protocol
+from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
 
 __all__ = ["explain"]
 

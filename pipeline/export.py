@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets import load_dataset
-from features.datasets.loading import at_hand
+from features.datasets.image_list import list_images
+from features.datasets.load import at_hand
 from features.errors import BadBundle, BadDataset, FirnError, unknown
-from features.files import artifacts_root, make_folder, slug, write_whole
 from features.images import Geometry, pixels
+from features.progress import say
+from features.storage import artifacts_root, make_folder, slug, write_whole
 from models.predictor.archive import is_bundle, opened
-from models.predictor.contents import Contents
-from models.predictor.golden import draw_pictures
+from models.predictor.build import Wish
+from models.predictor.formats import FORMATS, NAMES, Runner
+from models.predictor.manifest import Contents
+from models.predictor.self_test import draw_pictures
 from pipeline.bundle import Sought, bundled
-from pipeline.bundling import Wish
-from pipeline.formats import FORMATS, NAMES, Runner
-from pipeline.listing import list_images
-from pipeline.progress import say
-from pipeline.report.card import Exported, render_card
+from pipeline.render.model_card import Exported, render_card
 
 if TYPE_CHECKING:
     from models.predictor import Predictor
@@ -78,8 +78,8 @@ def _stem(model: Path) -> str:
 
 
 def _module(model: Path) -> Any:
+    from models.predictor.export import Portable
     from models.predictor.loading import read_bundle
-    from models.predictor.portable import Portable
 
     with opened(model) as folder:
         return Portable(read_bundle(folder))

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from features.backbones.taps import load_backbone
+from features.backbones.build import load_backbone
 from features.backbones.weights import thawed_root
 from features.datasets import load_dataset
 from features.devices import checked
+from features.request import resolve
 from features.views import View
 from models.finetuning.checkpoints import load_network, save_network
-from models.finetuning.crossfit import CLASSIFIER, NETWORK, Fit, Fitted, crossfit, fit_all
-from models.finetuning.recipes import RECIPES, choose_settings
-from models.finetuning.training import best_epoch
-from models.validation import FOLDS, choose_protocol, learned
-from pipeline.request import resolve
-from pipeline.runs import FINETUNED, save_run
-from pipeline.thawing import Thaw, Thawing
-from pipeline.training import Ask, is_current
+from models.finetuning.cross_validation import CLASSIFIER, NETWORK, Fit, Fitted, crossfit, fit_all
+from models.finetuning.settings import RECIPES, choose_settings
+from models.finetuning.train import best_epoch
+from models.runs.features import Ask, is_current
+from models.runs.finetune import Thaw, Thawing
+from models.runs.record import FINETUNED, save_run
+from models.validation.cross_validation import FOLDS, choose_protocol, learned
 
 __all__ = ["asked_thaw", "finetune", "finetuned", "thawed_once", "write_backbone"]
 

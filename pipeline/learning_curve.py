@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from features.datasets import load_dataset
-from features.files import artifacts_root, write_whole
-from models import learning
+from features.progress import shown
+from features.request import names_in, open_features
+from features.storage import artifacts_root, write_whole
 from models.heads import HEADS, choose_heads, make_head
-from models.learning import Point
 from models.metrics import score
-from pipeline.account import make_command, plural, with_interval
-from pipeline.progress import shown
-from pipeline.report.learning import FILE, draw_learning
-from pipeline.request import names_in, open_features
-from pipeline.runs import runs_root
-from pipeline.scores import LEVEL, as_dict
-from pipeline.training import Ask, Stage
+from models.runs.features import Ask, Stage
+from models.runs.record import runs_root
+from models.runs.scores import LEVEL, as_dict
+from models.runs.summary import make_command, plural, with_interval
+from models.validation import learning_curve as learning
+from models.validation.learning_curve import Point
+from pipeline.render.learning import FILE, draw_learning
 
 __all__ = ["learning_curve"]
 

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.image_list import Listed, list_images
 from features.errors import BadPicture
-from features.files import artifacts_root, slug, write_whole
 from features.images import pixels
-from models.explanation import asked_maps
-from pipeline.account import printable
+from features.progress import printable, say, shown
+from features.storage import artifacts_root, slug, write_whole
+from models.explain.class_maps import asked_maps
+from models.predictor.build import Wish
+from models.runs.outcomes import asked_of
 from pipeline.bundle import Sought, bundled
-from pipeline.bundling import Wish
-from pipeline.listing import Listed, list_images
-from pipeline.outcomes import asked_of
-from pipeline.progress import say, shown
-from pipeline.report.spreadsheet import csv_lines
+from pipeline.render.tables import csv_lines
 
 if TYPE_CHECKING:
     from models.predictor import Prediction, Predictor
@@ -110,7 +109,7 @@ def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -
 
 def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> None:
     """Write each picture beside itself under its class map, all with one scale."""
-    from pipeline.report.sheet import overlaid
+    from pipeline.render.contact_sheet import overlaid
 
     if found.votes is None:
         return

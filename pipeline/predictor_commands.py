@@ -24,8 +24,8 @@ def bundle(
     out: o.BundleOut = "",
 ) -> None:
     """A run -> one folder or .zip that predicts on any machine: networks, head, thresholds, golden samples."""
+    from models.predictor.build import Wish
     from pipeline import bundle as verb
-    from pipeline.bundling import Wish
 
     sought = verb.Sought(model, dataset, backbone=backbone, heads=heads, labels=labels, protocol=protocol)
     typer.echo(verb.bundle(sought, Wish(calibration, weights, with_weights), out=out))

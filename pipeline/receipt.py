@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from features.backbones.table import domains
+from features.backbones.registry import domains
 from features.backbones.weights import thawed_root
 from features.cache.key import Key
 from features.datasets import load_dataset
 from features.datasets.packed import Packed
 from features.errors import CacheError
 from features.pooling import POOLS
+from features.progress import say
 from models.heads import HEADS
-from pipeline.progress import say
-from pipeline.runs import FINETUNED, Run, load_run, load_runs, runs_root
+from models.runs.record import FINETUNED, Run, load_run, load_runs, runs_root
 
 __all__ = ["elsewhere", "make_again"]
 
@@ -130,8 +130,8 @@ _MAKERS = {FINETUNED: _thawed}  # heads that are not trained by train-heads
 
 
 def _stacked(facts: Mapping[str, Any]) -> None:
-    from pipeline.stacking import train_stack
-    from pipeline.training import Ask
+    from models.runs.features import Ask
+    from models.runs.stack import train_stack
 
     ask = Ask(facts["asked"], facts["labels"], facts["protocol"], int(facts["seed"]))
     train_stack(facts["dataset"], ask, facts["backbone"].split("+"), tuple(HEADS))

@@ -12,12 +12,12 @@ import numpy as np
 
 from features.cache.key import Key
 from features.devices import device, precision
-from features.files import artifacts_root, make_folder
+from features.storage import artifacts_root, make_folder
 from models.metrics import METRICS
+from models.runs.record import FINETUNED, Run
+from models.runs.scores import shown
 from pipeline.bundle import Sought
 from pipeline.receipt import bases_of, elsewhere, make_again
-from pipeline.runs import FINETUNED, Run
-from pipeline.scores import shown
 
 __all__ = ["BUDGETS", "Budget", "reproduce"]
 

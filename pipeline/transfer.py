@@ -12,21 +12,21 @@ import numpy as np
 
 from features.datasets import load_dataset
 from features.errors import BadDataset, FirnError
-from features.files import artifacts_root, slug, write_whole
+from features.request import open_features
+from features.storage import artifacts_root, slug, write_whole
 from features.views import Cached, View, load_manifest
-from models.domains import Distances, measure
-from models.finetuning.training import best_epoch
+from models.domain_shift import Distances, measure
+from models.finetuning.train import best_epoch
 from models.heads import HEADS, choose_heads
 from models.metrics import score
-from models.validation import choose_protocol
+from models.runs.features import Ask, Stage
+from models.runs.record import Run, load_run
+from models.runs.scores import LEVEL, as_dict, number, shown
+from models.runs.verdicts import paired, verdicts
+from models.validation.cross_validation import choose_protocol
 from pipeline.extract import extract
 from pipeline.finetune import asked_thaw, finetuned, thawed_once, write_backbone
-from pipeline.report.detour import detour_lines
-from pipeline.request import open_features
-from pipeline.runs import Run, load_run
-from pipeline.scores import LEVEL, as_dict, number, shown
-from pipeline.training import Ask, Stage
-from pipeline.verdicts import paired, verdicts
+from pipeline.render.transfer_report import detour_lines
 
 __all__ = ["transfer"]
 

@@ -32,7 +32,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("FIRN_WEIGHTS", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr("features.cache.digests.RACY_NS", 0)  # drawn a moment ago, and nothing changes within a tick
+    monkeypatch.setattr("features.cache.content.RACY_NS", 0)  # drawn a moment ago, and nothing changes within a tick
 
 
 @contextlib.contextmanager

@@ -135,8 +135,10 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
     from features.backbones import load_recipe
     from features.cache import open_entry
     from features.datasets import load_dataset
-    from features.extraction import Job, extract, lane
+    from features.extraction import shard_writer as lane
     from features.extraction.forward import Forward
+    from features.extraction.job import Job
+    from features.extraction.loop import extract
 
     lane._BEHIND = 0  # as for maps that fill the memory: so few pictures tell what a kill costs
     fault = Fault(*order["fault"])
@@ -187,7 +189,7 @@ def _nursery() -> None:
     """Answer orders until standard input ends."""
     import torch
 
-    import features.extraction.run  # noqa: F401
+    import features.extraction.loop  # noqa: F401
     from features.backbones import load_recipe
 
     torch.set_num_threads(1)  # no threads before the fork; and the same sums in every child

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from models.predictions import Predictions
-from pipeline.runs import Run
+from models.runs.record import Run
+from models.validation.predictions import Predictions
 
 KEY = {
     "weights": "ab" * 32,

@@ -16,19 +16,19 @@ from conftest import SHARED, draw, needs_pictures
 from PIL import Image, ImageEnhance
 
 from features.errors import UnknownName
-from features.images.fingerprints import HASH_BITS, SIDE, hash_bits, thumbnail
+from features.images.phash import HASH_BITS, SIDE, hash_bits, thumbnail
 from models.audit import CHECKS, Evidence, Subject, find_all, measure_leakage
 from models.audit import neighbours as blocks
 from models.audit.alignment import likeness
-from models.audit.labels import label_errors
+from models.audit.label_errors import label_errors
 from models.audit.neighbours import best_matches, mean_distances
 from models.audit.outliers import blank, far_out
 from pipeline.__main__ import main
 from pipeline.audit import audit
 from pipeline.cache_pack import pack
 from pipeline.extract import extract
-from pipeline.report.findings import findings_page
-from pipeline.report.spreadsheet import csv_lines
+from pipeline.render.audit_page import findings_page
+from pipeline.render.tables import csv_lines
 
 NET = "squeezenet1_1"
 
@@ -117,7 +117,7 @@ def test_thumbnails_are_remembered_by_content(spots: Path, monkeypatch: pytest.M
     """Only pictures that the memo lacks are decoded; a damaged memo is made anew with the same bytes."""
     from features.cache.entry import cache_root
     from features.datasets import load_dataset
-    from features.thumbnails import load_thumbnails
+    from features.inspection.thumbnails import load_thumbnails
 
     dataset, memo = load_dataset(str(spots)), cache_root("spots") / "thumbnails.h5"
     ids, sha256 = np.array(dataset.ids), np.array([f"{i:064x}".encode() for i in range(len(dataset))], "S64")

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from features.backbones import BACKBONES, load_recipe, make_recipe, recipe_of_digest
-from features.backbones.taps import cut, load_backbone, network, row
+from features.backbones.build import cut, load_backbone, network, row
 from features.backbones.weights import read_state
 from features.errors import BadWeights, UnknownName
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.packing import packs
+from features.extraction.onednn import packs
 
 REAL = ("alexnet", "mobilenet_v2", "resnet18", "resnet50", "squeezenet1_1")
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from features.cache import Digests, Key, open_entry
-from features.cache.claims import Claims
 from features.cache.entry import Entry
+from features.cache.lease import Claims
 from features.cache.sealed import is_whole
-from features.cache.shards import Shard, block_rows, write_shard
+from features.cache.shard import Shard, block_rows, write_shard
 from features.datasets import Dataset, load_dataset
 from features.errors import CacheError
 from features.views import map_view, pooled_view
@@ -208,7 +208,7 @@ def test_digests_are_remembered_until_a_file_changes(
     spots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal stamps bring the digest back; a touched file, or a damaged memo, does not."""
-    monkeypatch.setattr("features.cache.digests.RACY_NS", 2_000_000_000)
+    monkeypatch.setattr("features.cache.content.RACY_NS", 2_000_000_000)
     dataset = load_dataset(str(spots))
     digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
     assert not digests.known().any()

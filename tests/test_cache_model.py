@@ -25,15 +25,16 @@ from hypothesis.stateful import (
 )
 from PIL import Image
 
-import features.cache.digests
-import features.extraction.run
+import features.cache.content
+import features.extraction.loop
 from features.backbones import load_recipe
 from features.cache import Digests, Entry, open_entry
 from features.cache.entry import cache_root
 from features.cache.verify import verify
 from features.datasets import Dataset, load_dataset
 from features.errors import CacheError
-from features.extraction import Job, Outcome, extract
+from features.extraction.job import Job, Outcome
+from features.extraction.loop import extract
 from features.images import pixels
 from features.views import load_manifest, pooled_view
 
@@ -293,16 +294,16 @@ class Life(RuleBasedStateMachine):
 
 def test_cache_is_what_the_pictures_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Play random lives; one that breaks a rule is made as short as can be and printed."""
-    monkeypatch.setattr(features.extraction.run, "Forward", Fold)
-    monkeypatch.setattr(features.cache.digests, "RACY_NS", 0)  # no two seconds of waiting: no file changes during a run
+    monkeypatch.setattr(features.extraction.loop, "Forward", Fold)
+    monkeypatch.setattr(features.cache.content, "RACY_NS", 0)  # no two seconds of waiting: no file changes during a run
     quick = settings(max_examples=12, stateful_step_count=30, deadline=None, derandomize=True, database=None)
     run_state_machine_as_test(Life, settings=quick)
 
 
 def test_the_model_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache that forgets to look at the content again, by trusting names, does not get through."""
-    monkeypatch.setattr(features.extraction.run, "Forward", Fold)
-    monkeypatch.setattr(features.cache.digests, "RACY_NS", 0)
+    monkeypatch.setattr(features.extraction.loop, "Forward", Fold)
+    monkeypatch.setattr(features.cache.content, "RACY_NS", 0)
     real = Digests.fill
 
     def by_name(self: Digests, memo: Digests | None) -> None:

@@ -22,14 +22,14 @@ from test_verify import flip
 
 from features.cache import Digests, Entry, Key, entries, open_entry
 from features.cache.changes import changes
-from features.cache.claims import Claims
 from features.cache.entry import cache_root
 from features.cache.gc import abandoned, remove, survey
+from features.cache.lease import Claims
 from features.cache.usage import last_used, note_use
 from features.cache.verify import find_entries, verify
 from features.datasets import load_dataset
-from features.datasets.loading import at_hand
-from features.files import data_root, temporary_name
+from features.datasets.load import at_hand
+from features.storage import data_root, temporary_name
 from pipeline.cache_gc import collect
 from pipeline.cache_ls import list_entries, print_entries
 from pipeline.cache_why import why
@@ -42,7 +42,7 @@ ON = {"precision_": "float32"}
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust the times of pictures that were drawn a moment ago: tests change them by more than a tick."""
-    monkeypatch.setattr("features.cache.digests.RACY_NS", 0)
+    monkeypatch.setattr("features.cache.content.RACY_NS", 0)
 
 
 def extracted(folder: Path, **settings: str) -> Entry:

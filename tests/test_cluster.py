@@ -20,8 +20,9 @@ from features.backbones import load_recipe
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.errors import FirnError
-from features.extraction import Job, Outcome, extract
-from features.extraction.cluster import _partitions, _slots, extract_on_ray
+from features.extraction.job import Job, Outcome
+from features.extraction.loop import extract
+from features.extraction.on_ray import _partitions, _slots, extract_on_ray
 from features.views import pooled_view
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: '.[ray]'")

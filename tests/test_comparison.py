@@ -14,10 +14,10 @@ from runs_for_tests import draw_predictions, draw_runs, make_run
 
 from features.errors import CacheError
 from models.metrics import METRICS, bootstrap_test, delong_test, holm, operating_points, score
-from models.predictions import Predictions
-from pipeline.comparison import compare_runs, run_names
-from pipeline.report import print_table
-from pipeline.runs import Run
+from models.runs.compare import compare_runs, run_names
+from models.runs.record import Run
+from models.validation.predictions import Predictions
+from pipeline.render.terminal import print_table
 
 DRAWS = 120  # of the bootstrap: enough to see that it is asked for
 

@@ -18,11 +18,11 @@ import pytest
 
 from features.datasets import DATASETS, SPLITS, Dataset, load_dataset
 from features.datasets.classes import class_order
-from features.datasets.files import PICTURES, FileSource
 from features.datasets.folders import class_folders
+from features.datasets.image_folder import PICTURES, FileSource
 from features.datasets.splits import split_by_group, straddling
 from features.errors import BadDataset, BadPicture, UnknownName
-from features.files import slug
+from features.storage import slug
 
 REAL = Path("../shared/data")
 real_data = pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data: the real pictures are not here")

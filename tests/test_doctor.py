@@ -18,10 +18,10 @@ from test_images import dicom
 
 from features.datasets import load_dataset
 from features.errors import BadDataset
-from features.examination import Examination, sample
 from features.images import Geometry, look
+from features.inspection.diagnoses import DIAGNOSES, Case, diagnose
+from features.inspection.survey import Examination, sample
 from pipeline.cache_pack import pack as cache_pack
-from pipeline.diagnoses import DIAGNOSES, Case, diagnose
 from pipeline.doctor import doctor
 from pipeline.extract import extract
 

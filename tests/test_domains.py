@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from features.errors import BadDataset
-from models.domains import MOST, domain_auc, frechet_distance, linear_cka, measure
+from models.domain_shift import MOST, domain_auc, frechet_distance, linear_cka, measure
 
 Floats = NDArray[np.float64]
 
@@ -234,5 +234,5 @@ def test_a_side_of_one_group_is_refused_in_words() -> None:
 
 
 def test_distances_need_no_torch() -> None:
-    code = "import sys, models.domains; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    code = "import sys, models.domain_shift; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import file_size_limit
 
-from features.datasets import downloads
-from features.datasets.downloads import fetch
+from features.datasets import download as downloads
+from features.datasets.download import fetch
 from features.errors import BadDownload
 
 BODY = bytes(range(256)) * 4096  # 1 MiB

@@ -21,18 +21,18 @@ from features.cache.entry import cache_root
 from features.cache.verify import find_entries
 from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import map_view
-from models.explanation import asked_maps, grad_cam, hires_cam, linear_class_maps, network_class_maps
+from models.explain.class_maps import asked_maps, grad_cam, hires_cam, linear_class_maps, network_class_maps
 from models.finetuning.network import Thawed
 from models.heads import load_head, make_head
 from models.heads.linear import probabilities
-from models.predictions import Predictions
+from models.runs.outcomes import judged, outcomes
+from models.runs.record import Run, load_run
+from models.validation.predictions import Predictions
 from pipeline.cache_pack import pack as cache_pack
 from pipeline.explain import explain
 from pipeline.extract import extract
 from pipeline.finetune import finetune
-from pipeline.outcomes import judged, outcomes
-from pipeline.report.sheet import overlaid
-from pipeline.runs import Run, load_run
+from pipeline.render.contact_sheet import overlaid
 from pipeline.train_heads import train_heads
 
 ROOT = Path(__file__).parents[1]

@@ -19,15 +19,15 @@ from features.pooling import POOLS
 from models.heads import HEADS, make_head
 from models.metrics import CALIBRATIONS
 from models.predictor import load
-from models.predictor.modules import MODULES, calibrator, head_module
-from models.predictor.portable import POOLING
+from models.predictor.build import Wish, write_bundle
+from models.predictor.export import POOLING
+from models.predictor.formats import FORMATS
+from models.predictor.torch_heads import MODULES, calibrator, head_module
 from models.predictor.trees import read_trees
+from models.runs.record import load_runs
 from pipeline.bundle import Sought
-from pipeline.bundling import Wish, write_bundle
 from pipeline.export import export
-from pipeline.formats import FORMATS
-from pipeline.report.card import Exported, render_card
-from pipeline.runs import load_runs
+from pipeline.render.model_card import Exported, render_card
 
 ROOT = Path(__file__).parents[1]
 EXPORTED = [name for name, row in HEADS.items() if row.input != "runs"]
@@ -207,7 +207,7 @@ def test_names_in_a_card_are_plain_text(workshop: Path, tmp_path: Path) -> None:
     """A class or a data set whose name is HTML or Markdown does nothing on the page that shows the card."""
     from dataclasses import replace
 
-    from models.predictor.contents import load_contents
+    from models.predictor.manifest import load_contents
 
     contents = load_contents(write_bundle(sought("logistic").run(), tmp_path / "b", Wish()))
     evil = "<script>alert(1)</script>|[x](javascript:y)\n# z"

@@ -23,17 +23,19 @@ from conftest import draw
 from PIL import Image
 
 from features.backbones import load_recipe
-from features.backbones.taps import load_backbone
+from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.errors import BadPicture
-from features.extraction import Job, Outcome, extract
-from features.extraction.crew import Crew
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.lane import Lane
-from features.extraction.packing import packs
+from features.extraction.job import Job, Outcome
+from features.extraction.loop import extract
+from features.extraction.onednn import packs
 from features.extraction.peaks import Peaks, never_negative
-from features.images import Augmentation, Geometry, Picture, decoding, pixels
+from features.extraction.shard_writer import Lane
+from features.extraction.workers import Crew
+from features.images import Augmentation, Geometry, Picture, pixels
+from features.images import decode as decoding
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
 
@@ -97,7 +99,7 @@ def test_second_run_computes_nothing(spots: Path) -> None:
 
 def test_pictures_of_this_moment_are_ready_at_once(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written just before the run are read again when their times tell, and are then known."""
-    monkeypatch.setattr("features.cache.digests.RACY_NS", 2_000_000_000)
+    monkeypatch.setattr("features.cache.content.RACY_NS", 2_000_000_000)
     (spots / "train" / "spot" / "train000.png").touch()
     run(spots, job(spots))
     again = run(spots, job(spots))
@@ -345,7 +347,7 @@ def test_peaks_change_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 224, 224), dtype=np.uint8)
     with_them = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
     assert sum(isinstance(module, Peaks) for module in with_them._module.modules()) == 3
-    monkeypatch.setattr("features.extraction.packing._take_peaks", lambda network: None)
+    monkeypatch.setattr("features.extraction.onednn._take_peaks", lambda network: None)
     without = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
     assert same(*(tuple(to_arrays(forward(pixels)).values()) for forward in (with_them, without)))
 

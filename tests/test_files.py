@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from features.files import STALE_AFTER, remove_leftovers, slug, temporary_name, write_whole
+from features.storage import STALE_AFTER, remove_leftovers, slug, temporary_name, write_whole
 
 
 def test_whole_file_or_none(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from features.errors import BadWeights, CacheError, FirnError
 from features.views import pooled_view
 from models.finetuning.checkpoints import load_network
 from models.folds import held_out
-from models.validation import PROTOCOLS, folds_of
+from models.runs.record import load_run, load_runs
+from models.validation.cross_validation import PROTOCOLS, folds_of
 from pipeline.compare import compare
 from pipeline.extract import extract
 from pipeline.finetune import finetune
-from pipeline.runs import load_run, load_runs
 from pipeline.train_heads import train_heads
 
 ROOT = Path(__file__).parents[1]
@@ -62,8 +62,8 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     assert "EPOCHS=2" in command
     assert 'data-figure="training-auc"' in page.read_text()
     every = tuple(name for name, row in HEADS.items() if row.input != "runs")
-    from pipeline.stacking import base_runs
-    from pipeline.training import Ask
+    from models.runs.features import Ask
+    from models.runs.stack import base_runs
 
     assert {r.facts["head"] for r in base_runs("spots", Ask("spots"), [NET], every)} == {"finetuned", "logistic", "lda"}
     assert "finetuned" not in {r.facts["head"] for r in base_runs("spots", Ask("spots"), [NET], ("lda",))}
@@ -83,7 +83,7 @@ def test_a_second_command_does_nothing_and_other_settings_are_another_run(spots:
 
 def test_no_fold_has_a_part_in_its_own_predictions(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels of a fold are exchanged behind the training's back: what is predicted for the fold stays bit for bit."""
-    from models.finetuning import crossfit as module
+    from models.finetuning import cross_validation as module
 
     folder = folder_of(finetune(str(spots), NET, **QUICK))
     expected = load_run(folder).predictions

@@ -14,18 +14,19 @@ from conftest import SHARED, needs_pictures, needs_weights
 from torch import nn
 
 from features.backbones import load_recipe
+from features.backbones.build import network, row
 from features.backbones.tails import boundary, load_tail
-from features.backbones.taps import network, row
 from features.cache.entry import open_entry
 from features.datasets import load_dataset
 from features.errors import FirnError, UnknownName
-from features.extraction import Job, extract
+from features.extraction.job import Job
+from features.extraction.loop import extract
 from features.streams import MapStream, PictureStream
+from models.finetuning.batches import Inputs, batches, epoch_plan
 from models.finetuning.convolution import Convolution, use_products
-from models.finetuning.inputs import Inputs, batches, epoch_plan
 from models.finetuning.network import Thawed, set_mode, start_from_probe
-from models.finetuning.recipes import RECIPES, choose_settings
-from models.finetuning.training import Epoch, Task, best_epoch, predict, train
+from models.finetuning.settings import RECIPES, choose_settings
+from models.finetuning.train import Epoch, Task, best_epoch, predict, train
 
 LABELS = np.array([0] * 8 + [1] * 8)
 LEARNED, WATCHED = np.array([0, 1, 2, 3, 4, 8, 9, 10, 11, 12]), np.array([5, 6, 13, 14])

@@ -18,16 +18,16 @@ from conftest import draw
 from PIL import Image
 
 from features.datasets import load_dataset
+from models.runs.compare import choose_runs, compare_runs
+from models.runs.outcomes import judged
+from models.runs.record import load_runs
 from pipeline.audit import audit
 from pipeline.cache_pack import pack as cache_pack
 from pipeline.compare import compare
-from pipeline.comparison import choose_runs, compare_runs
 from pipeline.extract import extract
-from pipeline.gallery import make_gallery
-from pipeline.outcomes import judged
+from pipeline.render.extras import load_extras
+from pipeline.render.gallery import make_gallery
 from pipeline.report import report
-from pipeline.report.extras import load_extras
-from pipeline.runs import load_runs
 from pipeline.train_heads import train_heads
 
 NET = "squeezenet1_1"

@@ -16,8 +16,8 @@ from models.folds import grouped_folds
 from models.heads import HEADS, choose_heads, load_head, make_head, save_head
 from models.heads.head import log_loss
 from models.heads.linear import Logistic
-from models.heads.maps import MapHead
-from models.sweep import strengths
+from models.heads.map_heads import MapHead
+from models.logistic_path import strengths
 
 
 def drawn(input_: str, classes: int = 2, n: int = 480, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

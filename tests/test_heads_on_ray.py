@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from features.errors import FirnError, UnknownName
-from features.on_ray import Home
-from models.predictions import load_predictions
+from features.ray_cluster import Home
+from models.runs.features import Ask
+from models.runs.on_ray import Order, train_on_ray, work
+from models.validation.predictions import load_predictions
 from pipeline.extract import extract
-from pipeline.heads_on_ray import Order, train_on_ray, work
 from pipeline.train_heads import train_heads
-from pipeline.training import Ask
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: '.[ray]'")
 NET = "squeezenet1_1"

@@ -29,7 +29,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 
 from features.errors import BadPicture, FirnError, UnknownName
 from features.images import PREPROCESS, Geometry, PictureFacts, decode, describe, pixels
-from features.images import decoding as decoding_module
+from features.images import decode as decoding_module
 from features.images import dicom as dicom_module
 from features.images.quiet import hushed
 

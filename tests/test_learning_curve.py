@@ -15,8 +15,8 @@ from features.errors import BadDataset
 from features.views import View
 from models.folds import grouped_folds
 from models.heads import make_head
-from models.learning import REPEATS, draw_order, learning_curve, sizes
 from models.metrics import METRICS
+from models.validation.learning_curve import REPEATS, draw_order, learning_curve, sizes
 from pipeline.compare import compare
 from pipeline.extract import extract
 from pipeline.learning_curve import learning_curve as verb

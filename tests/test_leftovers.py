@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 
 from features.datasets.leftovers import remove_leftovers_of
-from features.files import temporary_name
+from features.storage import temporary_name
 
 ROOT = Path(__file__).parents[1]
 
 
 def name_of_a_dead_process(target: Path) -> Path:
-    program = "import sys, pathlib; from features.files import temporary_name as t; print(t(pathlib.Path(sys.argv[1])))"
+    program = (
+        "import pathlib, sys; from features.storage import temporary_name; "
+        "print(temporary_name(pathlib.Path(sys.argv[1])))"
+    )
     command = [sys.executable, "-c", program, str(target)]
     return Path(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip())
 

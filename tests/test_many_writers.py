@@ -16,12 +16,12 @@ from conftest import draw
 
 from features.backbones import load_recipe
 from features.cache import Digests, Entry, Key, open_entry
-from features.cache.claims import Claims
 from features.cache.entry import cache_root
+from features.cache.lease import Claims
 from features.cache.verify import verify
 from features.datasets import load_dataset
 from features.errors import CacheError
-from features.files import temporary_name
+from features.storage import temporary_name
 from features.views import View, pooled_view
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ WRITER = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-import features.extraction.run as run
+import features.extraction.loop as run
 from features.backbones import load_recipe
 from features.cache import open_entry
 from features.datasets import load_dataset

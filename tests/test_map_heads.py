@@ -13,9 +13,9 @@ from models.folds import grouped_folds
 from models.heads import make_head
 from models.heads.attention import Attention
 from models.heads.channels import coarse, principal_channels
-from models.heads.maps import MapHead
+from models.heads.map_heads import MapHead
 from models.heads.ridge import Ridge
-from models.heads.stack import Stack
+from models.heads.stacking import Stack
 
 
 def test_principal_channels_are_a_rotation() -> None:

@@ -26,7 +26,7 @@ from models.metrics import (
     roc_curve_band,
     score,
 )
-from models.metrics.resampling import resamples, strata
+from models.metrics.bootstrap import resamples, strata
 from models.metrics.sample import make_sample
 from models.metrics.scoring import values
 

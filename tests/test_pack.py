@@ -17,7 +17,7 @@ from test_cache import filled
 from test_verify import flip
 
 from features.cache import Entry, entries
-from features.cache.master import Manifest
+from features.cache.index import Manifest
 from features.cache.pack import Pack, open_pack, write_pack
 from features.datasets import load_dataset
 from features.errors import BadDataset, CacheError
@@ -205,7 +205,7 @@ def colleague(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIRN_ARTIFACTS", str(root / "ours"))
         patch.delenv("FIRN_WEIGHTS", raising=False)
-        patch.setattr("features.cache.digests.RACY_NS", 0)  # the pictures were drawn a moment ago
+        patch.setattr("features.cache.content.RACY_NS", 0)  # the pictures were drawn a moment ago
         folder = str(draw(root / "spots", per_class=15, test=5))
         extract(folder, "squeezenet1_1", maps="1", precision="float32")
         (line,) = pack(folder, "squeezenet1_1", out=str(root / "hand.h5"), precision_="float32")

@@ -15,8 +15,8 @@ from conftest import file_size_limit
 from numpy.typing import NDArray
 from PIL import Image
 
-from features.datasets.anatomy import SIZE, draw_chest, expose
 from features.datasets.phantom import CLASSES, draw_phantom
+from features.datasets.phantom_anatomy import SIZE, draw_chest, expose
 from features.errors import BadDataset
 
 ROOT = Path(__file__).parents[1]

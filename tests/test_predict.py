@@ -16,15 +16,15 @@ import pydicom.data
 import pytest
 from PIL import Image
 
+from features.datasets.image_list import list_images
 from features.errors import BadBundle, BadDataset, BadPicture, CacheError, FirnError, UnknownName
 from models.predictor import Prediction
+from models.predictor.build import Wish
+from models.runs.choice import choose
+from models.runs.record import load_runs
 from pipeline.bundle import Sought, bundle
-from pipeline.bundling import Wish
-from pipeline.choice import choose
-from pipeline.listing import list_images
 from pipeline.predict import predict, predictions_table
-from pipeline.report.spreadsheet import csv_lines
-from pipeline.runs import load_runs
+from pipeline.render.tables import csv_lines
 
 ROOT = Path(__file__).parents[1]
 DICOM = Path(pydicom.data.__file__).parent / "test_files"

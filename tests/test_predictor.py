@@ -23,13 +23,13 @@ from PIL import Image
 from features.errors import BadBundle, BadPicture, BadWeights, FirnError, UnknownName
 from models.predictor import load
 from models.predictor.archive import BUNDLE, check_files, opened, write_archive
-from models.predictor.contents import load_contents
-from models.predictor.golden import GOLDEN, draw_pictures
+from models.predictor.build import Wish, write_bundle
 from models.predictor.loading import OUTLIERS
-from models.predictor.novelty import fit_novelty
+from models.predictor.manifest import load_contents
+from models.predictor.ood import fit_novelty
+from models.predictor.self_test import GOLDEN, draw_pictures
 from models.predictor.trees import read_trees
-from pipeline.bundling import Wish, write_bundle
-from pipeline.runs import Run, load_runs
+from models.runs.record import Run, load_runs
 
 HEADS = ("logistic", "lightgbm", "spatial", "stack", "finetuned")
 

@@ -15,11 +15,10 @@ import pytest
 from chromium import CHROMIUM, Browser, complaints, requested
 from runs_for_tests import draw_predictions, draw_runs, make_run
 
-from pipeline.comparison import compare_runs, run_names
-from pipeline.report import write_report
-from pipeline.report.curves import operating_table, sides
-from pipeline.report.folder import predictions_csv
-from pipeline.runs import Run
+from models.runs.compare import compare_runs, run_names
+from models.runs.record import Run
+from pipeline.render.curves import operating_table, sides
+from pipeline.render.folder import predictions_csv, write_report
 
 DRAWS = 60  # of the bootstrap
 EVIL = "<script>alert(1)</script>"

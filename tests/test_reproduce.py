@@ -17,9 +17,9 @@ from PIL import Image
 
 from features.devices import DEVICES, PRECISIONS
 from features.errors import BadBundle, CacheError
+from models.runs.record import Run, load_run, load_runs
 from pipeline.bundle import Sought
 from pipeline.reproduce import BUDGETS, Budget, budget_of, compared, reproduce
-from pipeline.runs import Run, load_run, load_runs
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,14 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from features.cache import Digests, Entry, Key, open_entry
+from features.cache.reader import FeatureRows, rows_view, subset, widened
 from features.datasets.dataset import Dataset, Stamps
 from features.errors import CacheError, UnknownName
-from features.rows import FeatureRows, rows_view, subset, widened
 from features.views import pooled_view
 from models.heads import make_head
-from models.heads.boosted import Boosted
+from models.heads.lightgbm import Boosted
 from models.heads.linear import Logistic
-from models.sweep import decision, out_of_fold, stream, sweep
+from models.logistic_path import decision, out_of_fold, stream, sweep
 
 N, D = 3000, 24
 

@@ -34,12 +34,12 @@ from features.datasets import load_dataset
 from features.datasets.groups import from_table
 from features.errors import BadDataset, BadPicture, CacheError
 from features.images import Geometry, pixels
-from features.images.picture import MAX_BYTES, MAX_PIXELS, PictureFacts
+from features.images.image import MAX_BYTES, MAX_PIXELS, PictureFacts
+from features.request import open_features
 from features.views import pooled_view
 from models.heads import load_head, make_head, save_head
 from pipeline.cache_pack import pack as cache_pack
 from pipeline.extract import extract
-from pipeline.request import open_features
 
 ROOT = Path(__file__).parents[1]
 SMALL = Geometry("squash", 16, 16, "bilinear")

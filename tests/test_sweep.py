@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from features.errors import FirnError
-from models.sweep import Sweep, balanced, decision, out_of_fold, strengths, sweep
-from models.sweep.loss import losses
+from models.logistic_path import Sweep, balanced, decision, out_of_fold, strengths, sweep
+from models.logistic_path.loss import losses
 
 REAL = Path("../shared/data/colon/train")
 GRID = [1e-4, 1e-2, 1.0, 1e2, 1e4]
@@ -304,7 +304,7 @@ def test_a_mistake_is_named_in_one_line(words: str) -> None:
 
 
 def test_neither_torch_nor_scikit_learn_is_imported() -> None:
-    code = "import sys, models.sweep; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
+    code = "import sys, models.logistic_path; print({'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
 

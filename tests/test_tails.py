@@ -7,8 +7,8 @@ import torch
 from conftest import SHARED, needs_weights
 
 from features.backbones import load_recipe
+from features.backbones.build import load_backbone, network, row, truncated
 from features.backbones.tails import PICTURES, boundary, load_tail
-from features.backbones.taps import load_backbone, network, row, truncated
 from features.errors import FirnError, UnknownName
 
 

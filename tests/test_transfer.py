@@ -18,11 +18,11 @@ from features.cache.entry import cache_root
 from features.cache.verify import find_entries
 from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import load_manifest, pooled_view
-from models.domains import linear_cka
+from models.domain_shift import linear_cka
 from models.metrics import delong_test, holm, score
-from pipeline.report.detour import detour_lines
-from pipeline.runs import load_run
-from pipeline.scores import shown
+from models.runs.record import load_run
+from models.runs.scores import shown
+from pipeline.render.transfer_report import detour_lines
 from pipeline.train_heads import train_heads
 from pipeline.transfer import transfer
 

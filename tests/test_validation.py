@@ -16,11 +16,11 @@ from test_heads import drawn
 from features.errors import BadDataset, CacheError, UnknownName
 from features.views import View
 from models.heads import make_head
-from models.predictions import Predictions, load_predictions, save_predictions
-from models.validation import PROTOCOLS, OutOfTime, fit, folds_of
+from models.runs.record import load_runs
+from models.validation.cross_validation import PROTOCOLS, OutOfTime, fit, folds_of
+from models.validation.predictions import Predictions, load_predictions, save_predictions
 from pipeline.compare import compare
 from pipeline.extract import extract
-from pipeline.runs import load_runs
 from pipeline.train_heads import train_heads
 
 
@@ -180,7 +180,7 @@ def test_features_larger_than_memory(
     (line,) = train_heads(drawn_set, "squeezenet1_1", heads="lightgbm")
     in_memory = load_predictions(Path(line.split()[-1]) / "predictions.csv", ("normal", "spot"))
     (Path(line.split()[-1]) / "run.json").unlink()
-    monkeypatch.setattr("pipeline.training.memory", lambda: 1000)
+    monkeypatch.setattr("models.runs.features.memory", lambda: 1000)
     with pytest.raises(CacheError, match="knn on squeezenet1_1 needs its features in memory, and 64 x 512 features"):
         train_heads(drawn_set, "squeezenet1_1", heads="knn")
     lines = train_heads(drawn_set, "squeezenet1_1", heads="logistic lightgbm")

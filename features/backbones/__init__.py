@@ -6,7 +6,7 @@ taps     the network cut after the last tap: pictures -> {block: feature map}
 recipe   all of the above in plain values that need no torch, remembered between runs
 """
 
-from features.backbones.recipe import Recipe, load_recipe, make_recipe, recipe_of_digest
-from features.backbones.table import BACKBONES, Row
+from features.backbones.registry import BACKBONES, Row
+from features.backbones.spec import Recipe, load_recipe, make_recipe, recipe_of_digest
 
 __all__ = ["BACKBONES", "Recipe", "Row", "load_recipe", "make_recipe", "recipe_of_digest"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from features.backbones.recipe import Recipe
-from features.backbones.table import Row
-from features.backbones.taps import load_weights, network, row
+from features.backbones.build import load_weights, network, row
+from features.backbones.registry import Row
+from features.backbones.spec import Recipe
 from features.errors import FirnError, unknown
 
 __all__ = ["PICTURES", "boundary", "load_tail"]

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.backbones.table import architecture, domains
+from features.backbones.registry import architecture, domains
 from features.errors import BadWeights
-from features.files import artifacts_root
+from features.storage import artifacts_root
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,7 @@ usage    when an entry was last used
 pack     one entry in one self-contained file (sparse: how it is written without HDF5 touching the disk)
 """
 
-from features.cache.digests import Digests
+from features.cache.content import Digests
 from features.cache.entry import Entry, State, entries, open_entry
 from features.cache.key import Key
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.cache.digests import Digests
-from features.cache.master import Manifest
+from features.cache.content import Digests
+from features.cache.index import Manifest
 from features.datasets.dataset import Dataset
 from features.errors import BadPicture
 

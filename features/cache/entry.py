@@ -12,14 +12,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.cache.claims import claims_in
-from features.cache.digests import Digests
+from features.cache.content import Digests
+from features.cache.index import Manifest, Rows, read_master, write_master
 from features.cache.key import Key
-from features.cache.master import Manifest, Rows, read_master, write_master
-from features.cache.shards import Shard, write_shard
+from features.cache.lease import claims_in
+from features.cache.shard import Shard, write_shard
 from features.datasets.dataset import Dataset
 from features.errors import CacheError
-from features.files import artifacts_root, make_folder, remove_leftovers, slug, sync_folder
+from features.storage import artifacts_root, make_folder, remove_leftovers, slug, sync_folder
 
 __all__ = ["Entry", "State", "cache_root", "entries", "open_entry"]
 

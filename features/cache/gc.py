@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.cache.claims import claims_in
-from features.cache.digests import Digests
+from features.cache.content import Digests
 from features.cache.entry import Entry
+from features.cache.index import Manifest
 from features.cache.key import Key
-from features.cache.master import Manifest
+from features.cache.lease import claims_in
 from features.datasets.dataset import Dataset
 from features.errors import CacheError
-from features.files import leftovers, sync_folder, temporary_name
+from features.storage import leftovers, sync_folder, temporary_name
 
 __all__ = ["Survey", "Waste", "abandoned", "bytes_below", "is_busy", "remove", "survey"]
 

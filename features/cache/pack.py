@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from features.cache.contents import Column
 from features.cache.entry import Entry
 from features.cache.heaps import check_heaps
+from features.cache.index import Manifest, Rows, check_manifest
 from features.cache.key import Key
-from features.cache.master import Manifest, Rows, check_manifest
 from features.cache.sealed import USER_BLOCK, is_whole, seal
-from features.cache.shards import Shard, block_rows, checksums
+from features.cache.shard import Shard, block_rows, checksums
 from features.cache.sparse import Sparse, reserve
 from features.errors import CacheError
-from features.files import remove_leftovers, whole
+from features.storage import remove_leftovers, whole
 
 __all__ = ["SUFFIXES", "Pack", "is_pack", "open_pack", "write_pack"]
 

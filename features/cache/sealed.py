@@ -14,7 +14,7 @@ import h5py
 import xxhash
 
 from features.errors import CacheError
-from features.files import write_whole
+from features.storage import write_whole
 
 __all__ = ["USER_BLOCK", "build", "digest_of", "is_whole", "seal", "write_sealed"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import h5py
 
 from features.cache.entry import Entry
+from features.cache.index import Manifest
 from features.cache.key import Key
-from features.cache.master import Manifest
 from features.cache.sealed import digest_of, is_whole
 from features.errors import CacheError
 

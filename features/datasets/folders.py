@@ -11,7 +11,7 @@ import numpy as np
 
 from features.datasets.classes import class_order
 from features.datasets.dataset import Dataset
-from features.datasets.files import PICTURES, FileSource, is_visible, list_pictures
+from features.datasets.image_folder import PICTURES, FileSource, is_visible, list_pictures
 from features.datasets.splits import SPLIT_NAMES
 from features.errors import BadDataset
 

@@ -7,7 +7,7 @@ import glob
 import shutil
 from pathlib import Path
 
-from features.files import is_dead
+from features.storage import is_dead
 
 __all__ = ["remove_leftovers_of"]
 
@@ -15,7 +15,7 @@ __all__ = ["remove_leftovers_of"]
 def remove_leftovers_of(target: Path) -> None:
     """Remove the temporary files and folders of dead makers of `target`, and nothing else; none need be there.
 
-    They are named by `features.files.temporary_name`. What cannot be removed stays.
+    They are named by `features.storage.temporary_name`. What cannot be removed stays.
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}~*~*~*.tmp"):
         host, process = left.name.split("~")[-3:-1]

@@ -10,7 +10,7 @@ import numpy as np
 
 from features.datasets.dataset import Dataset
 from features.errors import BadDataset
-from features.files import slug
+from features.storage import slug
 
 if TYPE_CHECKING:
     from features.cache.pack import Pack

@@ -10,7 +10,7 @@ import numpy as np
 
 from features.datasets.leftovers import remove_leftovers_of
 from features.errors import BadDataset
-from features.files import temporary_name
+from features.storage import temporary_name
 
 __all__ = ["CLASSES", "draw_phantom"]
 
@@ -79,7 +79,7 @@ def _draw_patients(folder: Path, patients: int, seed: int) -> None:
     """Draw every patient from a stream of random numbers of its own, so that none depends on another."""
     from PIL import Image
 
-    from features.datasets.anatomy import draw_chest, expose
+    from features.datasets.phantom_anatomy import draw_chest, expose
 
     *seeds, plan_seed = np.random.SeedSequence(seed).spawn(patients + 1)
     for patient, (split, label) in enumerate(_plan(patients, np.random.default_rng(plan_seed))):

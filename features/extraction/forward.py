@@ -12,11 +12,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import embedding, max_pool2d
 
-from features.backbones.recipe import Recipe
-from features.backbones.taps import load_backbone
+from features.backbones.build import load_backbone
+from features.backbones.spec import Recipe
 from features.errors import FirnError
-from features.extraction.packing import pack, packs
-from features.extraction.replay import Replay
+from features.extraction.cuda_graph import Replay
+from features.extraction.onednn import pack, packs
 
 __all__ = ["Forward", "to_arrays"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from features.backbones.recipe import Recipe
+from features.backbones.spec import Recipe
 from features.cache.entry import Entry
 
 __all__ = ["STAGES", "Job", "Outcome", "rows_per_shard"]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from features.cache import digests as memory
-from features.cache.claims import Claims
-from features.cache.digests import UNKNOWN, Digests
+from features.cache import content as memory
+from features.cache.content import UNKNOWN, Digests
 from features.cache.entry import Entry, cache_root
+from features.cache.lease import Claims
 from features.datasets.dataset import Dataset
-from features.files import make_folder
+from features.storage import make_folder
 
 __all__ = ["refresh", "remembered", "settle"]
 

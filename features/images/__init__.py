@@ -11,10 +11,10 @@ Whatever cannot be read raises `BadPicture`; no warning of any decoder gets out.
 
 from __future__ import annotations
 
-from features.images.augmentation import Augmentation
-from features.images.decoding import Look, decode, describe, look, pixels, several_pixels
-from features.images.geometry import PREPROCESS, Geometry
-from features.images.picture import MAX_PIXELS, Picture, PictureFacts
+from features.images.augment import Augmentation
+from features.images.decode import Look, decode, describe, look, pixels, several_pixels
+from features.images.image import MAX_PIXELS, Picture, PictureFacts
+from features.images.preprocess import PREPROCESS, Geometry
 
 __all__ = [
     "MAX_PIXELS",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from features.errors import BadPicture, unknown
 from features.images.codestream import coded_size
-from features.images.picture import (
+from features.images.image import (
     MAX_BYTES,
     Opened,
     Picture,

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from features.errors import BadPicture
-from features.images import arrays, dicom, raster
-from features.images.picture import Opened
+from features.images import dicom, raster
+from features.images import npy as arrays
+from features.images.image import Opened
 
 __all__ = ["FORMATS", "Format", "open_picture"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from features.errors import BadPicture
-from features.images.picture import Opened, Picture, PictureFacts, eight_bit, from_array, planes, stretched
+from features.images.image import Opened, Picture, PictureFacts, eight_bit, from_array, planes, stretched
 
 __all__ = ["open_bmp", "open_gif", "open_jpeg", "open_png", "open_tiff"]
 

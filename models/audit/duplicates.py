@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.images.fingerprints import hash_bits
+from features.images.phash import hash_bits
 from models.audit.alignment import likenesses
 from models.audit.neighbours import best_matches
 from models.audit.subject import Subject, codes

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.audit.duplicates import Pairs, Step, Thresholds, bundles, exact_pairs, near_pairs
-from models.audit.labels import Opinion, label_errors, predict_out_of_fold
+from models.audit.label_errors import Opinion, label_errors, predict_out_of_fold
 from models.audit.neighbours import mean_distances
 from models.audit.outliers import Odd, blank, far_out
 from models.audit.subject import Subject

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.files import write_whole
+from features.storage import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,15 +15,15 @@ stack      a weighted vote of other runs
 
 from features.errors import unknown
 from models.heads.attention import Attention
-from models.heads.boosted import Boosted
 from models.heads.head import Head, HeadRow, load_head, save_head
+from models.heads.knn import Neighbours
+from models.heads.lightgbm import Boosted
 from models.heads.linear import Discriminant, Logistic, Sgd
-from models.heads.maps import MapHead
+from models.heads.map_heads import MapHead
 from models.heads.mlp import Perceptron
-from models.heads.neighbours import Neighbours
 from models.heads.ridge import Ridge
 from models.heads.spatial import Spatial
-from models.heads.stack import Stack
+from models.heads.stacking import Stack
 
 __all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head", "save_head"]
 

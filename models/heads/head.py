@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import CacheError
-from features.files import write_whole
+from features.storage import write_whole
 
 __all__ = [
     "FEWEST_FOLDS",
@@ -74,7 +74,7 @@ class HeadRow:
 
     make: Callable[..., Head]
     about: str
-    on_disk: bool = False  # whether features larger than memory will do: `features.rows.FeatureRows`
+    on_disk: bool = False  # whether features larger than memory will do: `features.cache.reader.FeatureRows`
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
 
 

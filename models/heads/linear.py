@@ -9,10 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from features.rows import subset
+from features.cache.reader import subset
 from models.folds import grouped_folds
 from models.heads.head import FEWEST_FOLDS, Array, log_loss, silent, standardisation
-from models.sweep import out_of_fold, predicted, strengths, sweep
+from models.logistic_path import out_of_fold, predicted, strengths, sweep
 
 __all__ = ["Discriminant", "Logistic", "Sgd", "probabilities"]
 
@@ -64,7 +64,7 @@ class Logistic(Linear):
     def fit(self, X: Any, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Solve all strengths on all grouped folds at once, choose, and solve the chosen one on all rows.
 
-        X is (n, d), or rows on the disk such as `features.rows.FeatureRows`.
+        X is (n, d), or rows on the disk such as `features.cache.reader.FeatureRows`.
         """
         folds = grouped_folds(y, groups, 5, seed=self.seed)
         masks = np.stack([folds != f for f in range(folds.max() + 1)])

@@ -19,15 +19,15 @@ from models.metrics.calibration import (
     fit_temperature,
     reliability_curve,
 )
-from models.metrics.curves import Band, pr_curve_band, roc_curve_band
-from models.metrics.decisions import NetBenefit, net_benefit, operating_points
 from models.metrics.delong import DeLong, delong
 from models.metrics.intervals import Interval
-from models.metrics.paired import PairedTest, bootstrap_test, delong_test, holm, mcnemar
+from models.metrics.registry import METRICS, Metric
+from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
 from models.metrics.scoring import score
 from models.metrics.selection import score_of_the_chosen
-from models.metrics.table import METRICS, Metric
+from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, mcnemar
+from models.metrics.thresholds import NetBenefit, net_benefit, operating_points
 
 __all__ = [
     "CALIBRATIONS",

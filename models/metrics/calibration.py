@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from models.metrics.intervals import wilson
+from models.metrics.registry import BINS, SMALLEST, bin_of
 from models.metrics.sample import BadPredictions, Floats, Ints, make_sample
-from models.metrics.table import BINS, SMALLEST, bin_of
 
 __all__ = [
     "CALIBRATIONS",

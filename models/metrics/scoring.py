@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from models.metrics.bootstrap import resamples
 from models.metrics.intervals import Interval
-from models.metrics.resampling import resamples
+from models.metrics.registry import METRICS, Metric
 from models.metrics.sample import Floats, Replicates, Sample, make_sample
-from models.metrics.table import METRICS, Metric
 
 __all__ = ["score", "values"]
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from models.metrics.bootstrap import resamples
 from models.metrics.intervals import Interval
-from models.metrics.resampling import resamples
+from models.metrics.registry import METRICS
 from models.metrics.sample import make_sample
 from models.metrics.scoring import values
-from models.metrics.table import METRICS
 
 __all__ = ["score_of_the_chosen"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import BadBundle
-from features.files import make_folder, sync_folder, temporary_name, whole
+from features.storage import make_folder, sync_folder, temporary_name, whole
 
 __all__ = ["BUNDLE", "check_files", "is_bundle", "opened", "read_json", "sealed", "write_archive"]
 

@@ -12,14 +12,14 @@ from features.backbones import Recipe
 from features.devices import BATCH, checked, device
 from features.errors import BadBundle, FirnError, unknown
 from models.heads import HEADS
-from models.heads.stack import Stack
+from models.heads.stacking import Stack
 from models.predictor.archive import check_files, opened, sealed
-from models.predictor.contents import Contents, load_contents
-from models.predictor.golden import check_golden, load_golden
-from models.predictor.lanes import Lane, load_recipe_of, make_lane
-from models.predictor.novelty import Novelty
-from models.predictor.parts import INPUTS, Model, has_class_maps, head_of, maps_of, read_model
+from models.predictor.backbones import Lane, load_recipe_of, make_lane
+from models.predictor.heads import INPUTS, Model, has_class_maps, head_of, maps_of, read_model
+from models.predictor.manifest import Contents, load_contents
+from models.predictor.ood import Novelty
 from models.predictor.predictor import Predictor
+from models.predictor.self_test import check_golden, load_golden
 
 __all__ = ["OUTLIERS", "Loaded", "load", "load_unchecked", "read_bundle"]
 

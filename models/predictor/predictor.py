@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import BadBundle, BadPicture, unknown
-from features.extraction.lane import stacked
-from features.extraction.pictures import Prepared, prepare
+from features.extraction.prefetch import Prepared, prepare
+from features.extraction.shard_writer import stacked
 from features.images import Geometry
-from models.heads.stack import Stack
-from models.predictor.contents import Contents
-from models.predictor.lanes import Features, Lane
-from models.predictor.novelty import Novelty
-from models.predictor.parts import Model
+from models.heads.stacking import Stack
+from models.predictor.backbones import Features, Lane
+from models.predictor.heads import Model
+from models.predictor.manifest import Contents
+from models.predictor.ood import Novelty
 
 __all__ = ["Picture", "Prediction", "Predictor", "encoded", "joined"]
 

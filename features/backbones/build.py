@@ -1,0 +1,134 @@
+"""The network, frozen and cut after its last tap: pictures -> {block: feature map}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from features.backbones import weights
+from features.backbones.registry import BACKBONES, Row, architecture
+from features.errors import BadWeights, UnknownName, unknown
+
+if TYPE_CHECKING:
+    from features.backbones.spec import Recipe
+
+__all__ = ["block_shapes", "cut", "load_backbone", "load_weights", "network", "row", "truncated"]
+
+
+def row(name: str) -> Row:
+    """Return the hand-checked row of a backbone, or one made for any other torchvision CNN classifier."""
+    name = architecture(name)
+    if name in BACKBONES:
+        return BACKBONES[name]
+    available = torchvision.models.list_models(module=torchvision.models)
+    if name not in available:
+        raise unknown("backbone", name, {*BACKBONES, *available})
+    best = torchvision.models.get_model_weights(name).DEFAULT
+    bare = Row(name, str(best), best.url.rsplit("/", 1)[-1], {})
+    return Row(name, str(best), bare.file, _stages(name, network(bare, "meta"), best.transforms().crop_size[0]))
+
+
+def network(row: Row, device: str = "cpu") -> nn.Module:
+    """Return the whole torchvision network in eval mode, without pretrained weights ("meta": without any numbers)."""
+    try:
+        with torch.device(device):
+            model: nn.Module = torchvision.models.get_model(row.architecture, weights=None, **row.options)
+    except NotImplementedError:  # RegNet computes its widths with tensors and must be built for real
+        model = torchvision.models.get_model(row.architecture, weights=None, **row.options).to(device)
+    return model.eval()
+
+
+def cut(model: nn.Module, blocks: Mapping[str, str]) -> nn.Module:
+    """Return the part of `model` that ends at the last tap; its forward gives {block: (B, C, H, W)}.
+
+    torchvision.models.feature_extraction traces the network and drops everything after the last tap.
+    """
+    nodes = {node: block for block, node in blocks.items()}
+    extractor: nn.Module = create_feature_extractor(model, nodes, suppress_diff_warning=True)
+    return extractor.eval()
+
+
+def block_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
+    """Return (C, H, W) of each block of a cut network on the meta device for square pictures of a side."""
+    with torch.inference_mode():
+        out: Mapping[str, Tensor] = model(torch.empty(1, 3, size, size, device="meta"))
+    return {block: (int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for block, m in out.items()}
+
+
+def load_backbone(recipe: Recipe) -> nn.Module:
+    """Return the frozen float32 network of a recipe, in eval mode on the CPU: (B, 3, S, S) -> {block: (B, C, H, W)}.
+
+    Raises BadWeights where the file changed since the recipe was made.
+    """
+    whole = network(row(recipe.name), "meta")
+    module = cut(whole, _nodes(recipe))
+    state = load_weights(module, whole, recipe)
+    if weights.digest(state) != recipe.weights:
+        raise BadWeights(f"{recipe.file} changed while it was in use; run the command again")
+    return module.requires_grad_(False).eval()
+
+
+def load_weights(module: nn.Module, whole: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
+    """Give a part of a network on the meta device the numbers of a recipe's file; return them in float32."""
+    state = weights.select(weights.read_state(recipe.file), module.state_dict(), whole.state_dict(), recipe.file)
+    module.load_state_dict(state, strict=False, assign=True)
+    for child in module.modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(child, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+    return state
+
+
+def truncated(recipe: Recipe, block: str) -> Recipe:
+    """Return the recipe of the part of a network that ends after one block or module: of a trunk."""
+    whole, node = network(row(recipe.name), "meta"), _node(recipe, block)
+    module = cut(whole, {block: node})
+    shapes = block_shapes(module, recipe.size)
+    return replace(recipe, blocks=shapes, weights=weights.digest(load_weights(module, whole, recipe)))
+
+
+def _node(recipe: Recipe, block: str) -> str:
+    """Return the graph node after which a block ends; a module that is no block of the table ends after itself."""
+    return row(recipe.name).blocks.get(block, block)
+
+
+def _nodes(recipe: Recipe) -> dict[str, str]:
+    return {block: _node(recipe, block) for block in recipe.blocks}
+
+
+def _stages(name: str, model: nn.Module, size: int) -> dict[str, str]:
+    """Return the modules that end each stage: the last one at each resolution, from a quarter of the side down."""
+    if any("Attention" in type(module).__name__ for module in model.modules()):
+        raise UnknownName(f"{name} is a transformer; Firn's backbones are CNNs, for example resnet50 or convnext_tiny")
+    shapes = _module_shapes(model, size)
+    stages: dict[int, str] = {}
+    for top, _ in model.named_children():
+        inner = [child for child in shapes if child.startswith(f"{top}.")]
+        several = len({shapes[child][-1] for child in inner}) > 2
+        for module in inner if several else [top]:
+            shape = shapes.get(module, ())
+            pooling = isinstance(model.get_submodule(module), nn.AdaptiveAvgPool2d)
+            if len(shape) == 4 and 1 < shape[-1] <= size // 4 and not pooling:
+                stages[shape[-1]] = module
+    return {module: module for module in stages.values()}
+
+
+def _module_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
+    """Return the output shape of every module of the two upper levels."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Any:
+        return lambda _module, _inputs, out: shapes.update({name: tuple(out.shape)} if isinstance(out, Tensor) else {})
+
+    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name and name.count(".") < 2]
+    with torch.inference_mode():
+        model(torch.empty(1, 3, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return shapes

@@ -1,0 +1,141 @@
+"""The table DATASETS: one more data set is one more row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from features.datasets.groups import Groups, from_name, from_table, unknown_groups
+from features.storage import artifacts_root, data_root
+
+__all__ = ["DATASETS", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a published data set before it is looked for on the disk."""
+
+    classes: tuple[str, ...]  # class folders in the order of the labels, the negative ones first
+    places: tuple[str, ...]  # folders of class folders, or a `.npz`, below the base; the first that is there is taken
+    obtain: str  # where to get it, for the error
+    note: str  # licence, citation, "synthetic"
+    base: Callable[[], Path] = data_root
+    keep: str = ""  # regular expression that an id must match somewhere
+    groups: Groups = unknown_groups
+    grouped_by: str = ""  # what a group is
+    ungrouped: str = ""  # what to mind where the groups are unknown
+    label_views: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # view -> class -> merged class
+    prepare: Callable[[Path], None] | None = None  # make the first place where none is there
+
+
+def _draw_phantom(folder: Path) -> None:
+    from features.datasets.phantom import draw_phantom
+
+    draw_phantom(folder)
+
+
+def _fetch_pneumoniamnist(target: Path) -> None:
+    from features.datasets.download import fetch
+
+    url = "https://zenodo.org/records/10519652/files/pneumoniamnist_224.npz"
+    fetch(url, "md5:d6a3c71de1b945ea11211b03746c1fe1", target, progress=sys.stderr.isatty())
+
+
+DATASETS: dict[str, Row] = {
+    # Patients are counted in four series (bacteria, virus, IM, NORMAL2-IM); no number of a series is in both splits.
+    # Whether two series mean one patient by one number is nowhere said, so within a split they are taken for one: too
+    # coarse a group costs power, too fine a one leaks. Equal numbers across splits are of two series, hence kept apart.
+    "pneumonia": Row(
+        classes=("NORMAL", "PNEUMONIA"),
+        places=("pneumonia", "chest_xray", "chest_xray/chest_xray", "ChestXRay2017/chest_xray"),
+        obtain="Kermany et al., Labeled OCT and Chest X-Ray Images, Mendeley Data doi:10.17632/rscbjbr9sj",
+        note="Paediatric chest X-rays. Kermany et al. 2018, doi:10.1016/j.cell.2018.02.010. CC BY 4.0.",
+        groups=from_name(r"^(?:([^/]+)/)?[^/]+/(?:NORMAL2-)?(IM-\d+|person\d+)[-_][^/]*$"),
+        grouped_by="patient",
+    ),
+    "colon": Row(
+        classes=("colon_n", "colon_aca"),
+        places=("colon", "lung_colon_image_set/colon_image_sets", "colon_image_sets"),
+        obtain="Borkowski et al., LC25000 lung and colon histopathological image dataset, arXiv:1912.12142",
+        note="H&E patches of colon (LC25000). Cite Borkowski et al. 2019, arXiv:1912.12142. No patients are known.",
+        groups=from_table("files.csv", "source_patch_cluster"),
+        grouped_by="source patch",
+        ungrouped="No files.csv tells which pictures are augmented copies of one patch: copies may lie on both sides.",
+    ),
+    "cervical": Row(
+        classes=(
+            "normal_superficiel",
+            "normal_intermediate",
+            "normal_columnar",
+            "light_dysplastic",
+            "moderate_dysplastic",
+            "severe_dysplastic",
+            "carcinoma_in_situ",
+        ),
+        places=(
+            "cervical",
+            "cervical/New database pictures",
+            "smear2005/New database pictures",
+            "New database pictures",
+        ),
+        obtain="Jantzen et al., Pap-smear benchmark data for pattern classification (Herlev), NiSIS 2005",
+        note="Single Pap-smear cells (Herlev). Cite Jantzen et al. 2005, NiSIS, pp. 1-9.",
+        keep=r"(?i)(?<!-d)\.[a-z]+$",  # "...-d.bmp" are the segmentations that lie beside the pictures
+        groups=from_name(r"(\d+)-\d+-\d+[^/]*$"),
+        grouped_by="acquisition group",
+        label_views={
+            "binary": {
+                "normal_superficiel": "normal",
+                "normal_intermediate": "normal",
+                "normal_columnar": "normal",
+                "light_dysplastic": "abnormal",
+                "moderate_dysplastic": "abnormal",
+                "severe_dysplastic": "abnormal",
+                "carcinoma_in_situ": "abnormal",
+            }
+        },
+    ),
+    "phantom": Row(
+        classes=("clear", "opacity"),
+        places=("phantom",),
+        obtain="Firn draws it by itself",
+        note="Synthetic: a chest phantom drawn by Firn; no patient was ever in it.",
+        base=artifacts_root,
+        groups=from_name(r"(p\d+)_[^/]*$"),
+        grouped_by="patient",
+        prepare=_draw_phantom,
+    ),
+    "pneumoniamnist": Row(
+        classes=("normal", "pneumonia"),
+        places=("pneumoniamnist_224.npz",),
+        obtain="Yang et al., MedMNIST+, doi:10.5281/zenodo.10519652",
+        note="PneumoniaMNIST+ (224 x 224). Yang et al. 2023, doi:10.1038/s41597-022-01721-8. CC BY 4.0.",
+        prepare=_fetch_pneumoniamnist,
+    ),
+    "sipakmed": Row(
+        classes=(
+            "im_Superficial-Intermediate",
+            "im_Parabasal",
+            "im_Metaplastic",
+            "im_Koilocytotic",
+            "im_Dyskeratotic",
+        ),
+        places=("sipakmed", "SIPaKMeD", "sipakmed/SIPaKMeD", "archive"),
+        obtain="Plissiti et al., SIPaKMeD, doi:10.1109/ICIP.2018.8451588",
+        note="Single Pap-smear cells (SIPaKMeD). Cite Plissiti et al. 2018, doi:10.1109/ICIP.2018.8451588.",
+        keep=r"(?i)/CROPPED/[^/]+\.bmp$",  # the pictures of whole slides lie one level higher
+        groups=from_name(r"(im_[^/]+)/(?:[^/]+/)*(\d+)_\d+\.[^/]+$"),
+        grouped_by="slide",
+        label_views={
+            "binary": {
+                "im_Superficial-Intermediate": "normal",
+                "im_Parabasal": "normal",
+                "im_Metaplastic": "normal",  # benign by the publisher
+                "im_Koilocytotic": "abnormal",
+                "im_Dyskeratotic": "abnormal",
+            }
+        },
+    ),
+}

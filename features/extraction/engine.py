@@ -1,0 +1,80 @@
+"""Fill what cache entries lack, in this process or on Ray, and tell how it went."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from features.devices import BATCH
+from features.progress import say, shown
+from features.request import Request
+
+if TYPE_CHECKING:
+    from features.extraction.job import Outcome
+
+__all__ = ["ENGINES", "fill"]
+
+
+def _local() -> Callable[..., Outcome]:
+    """Return extraction in this process."""
+    from features.devices import checked
+    from features.extraction.loop import extract
+
+    def run(*what: Any, device: str, workers: int, **how: Any) -> Outcome:
+        return extract(*what, device=checked(device), workers=workers or os.cpu_count() or 1, **how)
+
+    return run
+
+
+def _ray() -> Callable[..., Outcome]:
+    """Return extraction on all GPUs or cores that Ray finds; each worker asks for itself whether its GPU is there."""
+    from features.extraction.on_ray import extract_on_ray
+
+    return extract_on_ray
+
+
+ENGINES: dict[str, Callable[[], Callable[..., Outcome]]] = {"local": _local, "ray": _ray}
+
+
+def fill(
+    todo: list[tuple[Request, tuple[str, ...]]],
+    *,
+    batch_size: int = 0,
+    workers: int = 0,
+    strict: bool = False,
+    engine: str = "local",
+) -> None:
+    """Compute what the requests (with the blocks whose maps they want) lack, and tell how it went. Imports torch."""
+    from features.extraction.job import Job
+
+    run = ENGINES[engine]()
+    jobs = [Job(r.entry, r.recipe, r.preprocess, blocks) for r, blocks in todo]
+    first = todo[0][0]
+    size = batch_size or BATCH[first.device.partition(":")[0]]
+    names = ", ".join(r.recipe.name for r, _ in todo)
+    with shown(f"extract {first.dataset.name} with {names}") as progress:
+        outcome = run(
+            first.dataset,
+            jobs,
+            device=first.device,
+            batch_size=size,
+            workers=workers,
+            strict=strict,
+            progress=progress,
+        )
+    for picture, reason in list(outcome.left_out.items())[:20]:
+        say(f"left out {picture}: {reason}")
+    if len(outcome.left_out) > 20:
+        say(f"... and {len(outcome.left_out) - 20} more; all are listed in features.h5 under left_out")
+    say(_told(outcome))
+
+
+def _told(outcome: Outcome) -> str:
+    """Return the last line of a run: how many, how fast, and which stage the others waited for."""
+    wall, busy, limit = outcome.seconds["wall"], outcome.busy(), outcome.limit()
+    others = ", ".join(f"{stage} {share:.0%}" for stage, share in busy.items() if stage != limit)
+    at_work = f"the limit was {limit}, at work {busy[limit]:.0%} of the time; {others}" if outcome.pictures else ""
+    there = f"{outcome.skipped:,} were there already, {len(outcome.left_out):,} left out"
+    rate = f"{outcome.pictures:,} pictures in {wall:,.1f} s ({outcome.pictures / wall:,.1f}/s)"
+    return "; ".join(part for part in (rate, at_work, there) if part)

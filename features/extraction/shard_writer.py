@@ -1,0 +1,152 @@
+"""One backbone's lane through the extraction: rows wait for a full batch, go forward, and are committed in shards."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from features.cache.lease import Claims
+from features.extraction.forward import Forward, to_arrays
+from features.extraction.job import Job
+from features.extraction.workers import Crew
+
+__all__ = ["Lane", "stacked"]
+
+_BEHIND = 64 << 20  # bytes of features that may wait while a slow disk is written to, before the networks wait too,
+_BATCHES_BEHIND = 16  # and batches: what a SIGKILL costs at most, besides the shard that is being filled
+
+
+class Lane:
+    """Everything that one entry needs while it is being filled. Used from one thread; others compute and write."""
+
+    def __init__(self, job: Job, forward: Forward, geometry: int, crew: Crew) -> None:
+        self.entry, self.parts, self.geometry = job.entry, job.parts, geometry
+        self.claims = Claims(self.entry.shards)
+        self.seconds = {"forward": 0.0, "write": 0.0}
+        self.committed = 0  # pictures
+        self._forward, self._crew = forward, crew
+        self._seen = {part: set[str]() for part in self.parts}  # shard files whose rows are in _have
+        self._have = {part: set[bytes]() for part in self.parts}
+        self._waiting: list[tuple[int, bytes, NDArray[np.generic]]] = []
+        self._queued: set[bytes] = set()
+        self._ended: list[int] = []
+        self._units: dict[int, list[tuple[list[bytes], Mapping[str, NDArray[Any]]]]] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._behind: deque[Future[None]] = deque()
+        self._most_behind = crew.size + max(1, min(_BATCHES_BEHIND, _BEHIND // (forward.batch_size * job.row_bytes())))
+        self.rescan()
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many pictures go through the network at once."""
+        return self._forward.batch_size
+
+    def rescan(self) -> None:
+        """Learn of rows committed since the last look, by this process or another."""
+        for part in self.parts:
+            new = [name for name in self.entry.files(part) if name not in self._seen[part]]
+            for name in new:
+                self._have[part].update(self.entry.digests_in(name))
+                self._seen[part].add(name)
+
+    def lacks(self, sha256: bytes) -> bool:
+        """Tell whether a picture has no committed row in some part and is not on its way either."""
+        return sha256 not in self._queued and any(sha256 not in have for have in self._have.values())
+
+    def holds_any(self, digests: list[bytes]) -> bool:
+        """Tell whether some of these pictures have committed rows."""
+        return not self._have[self.parts[0]].isdisjoint(digests)
+
+    def add(self, unit: int, sha256: bytes, pixels: NDArray[np.generic]) -> None:
+        """Take in one picture of a claimed unit; runs the network whenever a batch is full."""
+        self._queued.add(sha256)
+        self._waiting.append((unit, sha256, pixels))
+        if len(self._waiting) >= self._forward.batch_size:
+            self.flush()
+
+    def end(self, unit: int) -> None:
+        """Note that no more pictures of a unit will come; it is committed when the waiting ones are through."""
+        self._ended.append(unit)
+        if not self._waiting:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have the network run on what waits, and the result and the units that ended handed to the writer."""
+        rows, ended = self._waiting, self._ended
+        self._waiting, self._ended = [], []
+        named = self._crew.submit(self._run, [pixels for _, _, pixels in rows]) if rows else None
+        self._behind.append(self._writer.submit(self._write, [(u, s) for u, s, _ in rows], named, ended))
+        while len(self._behind) > self._most_behind:
+            self._behind.popleft().result()
+
+    def _run(self, pixels: list[NDArray[np.generic]]) -> tuple[dict[str, Tensor], float]:
+        """Return what the network gives for a batch, and the seconds that it took. Runs in a thread of the crew."""
+        start = time.perf_counter()
+        named = self._forward(stacked(pixels))
+        return named, time.perf_counter() - start
+
+    def _write(
+        self, rows: list[tuple[int, bytes]], named: Future[tuple[dict[str, Tensor], float]] | None, ended: list[int]
+    ) -> None:
+        """Wait for the network, sort rows into their units, commit the units that ended. Runs in the writer's thread.
+
+        Batches come here in their order, whichever is computed first.
+        """
+        arrays = self._computed(named) if named else {}
+        for unit in sorted({unit for unit, _ in rows}):
+            at = [i for i, (u, _) in enumerate(rows) if u == unit]
+            # Copies: what waits for its unit would else lie scattered in the memory that the next maps are to reuse.
+            taken = {name: array[at[0] : at[-1] + 1].copy() for name, array in arrays.items()}
+            self._units.setdefault(unit, []).append(([rows[i][1] for i in at], taken))
+        self.claims.touch()
+        for unit in ended:
+            self._commit(unit)
+
+    def _computed(self, named: Future[tuple[dict[str, Tensor], float]]) -> dict[str, NDArray[Any]]:
+        """Wait for the network and the device."""
+        tensors, seconds = named.result()
+        start = time.perf_counter()
+        arrays = to_arrays(tensors)
+        self.seconds["forward"] += seconds + time.perf_counter() - start
+        return arrays
+
+    def _commit(self, unit: int) -> None:
+        """Write the shards of one unit, one per part, for the rows that the part lacks."""
+        start = time.perf_counter()
+        pieces = self._units.pop(unit, [])
+        digests = [sha256 for some, _ in pieces for sha256 in some]
+        for part in self.parts:
+            lacking = np.array([sha256 not in self._have[part] for sha256 in digests], dtype=bool)
+            if lacking.any():
+                names = [name for name in pieces[0][1] if name.startswith(f"{part}/") or name == part]
+                arrays = {name: np.concatenate([a[name] for _, a in pieces])[lacking] for name in names}
+                path = self.entry.commit(part, np.array(digests, dtype="S64")[lacking], arrays)
+                self._seen[part].add(path.name)
+                self._have[part].update(digests)
+        self.committed += len(digests)
+        self.claims.release(unit)
+        self.seconds["write"] += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Wait for the writer and commit what units still hold, so that an interruption loses nothing."""
+        try:
+            while self._behind:
+                self._behind.popleft().result()
+            for unit in list(self._units):
+                self._commit(unit)
+        finally:
+            self._writer.shutdown(wait=True, cancel_futures=True)
+            self.claims.release()
+
+
+def stacked(pixels: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    """Return one (n, 1 or 3, S, S) array; grey pictures are repeated only where colour ones are among them."""
+    channels = max(p.shape[0] for p in pixels)
+    return np.stack([p if p.shape[0] == channels else np.repeat(p, channels, axis=0) for p in pixels])

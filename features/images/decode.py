@@ -1,0 +1,125 @@
+"""The questions to an encoded picture: its facts, its planes, its pixels, all of these at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from features.errors import BadPicture
+from features.images.formats import open_picture
+from features.images.image import MAX_BYTES, MAX_PIXELS, Opened, Picture, PictureFacts
+from features.images.preprocess import Geometry, fit
+from features.images.quiet import hushed
+
+__all__ = ["Look", "decode", "describe", "look", "pixels", "several_pixels"]
+
+
+def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return an encoded picture as (C, size, size): C is 1 for grey and 3 for colour, values are 0..255.
+
+    uint8 for 8-bit pictures; float32 for deeper ones, whose low bits it keeps. Contiguous and writable. Safe to call
+    from several threads, which then run side by side. Raises `BadPicture`, which begins with `name`, for anything that
+    cannot be read.
+    """
+    return several_pixels(data, (geometry,), name=name)[0]
+
+
+def several_pixels(
+    data: bytes, geometries: Sequence[Geometry], *, name: str
+) -> tuple[NDArray[np.uint8] | NDArray[np.float32], ...]:
+    """Return what `pixels` returns for each geometry; decoded once, and fitted once for all views."""
+    squares: dict[Geometry, NDArray[np.uint8] | NDArray[np.float32]] = {}
+    with _blaming(name):
+        planes = _planes(data)
+        for plain in dict.fromkeys(geometry.plain() for geometry in geometries):
+            squares[plain] = _channels_first([fit(plane, plain) for plane in planes])
+    views = ((squares[geometry.plain()], geometry.augmentation) for geometry in geometries)
+    return tuple(augmentation(square, data) if augmentation else square for square, augmentation in views)
+
+
+def decode(data: bytes, *, name: str) -> Picture:
+    """Return an encoded picture in its own size: one image of mode L or RGB, or one of mode F for each channel.
+
+    See `features.images` for what becomes of deep, grey and transparent pictures. Raises `BadPicture`.
+    """
+    with _blaming(name):
+        return _planes(data)
+
+
+def describe(data: bytes, name: str) -> PictureFacts:
+    """Return what the header of an encoded picture says, without decoding it. Raises `BadPicture`."""
+    with _blaming(name):
+        return open_picture(data).facts
+
+
+class Look(NamedTuple):
+    """A picture as it is stored, and as a network sees it."""
+
+    facts: PictureFacts
+    low: float  # of the values as stored
+    high: float
+    square: NDArray[np.uint8] | NDArray[np.float32]  # (C, size, size), as `pixels` returns it
+
+
+def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
+    """Return what there is to know of an encoded picture before it goes into a network. Raises `BadPicture`."""
+    with _blaming(name):
+        opened = _checked(open_picture(data))
+        planes = _planes(data)
+        deep = opened.stored() if opened.facts.bits > 8 and opened.stored else None
+        ends = [deep.min(), deep.max()] if deep is not None else np.ravel([plane.getextrema() for plane in planes])
+        square = _channels_first([fit(plane, geometry.plain()) for plane in planes])
+    return Look(opened.facts, float(min(ends)), float(max(ends)), square)
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Turn all that a decoder raises into `BadPicture` with `name`, and hush what it only warns of."""
+    try:
+        with hushed():
+            yield
+    except BadPicture as error:
+        raise BadPicture(f"{name}: {error}; replace the file or take it out of the data set") from None
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # decoders raise anything; a panic in the Rust of one of them is no Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadPicture(
+            f"{name}: cannot be decoded ({reason}); replace the file or take it out of the data set"
+        ) from error
+
+
+def _planes(data: bytes) -> Picture:
+    """Open, check the size before memory is taken, decode."""
+    return _checked(open_picture(data)).decode()
+
+
+def _checked(opened: Opened) -> Opened:
+    """Refuse what is no single picture of a size that can be meant."""
+    facts = opened.facts
+    if min(facts.width, facts.height) < 1:
+        raise BadPicture(f"expected a picture, got {facts.width} x {facts.height} pixels")
+    if facts.width * facts.height > MAX_PIXELS:
+        raise BadPicture(f"expected at most {MAX_PIXELS} pixels, got {facts.width} x {facts.height}")
+    if (needed := facts.decoded_bytes()) > MAX_BYTES:
+        kind = f"{facts.width} x {facts.height} pixels of {facts.channels} x {facts.bits} bits"
+        raise BadPicture(
+            f"expected a picture that decodes in {MAX_BYTES:.0e} bytes, got {kind}, which take {needed:.1e}"
+        )
+    if facts.frames != 1:
+        raise BadPicture(f"expected one picture, got {facts.frames} frames, which have to be files of their own")
+    return opened
+
+
+def _channels_first(square: list[Image.Image]) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return one image of mode L or RGB as uint8 (C, H, W), or images of mode F as float32, cut to 0..255."""
+    if square[0].mode == "F":
+        deep: NDArray[np.float32] = np.stack([np.asarray(plane) for plane in square])
+        return np.clip(deep, 0, 255, out=deep)  # bicubic overshoots
+    array: NDArray[np.uint8] = np.array(square[0])
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

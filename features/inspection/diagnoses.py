@@ -1,0 +1,249 @@
+"""The table DIAGNOSES: what may be wrong with a data set before hours are spent on it; one more is one more row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.datasets import Dataset
+from features.datasets.splits import straddling
+from features.inspection.survey import Examination
+from models.audit.outliers import blank
+
+__all__ = ["DIAGNOSES", "Case", "Diagnosis", "diagnose"]
+
+Level = Literal["fault", "warning", "note"]
+FEW = 10  # pictures of a class to learn from
+DIM = 64  # of 255: a picture that uses no more of its scale
+UNUSED = 2  # highest bits of a deep picture that nothing reaches
+STRETCHED = 2.0  # aspect ratio
+TELLING = 0.9  # ROC AUC at which one fact of the files alone tells a class from the rest
+LOPSIDED = 10  # pictures of the largest class for each of the smallest
+
+
+class Diagnosis(NamedTuple):
+    """One thing to know."""
+
+    name: str  # row of DIAGNOSES
+    level: Level
+    words: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the doctor has looked at."""
+
+    dataset: Dataset
+    found: Examination
+    size: int = 0  # side of the largest square that a network sees; 0 where none could be made ready
+    preprocess: str = "squash"
+    needed: int = 0  # bytes of the cache to come, with the maps that were asked for
+    free: int = 1  # bytes of the disk
+    troubles: list[str] = field(default_factory=list)  # why networks, weights or device could not be made ready
+
+
+def _unready(case: Case) -> Iterator[str]:
+    yield from case.troubles
+
+
+def _disk(case: Case) -> Iterator[str]:
+    if case.needed > case.free:
+        yield f"the cache needs {case.needed / 1e6:,.0f} MB and {case.free / 1e6:,.0f} MB are free; set FIRN_ARTIFACTS"
+
+
+def _tight_disk(case: Case) -> Iterator[str]:
+    if case.free >= case.needed > case.free / 2:
+        yield f"the cache takes more than half of what is free ({case.needed / 1e6:,.0f} of {case.free / 1e6:,.0f} MB)"
+
+
+def _mostly_unreadable(case: Case) -> Iterator[str]:
+    bad, good = len(case.found.unreadable), len(case.found.facts)
+    if bad > good:
+        yield f"{bad:,} of {bad + good:,} pictures looked at cannot be read, such as {_first(case.found.unreadable)}"
+
+
+def _unreadable(case: Case) -> Iterator[str]:
+    bad, good = len(case.found.unreadable), len(case.found.facts)
+    if 0 < bad <= good:
+        yield (
+            f"{bad:,} of {bad + good:,} pictures looked at cannot be read and will be left out: "
+            f"{_first(case.found.unreadable)}"
+        )
+
+
+def _first(reasons: dict[int, str]) -> str:
+    return next(iter(reasons.values())).removesuffix("; replace the file or take it out of the data set")
+
+
+def _lone_group(case: Case) -> Iterator[str]:
+    dataset = case.dataset
+    for label, name in enumerate(dataset.classes):
+        own = (dataset.labels == label) & (dataset.splits != "test")
+        if dataset.grouped_by and len(np.unique(dataset.groups[own])) == 1:
+            yield f"all pictures of {name} to learn from come from one {dataset.grouped_by}: heads cannot be trained"
+
+
+def _few(case: Case) -> Iterator[str]:
+    dataset = case.dataset
+    counts = np.bincount(dataset.labels[dataset.splits != "test"], minlength=len(dataset.classes)).tolist()
+    if small := [f"{name} ({n})" for name, n in zip(dataset.classes, counts, strict=True) if n < FEW]:
+        yield f"fewer than {FEW} pictures to learn from: {', '.join(small)}"
+
+
+def _untested(case: Case) -> Iterator[str]:
+    dataset = case.dataset
+    tested = set(dataset.labels[dataset.splits == "test"].tolist())
+    if missing := [name for label, name in enumerate(dataset.classes) if label not in tested]:
+        yield f"no test picture of {', '.join(missing)}"
+
+
+def _straddling(case: Case) -> Iterator[str]:
+    dataset = case.dataset
+    if dataset.grouped_by and (both := straddling(dataset.groups, dataset.splits)):
+        yield f"{len(both):,} groups ({dataset.grouped_by}) are in more than one split, for example {both[0]}: leaks"
+
+
+def _blank(case: Case) -> Iterator[str]:
+    if case.found.seen and len(rows := blank(np.stack([one.thumbnail for one in case.found.seen])).row):
+        example = case.dataset.ids[case.found.seen[int(rows[0])].row]
+        yield f"{len(rows):,} of {len(case.found.seen):,} pictures are near-black or near-constant, such as {example}"
+
+
+def _dim(case: Case) -> Iterator[str]:
+    eight = [one for one in case.found.seen if one.facts.bits == 8 and one.facts.format != "DICOM"]
+    dim = [one for one in eight if 0 < one.high - one.low <= DIM]
+    if dim:
+        span = f"{min(one.low for one in dim):.0f} to {max(one.high for one in dim):.0f}"
+        yield (
+            f"{len(dim):,} of {len(eight):,} 8-bit pictures use {DIM} of their 255 steps or fewer ({span}): "
+            "masks, or values that were scaled by the wrong range"
+        )
+
+
+def _unused_bits(case: Case) -> Iterator[str]:
+    deep = [one for one in case.found.seen if one.facts.bits in (12, 16) and one.low >= 0]
+    low = [one for one in deep if one.high < 2 ** (one.facts.bits - UNUSED)]
+    if low:
+        used = int(max(one.high for one in low)).bit_length()
+        yield (
+            f"{len(low):,} of {len(deep):,} pictures of {low[0].facts.bits} bits use {used} of them: each grey picture "
+            "is stretched from its own minimum to its maximum, so absolute values (dose, density) are lost"
+        )
+
+
+def _inverted(case: Case) -> Iterator[str]:
+    words = Counter(facts.photometric for facts in case.found.facts.values() if facts.format == "DICOM")
+    if white := words["MONOCHROME1"]:
+        yield (
+            f"{white:,} of {words.total():,} DICOM pictures are MONOCHROME1 (0 is white) and are inverted; see on the "
+            "sheet that they look like the others"
+        )
+
+
+def _frames(case: Case) -> Iterator[str]:
+    if several := [row for row, facts in case.found.facts.items() if facts.frames > 1]:
+        yield f"{len(several):,} files hold several frames and will be left out, such as {case.dataset.ids[several[0]]}"
+
+
+def _small(case: Case) -> Iterator[str]:
+    small = [row for row, facts in case.found.facts.items() if min(facts.width, facts.height) < case.size]
+    if small:
+        yield (
+            f"{len(small):,} of {len(case.found.facts):,} pictures have a side below the network's {case.size} pixels "
+            "and are enlarged"
+        )
+
+
+def _aspect(case: Case) -> Iterator[str]:
+    wide = [row for row, f in case.found.facts.items() if _ratio(f.width, f.height) > STRETCHED]
+    if wide and case.preprocess != "pad":
+        does = {"squash": "distorts", "crop": "cuts"}[case.preprocess]
+        yield (
+            f"{len(wide):,} of {len(case.found.facts):,} pictures are more than {STRETCHED:g} times as long as wide, "
+            f"and {case.preprocess} {does} them; PREPROCESS=pad does not"
+        )
+
+
+def _ratio(width: int, height: int) -> float:
+    return max(width, height) / max(min(width, height), 1)
+
+
+def _telling(case: Case) -> Iterator[str]:
+    """Say which fact of the files tells a class from the rest: a head may learn the scanner instead of the disease."""
+    rows = sorted(case.found.facts)
+    labels = case.dataset.labels[rows]
+    for what, values in _columns(case, rows).items() if rows else ():
+        areas = {k: _area(labels == k, values) for k in np.unique(labels).tolist()}
+        worst = max(areas, key=lambda k: abs(areas[k] - 0.5))
+        area = max(areas[worst], 1 - areas[worst])
+        if area >= TELLING:
+            yield (
+                f"{what} alone tells {case.dataset.classes[worst]} from the rest with a ROC AUC of {area:.2f}: "
+                "a head may learn that"
+            )
+
+
+def _columns(case: Case, rows: list[int]) -> dict[str, NDArray[np.float64]]:
+    facts = [case.found.facts[row] for row in rows]
+    columns = {
+        "the number of pixels": [f.width * f.height for f in facts],
+        "the aspect": [f.width / max(f.height, 1) for f in facts],
+        "the number of channels": [f.channels for f in facts],
+        "the bit depth": [f.bits for f in facts],
+    }
+    columns |= {f"being a {kind} file": [f.format == kind for f in facts] for kind in {f.format for f in facts}}
+    return {what: np.asarray(values, np.float64) for what, values in columns.items()}
+
+
+def _area(own: NDArray[np.bool_], values: NDArray[np.float64]) -> float:
+    """Return the area under the ROC curve by ranks (Mann & Whitney), 0.5 where there is nothing to compare."""
+    from scipy.stats import rankdata
+
+    n, m = int(own.sum()), int((~own).sum())
+    return float((rankdata(values)[own].sum() - n * (n + 1) / 2) / (n * m)) if min(n, m) >= FEW else 0.5
+
+
+def _ungrouped(case: Case) -> Iterator[str]:
+    if not case.dataset.grouped_by:
+        yield "no patients are known: pictures of one patient may lie on both sides of a split, and scores flatter"
+
+
+def _lopsided(case: Case) -> Iterator[str]:
+    counts = np.bincount(case.dataset.labels, minlength=len(case.dataset.classes))
+    if counts.max() > LOPSIDED * max(int(counts.min()), 1):
+        names = [case.dataset.classes[int(k)] for k in (counts.argmax(), counts.argmin())]
+        yield f"{counts.max():,} pictures of {names[0]}, {counts.min():,} of {names[1]}: look at PR AUC beside ROC AUC"
+
+
+Rule = Callable[[Case], Iterator[str]]
+DIAGNOSES: dict[str, tuple[Level, Rule]] = {
+    "not-ready": ("fault", _unready),
+    "disk-full": ("fault", _disk),
+    "mostly-unreadable": ("fault", _mostly_unreadable),
+    "class-of-one-group": ("fault", _lone_group),
+    "unreadable": ("warning", _unreadable),
+    "several-frames": ("warning", _frames),
+    "few-pictures": ("warning", _few),
+    "class-not-tested": ("warning", _untested),
+    "straddling-group": ("warning", _straddling),
+    "blank": ("warning", _blank),
+    "dim": ("warning", _dim),
+    "unused-bits": ("warning", _unused_bits),
+    "monochrome1": ("warning", _inverted),
+    "small": ("warning", _small),
+    "aspect": ("warning", _aspect),
+    "telling-files": ("warning", _telling),
+    "disk-tight": ("warning", _tight_disk),
+    "no-groups": ("note", _ungrouped),
+    "lopsided": ("note", _lopsided),
+}
+
+
+def diagnose(case: Case) -> list[Diagnosis]:
+    """Return what DIAGNOSES find, the worst first."""
+    return [Diagnosis(name, level, words) for name, (level, rule) in DIAGNOSES.items() for words in rule(case)]

@@ -1,0 +1,120 @@
+"""A look at some pictures of a data set: what their headers say, what range they use, what a network would see."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.datasets.dataset import Dataset
+from features.errors import FirnError
+from features.images import Geometry, Look, PictureFacts, describe, look
+from features.images.phash import thumbnail
+
+__all__ = ["Examination", "Seen", "examine", "sample"]
+
+T = TypeVar("T")
+
+
+class Seen(NamedTuple):
+    """One picture that was decoded."""
+
+    row: int  # of the data set
+    facts: PictureFacts
+    low: float  # of the values as stored
+    high: float
+    thumbnail: NDArray[np.uint8]  # (S, S), S the network's side
+    square: NDArray[np.uint8] | None  # (S, S, 3) as the network sees it, of some pictures
+
+
+@dataclass
+class Examination:
+    """What was looked at."""
+
+    facts: dict[int, PictureFacts] = field(default_factory=dict)  # row -> header
+    seen: list[Seen] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)  # row -> why
+
+
+def sample(dataset: Dataset, most: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """Return at most `most` rows, sorted: of each class in each split about its share, but at least a few."""
+    if len(dataset) <= most:
+        return np.arange(len(dataset))
+    rng = np.random.default_rng(seed)
+    strata = np.unique(dataset.splits, return_inverse=True)[1] * len(dataset.classes) + dataset.labels
+    kinds, counts = np.unique(strata, return_counts=True)
+    few = max(1, most // (4 * len(kinds)))
+    wanted = np.minimum(counts, np.maximum(few, (most * counts) // counts.sum()))
+    chosen = [rng.permutation(np.flatnonzero(strata == k))[:w] for k, w in zip(kinds, wanted, strict=True)]
+    every = np.concatenate(chosen)
+    return np.sort(rng.permutation(every)[:most])
+
+
+def examine(
+    dataset: Dataset,
+    geometry: Geometry,
+    *,
+    headers: int,
+    pictures: int,
+    shown: int,
+    most_seconds: float,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Examination:
+    """Decode up to `pictures` pictures, and read up to `headers` headers; each takes at most about `most_seconds`.
+
+    The squares of the first `shown` pictures of each class are kept. Unreadable pictures are told, not raised.
+    """
+    found, rng = Examination(), np.random.default_rng(seed)
+    left = dict.fromkeys(range(len(dataset.classes)), shown)
+    rows = rng.permutation(sample(dataset, pictures, seed=seed)).tolist()
+    for done, (row, result) in enumerate(_each(dataset, rows, lambda d, n: look(d, geometry, name=n), most_seconds)):
+        if isinstance(result, Look):
+            label = int(dataset.labels[row])
+            left[label] -= 1
+            found.facts[row] = result.facts
+            found.seen.append(_seen(row, result, keep=left[label] >= 0))
+        else:
+            found.unreadable[row] = str(result)
+        progress(done + 1, len(rows))
+    known = found.facts.keys() | found.unreadable.keys()
+    more = [row for row in rng.permutation(sample(dataset, headers, seed=seed)).tolist() if row not in known]
+    for row, facts in _each(dataset, more, describe, most_seconds):
+        if isinstance(facts, PictureFacts):
+            found.facts[row] = facts
+        else:
+            found.unreadable[row] = str(facts)
+    return found
+
+
+def _seen(row: int, seen: Look, *, keep: bool) -> Seen:
+    square = np.rint(seen.square).astype(np.uint8).transpose(1, 2, 0)
+    kept = np.broadcast_to(square, (*square.shape[:2], 3)).copy() if keep else None
+    return Seen(row, seen.facts, seen.low, seen.high, thumbnail(seen.square), kept)
+
+
+def _each(
+    dataset: Dataset, rows: Iterable[int], ask: Callable[[bytes, str], T], most_seconds: float
+) -> Iterator[tuple[int, T | FirnError]]:
+    """Yield what is answered of each picture, by threads, until the seconds are over."""
+    end = time.monotonic() + most_seconds
+
+    def one(row: int) -> tuple[int, T | FirnError] | None:
+        if time.monotonic() > end:
+            return None
+        name = dataset.ids[row]
+        try:
+            return row, ask(dataset.source.read(name), name)
+        except FirnError as error:
+            return row, error
+
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="look") as threads:
+        for answer in threads.map(one, rows):
+            if answer is not None:
+                yield answer

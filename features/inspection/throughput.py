@@ -1,0 +1,81 @@
+"""How fast pictures would go through: decode and forward, overlapped as in the loop, without writing anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.backbones.spec import Recipe
+from features.datasets.dataset import Source
+from features.extraction.forward import Forward, to_arrays
+from features.extraction.prefetch import batches, prepare
+from features.extraction.shard_writer import stacked
+from features.extraction.workers import Crew
+
+__all__ = ["Rate", "measure_rate"]
+
+Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one picture, (C, S, S) for each network
+
+
+class Rate(NamedTuple):
+    """What was measured."""
+
+    pictures: int  # that went through
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Return pictures per second; 0 where none went through."""
+        return self.pictures / self.seconds if self.pictures else 0.0
+
+
+def measure_rate(
+    source: Source,
+    ids: list[str],
+    recipes: Sequence[Recipe],
+    preprocess: str,
+    *,
+    device: str,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    most_seconds: float,
+) -> Rate:
+    """Run pictures `ids` through all backbones, whole batches only, until they or the seconds are over.
+
+    The networks are warmed up first. Unreadable pictures count for nothing.
+    """
+    nets = [Forward(recipe, device=device, precision=precision, batch_size=batch_size) for recipe in recipes]
+    geometries = tuple(recipe.geometry(preprocess) for recipe in recipes)
+    crew = Crew(device)
+    coming = prepare(
+        source,
+        ids,
+        range(len(ids)),
+        geometries,
+        wanted=lambda _: True,
+        workers=workers,
+        ahead=2 * batch_size + 8 * workers,
+        decoders=crew.decoders,
+    )
+
+    def through(batch: Sequence[Pixels]) -> int:
+        for net, squares in zip(nets, zip(*batch, strict=True), strict=True):
+            to_arrays(net(stacked(list(squares))))
+        return len(batch)
+
+    try:
+        through([tuple(np.zeros((1, recipe.size, recipe.size), np.uint8) for recipe in recipes)] * batch_size)
+        done, start, now = 0, time.perf_counter(), 0.0
+        some = batches((p.pixels for p in coming if p.pixels), batch_size)
+        for batch in crew.each(through, (whole for whole in some if len(whole) == batch_size)):
+            done, now = done + batch, time.perf_counter() - start
+            if now > most_seconds:
+                break
+    finally:
+        crew.close()
+    return Rate(done, now)

@@ -1,0 +1,91 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["heard", "printable", "say", "shown"]
+
+_LINE_EVERY = 10.0  # seconds between plain lines
+
+
+_bars: list[Callable[[str], None]] = []  # where lines go while a bar is shown
+_deaf: list[bool] = []  # not empty while nobody looks at bars
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters replaced: a name from a file must not steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def say(text: str) -> None:
+    """Write one line to stderr, above the bar where one is shown; no name in it steers the terminal."""
+    text = "\n".join(map(printable, text.split("\n")))
+    if _bars:
+        _bars[-1](text)
+        return
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collect what is said in the block instead of writing it; progress is not told."""
+    lines: list[str] = []
+    _bars.append(lines.append)
+    _deaf.append(True)
+    try:
+        yield lines
+    finally:
+        _deaf.pop()
+        _bars.pop()
+
+
+@contextmanager
+def shown(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
+    """Give a function (done, total) that shows how far `what` is."""
+    if _deaf:
+        yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines(what, unit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: object) -> Text:
+            speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
+            return Text(f"{speed:,.1f} {unit}/s" if speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as bar:
+        task = bar.add_task(what, total=None)
+        _bars.append(lambda text: bar.console.print(text, markup=False, highlight=False))
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        finally:
+            _bars.pop()
+
+
+def _lines(what: str, unit: str) -> Callable[[int, int], None]:
+    """Return a function that writes a line every ten seconds and at the end."""
+    start = last = time.monotonic()
+    first: list[int] = []
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        first.append(done - 1) if not first else None
+        if now - last < _LINE_EVERY and (done < total or now - start < _LINE_EVERY):
+            return
+        last = now
+        rate = (done - first[0]) / max(now - start, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if done < total and rate > 0 else ""
+        say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f}/s{left}")
+
+    return show

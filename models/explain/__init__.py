@@ -1,0 +1,1 @@
+"""Class activation maps of trained heads and fine-tuned networks."""

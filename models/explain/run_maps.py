@@ -1,0 +1,228 @@
+"""What spoke for what in some pictures of a run, from the maps in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.backbones import Recipe
+from features.cache import open_entry
+from features.cache.index import Manifest
+from features.cache.key import Key
+from features.datasets import Dataset
+from features.errors import CacheError
+from features.images import Geometry, pixels
+from features.views import load_manifest
+from models.explain.class_maps import asked_maps, linear_class_maps
+from models.heads import load_head
+from models.heads.linear import probabilities
+from models.runs.features import manifest_digest
+from models.runs.record import FINETUNED, Run
+
+if TYPE_CHECKING:
+    from features.cache import Entry
+    from models.finetuning.network import Thawed
+
+__all__ = [
+    "EXPLAINERS",
+    "Case",
+    "Evidence",
+    "can_be_explained",
+    "digests_of",
+    "evidence_of",
+    "picture_seen",
+]
+
+Floats = NDArray[np.float64]
+_CLOSE = 0.05  # how far a probability may lie from the one that was predicted on another machine
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some pictures of a run."""
+
+    run: Run
+    dataset: Dataset
+    recipe: Recipe
+    ids: NDArray[np.str_]  # (m,)
+    asked: Floats  # (m, K) which sum of logits is shown, see `models.explain.class_maps.grad_cam`
+
+
+class Evidence(NamedTuple):
+    """What speaks for what was asked, position by position."""
+
+    maps: dict[str, Floats]  # kind -> (m, H, W); the first is signed and its mean is the picture's, where it is exact
+    proba: Floats  # (m, K) of the model that the maps are of
+    sha256: list[str]  # (m,) of the pictures that were in the cache
+    exact: bool  # whether the mean of the first map is the sum of logits that was asked for
+
+
+def _linear(case: Case) -> Evidence:
+    maps, sha256 = _cached(case, case.run.facts["keys"][0], case.run.facts["blocks"][-1])
+    _, arrays = load_head(case.run.folder).state()
+    found = linear_class_maps(arrays["coef"], arrays["intercept"], maps)
+    shown = asked_maps(found.votes(), case.asked)
+    return Evidence({"class map": shown}, probabilities(found.logits()), sha256, True)
+
+
+def _voted(case: Case) -> Evidence:
+    maps, sha256 = _cached(case, case.run.facts["keys"][0], case.run.facts["blocks"][-1])
+    head: Any = load_head(case.run.folder)
+    return Evidence(
+        {"class map": asked_maps(head.class_maps(maps), case.asked)}, head.predict_proba(maps), sha256, False
+    )
+
+
+def _thawed(case: Case) -> Evidence:
+    """Explain a thawed network in the precision that it was trained in; by gradients too where its input is maps."""
+    from features.backbones.tails import PICTURES
+    from models.explain.class_maps import grad_cam, hires_cam, network_class_maps
+    from models.finetuning.network import arithmetic
+
+    network, about = _network(case)
+    key, after = json.loads(about["keys"][0]), about["after"]
+    maps, sha256 = _pictures(case, key) if after == PICTURES else _cached(case, key, after)
+    with arithmetic(key["precision"], "cpu"):
+        found = network_class_maps(network, maps)
+    shown = {"class map": asked_maps(found.votes(), case.asked)}
+    if after != PICTURES:
+        with arithmetic(key["precision"], "cpu"):
+            shown[f"HiResCAM at {after}"] = hires_cam(network, maps, case.asked)
+            shown[f"Grad-CAM at {after}"] = grad_cam(network, maps, case.asked)
+    return Evidence(shown, probabilities(found.logits()), sha256, True)
+
+
+EXPLAINERS: dict[str, Callable[[Case], Evidence]] = {
+    "logistic": _linear,
+    "sgd": _linear,
+    "lda": _linear,
+    "ridge": _linear,
+    "map": _voted,
+    FINETUNED: _thawed,
+}
+
+
+def can_be_explained(facts: Mapping[str, Any]) -> bool:
+    """Tell whether class maps say how a run decides: one backbone, and a head on maps or on one block's mean."""
+    on_maps = facts["view"].endswith(" maps") or facts["head"] == FINETUNED
+    plain = len(facts["blocks"]) == 1 and facts["pool"] == "avg"
+    return facts["head"] in EXPLAINERS and len(facts["keys"]) == 1 and (on_maps or plain)
+
+
+def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
+    """Return the evidence in the pictures of a case.
+
+    CacheError where their maps are not cached, or where the probabilities are not those `predicted` (m, K).
+    """
+    found = EXPLAINERS[case.run.facts["head"]](case)
+    if predicted is not None and np.abs(found.proba - predicted).max(initial=0) > _CLOSE:
+        raise CacheError(
+            f"{case.run.name} does not give the probabilities again that it once predicted: model and predictions "
+            f"in {case.run.folder} do not belong together; remove that folder and run: {_again(case.run.facts)}"
+        )
+    return found
+
+
+def digests_of(case: Case) -> list[str]:
+    """Return the digests (m,) of a case's pictures as they were extracted. CacheError where their entry is gone."""
+    return _digests(_current(case, _entry(case, case.run.facts["keys"][0])), case.ids)
+
+
+def picture_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
+    """Return a picture of a case as the network saw it, (S, S, 3). CacheError where it has changed since."""
+    name = str(case.ids[i])
+    data = case.dataset.source.read(name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        facts = case.run.facts
+        again = f"make extract train-heads DATASET={facts['asked']} BACKBONE={facts['backbone']}"
+        raise CacheError(f"{name} has changed since its features were extracted; run: {again}")
+    square = np.rint(pixels(data, geometry, name=name)).astype(np.uint8).transpose(1, 2, 0)
+    return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
+
+
+def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
+    """Return the network of a run in eval mode, and its configuration."""
+    from safetensors import SafetensorError
+
+    from features.backbones.tails import load_tail
+    from models.finetuning.checkpoints import load_network
+    from models.finetuning.cross_validation import CLASSIFIER, NETWORK
+    from models.finetuning.network import Thawed
+
+    path = case.run.folder / NETWORK
+    try:
+        tensors, about = load_network(path)
+    except (OSError, SafetensorError) as error:
+        raise CacheError(f"cannot read {path} ({error}); run: {_again(case.run.facts)}") from None
+    classes, width = tensors[f"{CLASSIFIER}.weight"].shape
+    network = Thawed(load_tail(case.recipe, about["after"]), width, classes)
+    network.classifier.load_state_dict({name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")})
+    network.tail.load_state_dict(tensors)
+    return network.eval(), about
+
+
+def _cached(case: Case, key: Mapping[str, Any] | str, block: str) -> tuple[NDArray[Any], list[str]]:
+    """Return the cached maps of the pictures, (m, C, H, W), and the digests of the pictures."""
+    from features.streams import MapStream
+
+    entry = _entry(case, key)
+    manifest = _current(case, entry)
+    if f"maps/{block}" not in manifest.parts:
+        raise CacheError(f"no maps of {block} at {entry.folder}; run: {_extraction(case.run.facts, block)}")
+    with MapStream(entry, block) as stream:
+        at = np.searchsorted(stream.ids, case.ids)
+        return stream.read(at), _digests(manifest, case.ids)
+
+
+def _pictures(case: Case, key: Mapping[str, Any]) -> tuple[NDArray[Any], list[str]]:
+    """Return the pictures as the network sees them, (m, 3, S, S)."""
+    from features.streams import PictureStream
+
+    manifest = _current(case, _entry(case, key))
+    stream = PictureStream(case.dataset.source, case.ids.tolist(), case.recipe, key["preprocess"].partition(":")[0])
+    return stream.read(np.arange(len(case.ids))), _digests(manifest, case.ids)
+
+
+def _entry(case: Case, key: Mapping[str, Any] | str) -> Entry:
+    return open_entry(case.dataset.name, Key.from_json(json.dumps(key)))
+
+
+def _current(case: Case, entry: Entry) -> Manifest:
+    """Return the manifest of an entry; CacheError where there is none, or of other pictures than the run's."""
+    facts = case.run.facts
+    if entry.manifest() is None:
+        raise CacheError(f"no features at {entry.folder}; run: {_extraction(facts, facts['blocks'][-1])}")
+    manifest = load_manifest(entry)
+    if manifest_digest(manifest, facts["classes"]) != facts["manifest"]:
+        raise CacheError(f"{case.run.name} is of other pictures than are now in the cache; run: {_again(facts)}")
+    return manifest
+
+
+def _digests(manifest: Manifest, ids: Sequence[str] | NDArray[np.str_]) -> list[str]:
+    known = dict(zip(np.char.decode(manifest.ids, "utf-8").tolist(), manifest.sha256.tolist(), strict=True))
+    return [known[picture].decode() for picture in ids]
+
+
+def _extraction(facts: Mapping[str, Any], block: str) -> str:
+    """Return the command that puts maps of a block into the cache; fine-tuning itself does for other boundaries."""
+    key = facts["keys"][0]
+    if block not in key["blocks"]:
+        return _again(facts)
+    how = f"PREPROCESS={key['preprocess'].partition(':')[0]} PRECISION={key['precision']}"
+    return f"make extract DATASET={facts['asked']} BACKBONE={facts['backbone']} MAPS={block} {how}"
+
+
+def _again(facts: Mapping[str, Any]) -> str:
+    """Return the command that makes a run again."""
+    where = f"DATASET={facts['asked']} BACKBONE={facts['backbone']} BLOCKS={facts['asked_blocks']}"
+    where += "".join(f" {n.upper()}={facts[n]}" for n, usual in _USUAL.items() if facts[n] != usual)
+    return f"make finetune {where}" if facts["head"] == FINETUNED else f"make train-heads {where} HEADS={facts['head']}"
+
+
+_USUAL = {"labels": "classes", "protocol": "split"}

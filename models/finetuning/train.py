@@ -1,0 +1,254 @@
+"""One training of a thawed network: epochs, early stopping by validation AUC, weight averaging, and resuming."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from features.errors import FirnError
+from models.finetuning.batches import Batch, Inputs, batches, epoch_plan
+from models.finetuning.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
+from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
+from models.finetuning.settings import RECIPES, Settings
+from models.metrics import METRICS
+
+__all__ = ["Epoch", "Task", "best_epoch", "predict", "train"]
+
+
+class Epoch(NamedTuple):
+    """One line of a training's history."""
+
+    epoch: int  # from 1
+    loss: float  # mean over the training pictures
+    roc_auc: float  # of the pictures held out for early stopping; NaN where a class is not among them
+    watched_loss: float  # their log loss
+    seconds: float
+    pictures: int  # gone through in training
+
+
+class Task(NamedTuple):
+    """What one training works on."""
+
+    inputs: Inputs
+    y: NDArray[np.int64]  # (n,) for every row of the inputs
+    rows: NDArray[np.intp]  # to learn from
+    watched: NDArray[np.intp]  # held out for early stopping
+    draw: int  # tells this training's random numbers from those of others of the same seed
+
+
+class _State:
+    """Everything that changes from step to step."""
+
+    def __init__(self, network: Thawed, settings: Settings) -> None:
+        recipe = RECIPES[settings.recipe]
+        self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False) if settings.average == "ema" else None
+        self.optimiser = recipe.optimiser(parameter_groups(network, settings.decay), settings.rate)
+        self.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self.history: list[Epoch] = []
+        self.steps = 0
+
+    @property
+    def judged(self) -> Thawed:
+        """Return the network that is evaluated and kept."""
+        return self.average or self.network
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """Return all tensors by part; those of the optimiser as "<parameter>.<name>"."""
+        moments = {
+            f"{i}.{name}": value
+            for i, state in self.optimiser.state_dict()["state"].items()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        average = self.average.state_dict() if self.average else {}
+        return {"network": self.network.state_dict(), "average": average, "best": self.best, "optimiser": moments}
+
+    def restore(self, parts: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+        """Take over what `parts` and the values beside it were."""
+        self.network.load_state_dict(parts["network"])
+        if self.average:
+            self.average.load_state_dict(parts["average"])
+        self.best, self.steps = parts["best"], values["steps"]
+        self.history = [Epoch(*line) for line in values["history"]]
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimiser"].items():
+            number, _, moment = name.partition(".")
+            like = parameters[int(number)]
+            if tensor.shape == like.shape:  # in the parameter's memory format: a fused optimiser goes by memory
+                tensor = torch.empty_like(like).copy_(tensor)
+            moments.setdefault(int(number), {})[moment] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def train(
+    network: Thawed,
+    task: Task,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    identity: str = "",
+    tell: Callable[[Epoch], None] = lambda epoch: None,
+    step: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Epoch]:
+    """Train `network` in place; it ends with the weights of the epoch of highest validation AUC (then least loss).
+
+    `checkpoint` is written after each epoch and taken up where it has the same `identity`; on a CPU the result is bit
+    for bit that of an undisturbed training. Raises FirnError where the loss is not finite any more.
+    """
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = _State(network, settings)
+    if checkpoint and (found := load_checkpoint(checkpoint, identity)):
+        state.restore(*found)
+        for line in state.history:
+            tell(line)
+    while not _over(state.history, settings):
+        epoch = _epoch(state, task, settings, device, step)
+        state.history.append(epoch)
+        if best_epoch(state.history) == len(state.history) - 1:
+            state.best = {name: tensor.clone() for name, tensor in state.judged.state_dict().items()}
+        if checkpoint:
+            values = {"steps": state.steps, "history": [list(line) for line in state.history]}
+            save_checkpoint(checkpoint, identity, state.parts(), values)
+        tell(epoch)
+    network.load_state_dict(state.best)
+    set_mode(network, training=False, norm=settings.norm)
+    if checkpoint:
+        remove_checkpoint(checkpoint)
+    return state.history
+
+
+def _over(history: Sequence[Epoch], settings: Settings) -> bool:
+    if len(history) >= settings.epochs:
+        return True
+    return bool(history) and len(history) - 1 - best_epoch(history) >= settings.patience
+
+
+def best_epoch(history: Sequence[Epoch]) -> int:
+    """Return the place of the epoch of highest AUC; of equals, and without any AUC, of least loss."""
+
+    def key(i: int) -> tuple[float, float]:
+        area = history[i].roc_auc
+        return (-math.inf if math.isnan(area) else area, -history[i].watched_loss)
+
+    return max(range(len(history)), key=key)
+
+
+def _epoch(state: _State, task: Task, settings: Settings, device: str, step: Callable[[int, int], None]) -> Epoch:
+    """Go once through the training pictures, then evaluate."""
+    number, start = len(state.history), time.perf_counter()
+    set_mode(state.network, training=True, norm=settings.norm)
+    plan = epoch_plan(
+        task.rows,
+        batch=settings.batch,
+        views=task.inputs.views,
+        channels=task.inputs.read(task.rows[:1], np.zeros(1, np.intp)).shape[1],
+        mixup=settings.mixup,
+        dropout=settings.dropout,
+        rng=np.random.default_rng([settings.seed, task.draw, number]),
+    )
+    weights = _class_weights(task.y[task.rows], int(task.y.max()) + 1, settings.class_weights).to(device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    keep = math.exp(-2 / len(plan))
+    for done, (batch, maps) in enumerate(batches(task.inputs, plan)):
+        rate = settings.rate * RECIPES[settings.recipe].multiplier(number + done / len(plan), settings.epochs)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
+        loss = _step(state, batch, maps, torch.from_numpy(task.y[batch.rows]), weights, settings.precision, device)
+        total += loss.detach().double() * len(batch.rows)
+        state.steps += 1
+        if state.average:
+            _follow(state.average, state.network, min(keep, (1 + state.steps) / (10 + state.steps)))
+        step(done + 1, len(plan))
+    mean = float(total) / len(task.rows)
+    if not math.isfinite(mean):
+        raise FirnError(
+            f"the loss is not finite any more in epoch {number + 1}; run again with RATE={settings.rate / 10:g}"
+        )
+    proba = predict(state.judged, task.inputs, task.watched, settings, device=device)
+    y = task.y[task.watched]
+    watched_loss = float(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, None)).mean())
+    area = METRICS["roc_auc"](y, proba)
+    return Epoch(number + 1, mean, float(area), watched_loss, time.perf_counter() - start, len(task.rows))
+
+
+def _step(
+    state: _State,
+    batch: Batch,
+    maps: NDArray[Any],
+    y: Tensor,
+    weights: Tensor,
+    precision: str,
+    device: str,
+) -> Tensor:
+    """Take one step of the optimiser; return the mean loss."""
+    X, y = _to(maps, device), y.to(device)
+    if batch.kept is not None:
+        kept = torch.from_numpy(batch.kept).to(device)
+        X = X * (kept / kept.float().mean(1, keepdim=True).clamp_min(1e-3))[..., None, None].to(X.dtype)
+    if batch.partner is not None:
+        X = torch.lerp(X[torch.from_numpy(batch.partner).to(device)], X, batch.mixed)
+    with arithmetic(precision, device):
+        logits = state.network(X)
+    loss = cross_entropy(logits, y, weight=weights)
+    if batch.partner is not None:
+        other = cross_entropy(logits, y[torch.from_numpy(batch.partner).to(device)], weight=weights)
+        loss = batch.mixed * loss + (1 - batch.mixed) * other
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    state.optimiser.step()
+    return loss
+
+
+def _to(maps: NDArray[Any], device: str) -> Tensor:
+    """Return maps as float32 on the device, channels last."""
+    tensor = torch.from_numpy(maps)
+    if device.startswith("cuda"):
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.float().contiguous(memory_format=torch.channels_last)
+
+
+def _class_weights(y: NDArray[np.int64], k: int, how: str) -> Tensor:
+    """Return a weight for each class, (K,): 1, or inversely proportional to its pictures."""
+    if how == "none":
+        return torch.ones(k)
+    counts = np.maximum(np.bincount(y, minlength=k), 1)
+    return torch.tensor(len(y) / (k * counts), dtype=torch.float32)
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, keep: float) -> None:
+    """Move averaged weights and statistics towards the network's (exponential moving average)."""
+    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
+    ours, theirs = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
+    torch._foreach_lerp_(list(ours), list(theirs), 1 - keep)
+
+
+@torch.inference_mode()
+def predict(
+    network: Thawed, inputs: Inputs, rows: NDArray[np.intp], settings: Settings, *, device: str = "cpu"
+) -> NDArray[np.float64]:
+    """Return the probabilities of the first view of pictures `rows`, (len(rows), K)."""
+    set_mode(network, training=False, norm=settings.norm)
+    pieces = [rows[i : i + 2 * settings.batch] for i in range(0, len(rows), 2 * settings.batch)]
+    plan = (Batch(piece, np.zeros(len(piece), np.intp)) for piece in pieces)
+    logits = []
+    for _, maps in batches(inputs, plan):
+        with arithmetic(settings.precision, device):
+            logits.append(network(_to(maps, device)).double().cpu())
+    if not logits:
+        return np.empty((0, network.classifier.out_features))
+    return np.asarray(torch.softmax(torch.cat(logits), 1).numpy())

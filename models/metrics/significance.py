@@ -1,0 +1,115 @@
+"""Is one model better than another on the same pictures? Tests of the difference a - b, and their correction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from features.errors import unknown
+from models.metrics.bootstrap import resamples
+from models.metrics.delong import delong
+from models.metrics.intervals import Interval, quantile, standard_error
+from models.metrics.registry import METRICS
+from models.metrics.sample import Floats, make_sample
+from models.metrics.scoring import values
+
+__all__ = ["PairedTest", "bootstrap_test", "delong_test", "holm", "mcnemar"]
+
+
+class PairedTest(NamedTuple):
+    """The difference a - b with its interval, and the two-sided p-value of no difference."""
+
+    difference: Interval
+    p_value: float
+
+
+def delong_test(
+    y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95
+) -> PairedTest:
+    """Compare the areas under two ROC curves on the same pictures; y (n,) of 0 and 1, scores (n,), groups (n,).
+
+    DeLong et al. 1988; with several pictures a group, Obuchowski 1997. Equal areas without variance have p = 1; bounds
+    and p are NaN with fewer than two groups of either class, or where unequal areas have no variance.
+    """
+    estimate = delong(y, np.stack([np.asarray(score_a), np.asarray(score_b)]), groups)
+    contrast = np.array([1.0, -1.0])
+    error = float(np.sqrt(np.maximum(contrast @ estimate.covariance @ contrast, 0.0)))
+    return _student(float(contrast @ estimate.auc), error, np.inf, level)
+
+
+def bootstrap_test(
+    metric: str,
+    y: ArrayLike,
+    proba_a: ArrayLike,
+    proba_b: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    thresholds: tuple[float | None, float | None] = (None, None),
+    n_bootstrap: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedTest:
+    """Compare two models by any metric: both are scored on the same resampled groups.
+
+    y (n,), proba_a and proba_b (n, K), groups (n,); `thresholds` of a and b. The difference over its bootstrap standard
+    error is held against Student's t (Efron & Tibshirani 1993, chapter 12): a p-value counted out of 2,000 replicates
+    could not be small enough to survive the correction for many comparisons. Degenerate cases as in `delong_test`.
+    Raises UnknownName, BadPredictions.
+    """
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+    row = {metric: METRICS[metric]}
+    pair = [make_sample(y, p, groups, threshold=t) for p, t in zip((proba_a, proba_b), thresholds, strict=True)]
+
+    def difference(weights: Floats) -> Floats:
+        first, second = (values(row, sample, weights)[metric] for sample in pair)
+        return first - second
+
+    value = float(difference(np.ones((1, pair[0].n_groups)))[0])
+    blocks = [difference(weights) for weights in resamples(pair[0], n_bootstrap, seed)]
+    drawn = np.concatenate(blocks or [np.empty(0)])
+    evidence = METRICS[metric].evidence(pair[0])
+    return _student(value, standard_error(drawn, evidence), evidence - 1, level)
+
+
+def _student(difference: float, error: float, freedom: float, level: float) -> PairedTest:
+    from scipy.special import stdtr
+
+    if difference == 0 and error == 0:
+        return PairedTest(Interval(0.0, 0.0, 0.0), 1.0)
+    if not error > 0:
+        return PairedTest(Interval(difference, np.nan, np.nan), np.nan)
+    far = -abs(difference) / error
+    half = quantile(level, freedom) * error
+    return PairedTest(Interval(difference, difference - half, difference + half), 2 * float(stdtr(freedom, far)))
+
+
+def mcnemar(y: ArrayLike, decision_a: ArrayLike, decision_b: ArrayLike, *, level: float = 0.95) -> PairedTest:
+    """Compare the accuracy of two models' decisions; all (n,) class numbers, each picture independent of the others.
+
+    The exact test of McNemar 1947: among pictures that one model gets right, which one is a fair coin. The interval of
+    the difference is that of Bonett & Price 2012. With several pictures a group use `bootstrap_test("accuracy", ...)`.
+    """
+    from scipy.special import bdtr
+
+    truth = np.asarray(y)
+    right_a, right_b = np.asarray(decision_a) == truth, np.asarray(decision_b) == truth
+    n, only_a, only_b = len(truth), int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    p_value = min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    middle = share_a - share_b
+    half = quantile(level) * np.sqrt((share_a + share_b - middle**2) / (n + 2))
+    return PairedTest(Interval((only_a - only_b) / n, max(-1.0, middle - half), min(1.0, middle + half)), p_value)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Return p-values (m,) adjusted for m comparisons by Holm 1979, in the order given; NaN stays NaN, uncounted."""
+    given = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full_like(given, np.nan)
+    tested = np.flatnonzero(~np.isnan(given))
+    rising = tested[np.argsort(given[tested], kind="stable")]
+    factors = np.arange(len(rising), 0, -1)
+    adjusted[rising] = np.minimum(np.maximum.accumulate(factors * given[rising]), 1.0)
+    return adjusted

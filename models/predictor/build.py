@@ -1,0 +1,226 @@
+"""From a run to the files of its bundle: networks, heads, calibration, operating points, outliers, golden samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from features.backbones import Recipe, load_recipe, make_recipe, recipe_of_digest
+from features.backbones.registry import domains
+from features.cache.key import Key
+from features.errors import BadWeights, CacheError, unknown
+from features.storage import make_folder, write_whole
+from features.views import choose_blocks
+from models.heads import HEADS, load_head, save_head
+from models.metrics import CALIBRATIONS, Calibration
+from models.predictor.archive import BUNDLE, write_archive
+from models.predictor.familiarity import learn_outliers
+from models.predictor.loading import OUTLIERS, load_unchecked
+from models.predictor.manifest import Contents, Network, Part, Point
+from models.predictor.self_test import GOLDEN, draw_pictures
+from models.runs.record import FINETUNED, Run, load_run, runs_root
+from models.runs.scores import scored
+
+__all__ = ["Wish", "write_bundle"]
+
+_HEAD_FILES = ("head.json", "head.safetensors", "lightgbm.txt")
+_OF_RUN = (
+    *("head", "about", "backbone", "view", "chosen", "seed", "folds", "repeats", "features", "identity"),
+    *("asked_blocks", "protocol", "labels", "thaw", "bases"),
+)
+_OF_DATA = ("dataset", "asked", "classes", "counts", "groups", "grouped_by", "split_by", "note", "manifest")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user may choose about a bundle."""
+
+    calibration: str = "platt"  # a row of CALIBRATIONS, or "none"
+    weights: str = ""  # a file, for a backbone whose weights are nowhere else
+    with_weights: bool = False  # inside, also where they could be found by their digest
+
+    def __post_init__(self) -> None:
+        """Refuse a calibration that is in no table."""
+        if self.calibration not in (*CALIBRATIONS, "none"):
+            raise unknown("calibration", self.calibration, [*CALIBRATIONS, "none"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what changes a bundle, ready for JSON."""
+        return {"calibration": self.calibration, "with_weights": self.with_weights}
+
+    def fitted(self, run: Run) -> Calibration | None:
+        """Return the calibration, learned from out-of-fold predictions."""
+        if self.calibration == "none":
+            return None
+        held = run.predictions.part(test=False)
+        return CALIBRATIONS[self.calibration](held.y, held.proba)
+
+
+def write_bundle(run: Run, target: Path, wish: Wish) -> Path:
+    """Write the bundle of a run as a folder or a .zip, absent or whole; return `target`.
+
+    Networks whose weights are public are named by their digest, thawed ones are inside. No picture and no name of one
+    goes in. Raises CacheError where what the run was made of is not there any more, BadWeights likewise.
+    """
+    make_folder(target.parent)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as beside:
+        folder = Path(beside) / "bundle"
+        folder.mkdir()
+        _Packing(folder, wish).pack(run)
+        write_archive(folder, target)
+    return target
+
+
+@dataclass
+class _Packing:
+    """The networks and parts put into a folder so far."""
+
+    folder: Path
+    wish: Wish
+    networks: list[Network] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    _cut: dict[int, Key] = field(default_factory=dict)  # thawed network -> key of the entry with its boundary's maps
+
+    def pack(self, run: Run) -> None:
+        """Put a run in: its parts, then all that is learned from its predictions, then what checks the rest."""
+        stack = self._stack(run) if run.facts.get("bases") else self._single(run)
+        contents = self._contents(run, stack)
+        features, outliers = learn_outliers(contents, run, self._cut)
+        if outliers is not None:
+            _save(self.folder / OUTLIERS, outliers.arrays())
+            numbers = {name: getattr(outliers, name) for name in ("rest", "threshold", "quantile")}
+            contents = replace(contents, outliers={**numbers, "features": features})
+        self._write(contents)
+        pictures = draw_pictures(int(run.facts["seed"]))
+        found = load_unchecked(self.folder, device_="cpu")(pictures)
+        samples = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
+        _save(self.folder / GOLDEN, samples | {f"picture{i}": a for i, a in enumerate(pictures)})
+        self._write(contents)
+
+    def _write(self, contents: Contents) -> None:
+        """Write bundle.json with the digests of all files beside it."""
+        paths = sorted(p for p in self.folder.rglob("*") if p.is_file() and p.name != BUNDLE)
+        digests = {p.relative_to(self.folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+        text = json.dumps(replace(contents, files=digests).as_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        write_whole(self.folder / BUNDLE, [text.encode()])
+
+    def _single(self, run: Run) -> str:
+        self._part(run)
+        return ""
+
+    def _stack(self, run: Run) -> str:
+        """Put in the runs that a stack listens to, the one it listens to most first, and the stack."""
+        head: Any = load_head(run.folder)
+        root = runs_root(*(run.facts[name] for name in ("dataset", "labels", "protocol")))
+        _, arrays = head.state()
+        weights = arrays["weights"]
+        order = [at for at in np.argsort(-weights, kind="stable").tolist() if weights[at] > 0]
+        for at in order:
+            self._part(load_run(root / run.facts["bases"][at]))
+        save_head(self.folder / "stack", "stack", head.restore({}, arrays | {"weights": weights[order]}))
+        return "stack"
+
+    def _part(self, run: Run) -> None:
+        """Put in one run that is no stack."""
+        kind = "thawed" if run.facts["head"] == FINETUNED else HEADS[run.facts["head"]].input
+        folder = f"parts/{len(self.parts)}"
+        put = self._thawed if kind == "thawed" else self._headed
+        self.parts.append(put(run, kind, folder))
+
+    def _headed(self, run: Run, kind: str, folder: str) -> Part:
+        """Put in a head on features or maps, as it lies in the folder of its run."""
+        keys = [Key.from_json(json.dumps(key)) for key in run.facts["keys"]]
+        networks = tuple(self._network(key) for key in keys)
+        wanted = " ".join(run.facts["blocks"]) if kind == "maps" else run.facts["asked_blocks"]
+        blocks = tuple(tuple(choose_blocks(key.blocks, wanted)) for key in keys)
+        (self.folder / folder).mkdir(parents=True)
+        for name in _HEAD_FILES:
+            if (run.folder / name).exists():
+                shutil.copyfile(run.folder / name, self.folder / folder / name)
+        pool = "" if kind == "maps" else run.facts["pool"]
+        return Part(kind, run.facts["head"], folder, networks, blocks, pool, keys[0].precision)
+
+    def _thawed(self, run: Run, kind: str, folder: str) -> Part:
+        """Put in a thawed network: frozen trunk and trained tail as one backbone, its classifier as the head."""
+        from safetensors import SafetensorError
+
+        from features.backbones.build import load_backbone
+        from models.finetuning.checkpoints import load_network, save_network
+        from models.finetuning.cross_validation import CLASSIFIER, NETWORK
+
+        try:
+            tensors, about = load_network(run.folder / NETWORK)
+        except (OSError, SafetensorError) as error:
+            again = f"make finetune DATASET={run.facts['asked']} BACKBONE={run.facts['backbone']}"
+            raise CacheError(f"cannot read {run.folder / NETWORK} ({error}); run: {again}") from None
+        recipe, _ = self._recipe(about["backbone"], about["weights"])
+        classifier = {name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")}
+        file = f"networks/{len(self.networks)}.safetensors"
+        save_network(self.folder / file, load_backbone(recipe).state_dict() | tensors, {"backbone": recipe.name})
+        save_network(self.folder / folder / "head.safetensors", classifier, {"head": FINETUNED})
+        cached = Key.from_json(about["keys"][0])
+        whole = make_recipe(recipe.name, self.folder / file)
+        key = whole.key(
+            preprocess=cached.preprocess.partition(":")[0], precision=cached.precision, stored=cached.stored
+        )
+        self.networks.append(Network(key, file, about["after"]))
+        self._cut[len(self.networks) - 1] = cached
+        precision = about["settings"]["precision"]
+        return Part(kind, FINETUNED, folder, (len(self.networks) - 1,), ((about["after"],),), "", precision)
+
+    def _network(self, key: Key) -> int:
+        """Return the place of a frozen network, which several parts may share."""
+        for place, known in enumerate(self.networks):
+            if known.key == key and known.after is None:
+                return place
+        recipe, found = self._recipe(key.backbone, key.weights)
+        file = ""
+        if not found or self.wish.with_weights or domains(key.backbone):
+            from features.backbones.build import load_backbone
+            from models.finetuning.checkpoints import save_network
+
+            file = f"networks/{len(self.networks)}.safetensors"
+            save_network(self.folder / file, load_backbone(recipe).state_dict(), {"backbone": recipe.name})
+        self.networks.append(Network(key, file))
+        return len(self.networks) - 1
+
+    def _recipe(self, name: str, digest: str) -> tuple[Recipe, bool]:
+        """Return a backbone with the weights of a digest, and whether they are found without being told where."""
+        try:
+            return recipe_of_digest(name, digest), True
+        except BadWeights:
+            recipe = load_recipe(name, self.wish.weights) if self.wish.weights else None
+            if recipe is None or recipe.weights != digest:
+                raise
+            return recipe, False
+
+    def _contents(self, run: Run, stack: str) -> Contents:
+        facts = run.facts
+        rows = scored(run, seed=int(facts["seed"]), n_bootstrap=2000)
+        points = {
+            name: Point(row["threshold"], {m: row[m] for m in ("sensitivity", "specificity")})
+            for name, row in rows["thresholds"].items()
+        }
+        card = {
+            "run": {name: facts[name] for name in _OF_RUN if name in facts},
+            "data": {name: facts[name] for name in _OF_DATA},
+            "results": {name: rows[name] for name in ("validation", "test", "confusion", "threshold")},
+            "versions": dict(facts["versions"]),
+            "made": self.wish.as_dict(),
+        }
+        calibration = self.wish.fitted(run)
+        classes, networks, parts = tuple(facts["classes"]), tuple(self.networks), tuple(self.parts)
+        return Contents(run.name, classes, networks, parts, stack, calibration, points, None, {}, card)
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    from safetensors.numpy import save
+
+    write_whole(path, [save({name: np.ascontiguousarray(array) for name, array in arrays.items()})])

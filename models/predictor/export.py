@@ -1,0 +1,174 @@
+"""A bundle as one torch module, pixels -> probabilities, for runtimes that know nothing of Firn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.functional import adaptive_avg_pool2d
+
+from features.backbones import Recipe
+from features.backbones.build import load_backbone, truncated
+from features.backbones.tails import PICTURES
+from features.errors import FirnError
+from features.pooling import GEM_POWER
+from models.predictor.backbones import way_of
+from models.predictor.heads import FeatureModel, Model, NetworkModel
+from models.predictor.loading import Loaded
+from models.predictor.manifest import Contents, Network, Part
+from models.predictor.torch_heads import Vote, calibrator, head_module
+
+__all__ = ["Portable"]
+
+_STORED = {"float16": torch.float16, "float32": torch.float32}
+_LEAST = 1e-6  # as in `features.pooling`
+
+
+class Portable(nn.Module):
+    """Pixels (B, 3, S, S) float32 on the scale 0..255 -> probabilities and calibrated ones, (B, K) float32 each.
+
+    Pixels are the square that the bundle's preprocessing makes of a picture, grey ones three times over. All arithmetic
+    is float32 or finer, whatever the bundle's own precision; what the cache rounds to float16 is rounded here too.
+    Raises FirnError for networks that see squares of different sizes.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Take a bundle in memory, on the CPU."""
+        super().__init__()
+        contents, recipes = loaded.contents, loaded.recipes
+        _check_one_square(contents, recipes)
+        self.trunks = nn.ModuleList(_trunk(n, r) for n, r in zip(contents.networks, recipes, strict=True))
+        stored = [contents.networks[part.networks[0]].key.stored for part in contents.parts]
+        self.heads = nn.ModuleList(map(_head, contents.parts, loaded.models, stored))
+        self.places = [part.networks for part in contents.parts]
+        self.vote = Vote(loaded.stack.state()[1]) if loaded.stack else None
+        self.calibrate = calibrator(contents.calibration)
+        self.requires_grad_(False).eval()
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and calibrated probabilities."""
+        seen = [trunk(pixels) for trunk in self.trunks]
+        each = [
+            torch.softmax(head([seen[i] for i in places]).double(), 1)
+            for head, places in zip(self.heads, self.places, strict=True)
+        ]
+        proba = each[0] if self.vote is None else torch.softmax(self.vote(torch.stack(each, 1)), 1)
+        return proba.float(), self.calibrate(proba).float()
+
+
+def _check_one_square(contents: Contents, recipes: Sequence[Recipe]) -> None:
+    ways = {r.geometry(way_of(n.key.preprocess)) for n, r in zip(contents.networks, recipes, strict=True)}
+    if len(ways) > 1:
+        lines = "; ".join(sorted(way.describe() for way in ways))
+        raise FirnError(f"{contents.name} sees pictures in different ways ({lines}), and an export takes one square")
+
+
+class _Normalised(nn.Module):
+    """Pixels as a network expects them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        for name, values in (("mean", recipe.mean), ("std", recipe.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        return {PICTURES: (pixels / 255 - self.mean) / self.std}
+
+
+class _Trunk(_Normalised):
+    """A frozen network: its blocks' maps."""
+
+    def __init__(self, network: Network, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        part = truncated(recipe, network.after) if network.after else recipe
+        self.network = fuse(load_backbone(part), inplace=True, no_trace=True)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.network(super().forward(pixels)[PICTURES])
+        return maps
+
+
+def _trunk(network: Network, recipe: Recipe) -> nn.Module:
+    return _Normalised(recipe) if network.after == PICTURES else _Trunk(network, recipe)
+
+
+class _Rounded(nn.Module):
+    """What the cache would have stored."""
+
+    def __init__(self, stored: str) -> None:
+        super().__init__()
+        self.stored = _STORED[stored]
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.to(self.stored).float()
+
+
+class _Pooled(nn.Module):
+    """Pooled blocks side by side, then a head."""
+
+    def __init__(self, part: Part, head: nn.Module, stored: str) -> None:
+        super().__init__()
+        self.blocks, self.head, self.rounded = part.blocks, head, _Rounded(stored)
+        self.pools = POOLING[part.pool]
+
+    def forward(self, seen: list[dict[str, Tensor]]) -> Tensor:
+        maps = [some[block] for some, blocks in zip(seen, self.blocks, strict=True) for block in blocks]
+        out: Tensor = self.head(torch.cat([pool(m, self.rounded) for m in maps for pool in self.pools], 1))
+        return out
+
+
+class _OnMaps(nn.Module):
+    """One block's maps, then a head, or the tail of a thawed network."""
+
+    def __init__(self, block: str, head: nn.Module, stored: str) -> None:
+        super().__init__()
+        self.block, self.head, self.rounded = block, head, _Rounded(stored)
+
+    def forward(self, seen: list[dict[str, Tensor]]) -> Tensor:
+        maps = seen[0][self.block]
+        out: Tensor = self.head(maps if self.block == PICTURES else self.rounded(maps))
+        return out
+
+
+def _head(part: Part, model: Model, stored: str) -> nn.Module:
+    if isinstance(model, NetworkModel):
+        return _OnMaps(part.blocks[0][-1], model.network, stored)
+    if not isinstance(model, FeatureModel):
+        raise FirnError(f"{part.head} cannot be exported")
+    module = head_module(part.head, model.head)
+    return _Pooled(part, module, stored) if part.pool else _OnMaps(part.blocks[0][-1], module, stored)
+
+
+Rounding = Callable[[Tensor], Tensor]
+
+
+def _mean(maps: Tensor, rounded: Rounding) -> Tensor:
+    return rounded(maps.mean((2, 3)))
+
+
+def _highest(maps: Tensor, rounded: Rounding) -> Tensor:
+    return rounded(maps.amax((2, 3)))
+
+
+def _gem(maps: Tensor, rounded: Rounding) -> Tensor:
+    return rounded(maps).clamp_min(_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
+
+
+def _grid(maps: Tensor, rounded: Rounding, cells: int) -> Tensor:
+    return adaptive_avg_pool2d(rounded(maps), cells).flatten(1)
+
+
+POOLING: dict[str, tuple[Callable[[Tensor, Rounding], Tensor], ...]] = {  # the rows of features.pooling.POOLS in torch
+    "avg": (_mean,),
+    "max": (_highest,),
+    "both": (_mean, _highest),
+    "gem": (_gem,),
+    "grid2": (partial(_grid, cells=2),),
+    "grid3": (partial(_grid, cells=3),),
+}

@@ -1,0 +1,214 @@
+"""The models of a bundle: what the networks saw -> probabilities, and class maps where a model has some."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.backbones import Recipe
+from features.backbones.tails import PICTURES, load_tail
+from features.errors import BadBundle, CacheError, UnknownName
+from features.pooling import choose_pool
+from models.explain.class_maps import linear_class_maps, network_class_maps
+from models.finetuning.network import Thawed, arithmetic
+from models.heads import HEADS, load_head
+from models.heads.linear import Linear, probabilities
+from models.predictor.archive import read_json, sealed
+from models.predictor.backbones import PIXELS, Features
+from models.predictor.manifest import Contents, Part
+from models.predictor.trees import Trees, read_trees
+
+__all__ = ["INPUTS", "FeatureModel", "Model", "NetworkModel", "head_of", "maps_of", "read_model", "seen_by"]
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+
+class Model(Protocol):
+    """One model of a bundle."""
+
+    def proba(self, features: Sequence[Features]) -> Floats:
+        """Return probabilities (n, K) from what each network of the bundle saw."""
+
+    def votes(self, features: Sequence[Features]) -> Floats:
+        """Return what each position says for each class, (n, K, H, W). BadBundle for a model without class maps."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureModel:
+    """A head on pooled features or on maps."""
+
+    part: Part
+    head: Any
+
+    def proba(self, features: Sequence[Features]) -> Floats:
+        """Return probabilities, (n, K)."""
+        return np.asarray(self.head.predict_proba(seen_by(self.part, features)), dtype=np.float64)
+
+    def votes(self, features: Sequence[Features]) -> Floats:
+        """Return class maps: exact for a linear head on one block's mean, the votes of a map head."""
+        if not has_class_maps(self.part):
+            raise BadBundle(f"{self.part.head} on this view has no class maps; leave OVERLAYS= away")
+        maps = features[self.part.networks[0]][f"maps/{self.part.blocks[0][-1]}"]
+        if isinstance(self.head, Linear):
+            return linear_class_maps(self.head.coef_, self.head.intercept_, maps).votes()
+        return np.asarray(self.head.class_maps(maps), dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkModel:
+    """A thawed network on the maps at its boundary, or on pictures."""
+
+    part: Part
+    network: Thawed
+    name: str  # of what it sees
+    device: str
+
+    def proba(self, features: Sequence[Features]) -> Floats:
+        """Return probabilities (n, K), in the precision of the training."""
+        import torch
+
+        maps = torch.from_numpy(self._maps(features)).to(self.device).float()
+        with torch.inference_mode(), arithmetic(self.part.precision, self.device):
+            logits = self.network(maps.contiguous(memory_format=torch.channels_last)).double().cpu()
+        return probabilities(logits.numpy())
+
+    def votes(self, features: Sequence[Features]) -> Floats:
+        """Return the exact class maps of the last block."""
+        with arithmetic(self.part.precision, "cpu"):
+            return network_class_maps(copy.deepcopy(self.network).cpu(), self._maps(features)).votes()
+
+    def _maps(self, features: Sequence[Features]) -> Array:
+        return features[self.part.networks[0]][self.name]
+
+
+def seen_by(part: Part, features: Sequence[Features]) -> Array:
+    """Return what a head sees: X (n, d) float32 side by side as `features.views` puts it, or maps (n, C, H, W)."""
+    if not part.pool:
+        return features[part.networks[0]][f"maps/{part.blocks[0][-1]}"]
+    way, columns = choose_pool(part.pool), []
+    for place, blocks in zip(part.networks, part.blocks, strict=True):
+        for block in blocks:
+            if way.of_maps is not None:
+                columns.append(way.of_maps(features[place][f"maps/{block}"]))
+            columns += [features[place][f"pooled/{block}/{kind}"].astype(np.float32) for kind in way.cached]
+    return np.concatenate(columns, axis=1)
+
+
+def maps_of(part: Part, *, explained: bool = False) -> dict[int, tuple[str, ...]]:
+    """Return the blocks whose maps a part needs, by network."""
+    needed = not part.pool or choose_pool(part.pool).of_maps is not None or (explained and has_class_maps(part))
+    return dict(zip(part.networks, part.blocks, strict=True)) if needed and part.input != "thawed" else {}
+
+
+def has_class_maps(part: Part) -> bool:
+    """Tell whether class maps say how a part decides: one network, and a head on maps or on one block's mean."""
+    if part.input == "thawed":
+        return True
+    linear = part.pool == "avg" and len(part.blocks) == 1 and len(part.blocks[0]) == 1
+    kind = HEADS[part.head].make
+    return linear if isinstance(kind, type) and issubclass(kind, Linear) else hasattr(kind, "class_maps")
+
+
+def read_model(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> Model:
+    """Return a model of a bundle whose files were checked. Raises BadBundle."""
+    if part.input not in INPUTS:
+        raise BadBundle(f"unknown input {part.input[:40]!r} of a part; this bundle is of another version of Firn")
+    try:
+        return INPUTS[part.input](folder, part, contents, recipes, device)
+    except (BadBundle, MemoryError):
+        raise
+    except Exception as error:  # tensors and texts of strangers: anything may be missing or of another shape
+        raise BadBundle(
+            f"{folder / part.folder} holds no {part.head[:40]} that fits ({type(error).__name__}: {str(error)[:200]}); "
+            "get the bundle anew, or run: make bundle"
+        ) from None
+
+
+def _of_features(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> FeatureModel:
+    for place, blocks in zip(part.networks, part.blocks, strict=True):
+        if unknown := set(blocks) - set(recipes[place].blocks) or not blocks:
+            raise BadBundle(f"{recipes[place].name} has no block {unknown!r}")
+    if (HEADS[part.head].input == "maps") == bool(part.pool):
+        raise BadBundle(f"{part.head} sees {HEADS[part.head].input}, and the part has pool {part.pool!r}")
+    width = seen_by(part, _empty(part, recipes)).shape[1]
+    if part.head in READERS:
+        return FeatureModel(part, READERS[part.head](_listed(folder, part, contents), len(contents.classes), width))
+    return FeatureModel(part, head_of(folder, part.folder, part.head, contents))
+
+
+def _empty(part: Part, recipes: Sequence[Recipe]) -> list[Features]:
+    """Return features of one picture, all zero, with the shapes of the recipes."""
+    empty: list[Features] = []
+    for recipe in recipes:
+        pooled = {
+            f"pooled/{b}/{kind}": np.zeros((1, s[0])) for b, s in recipe.blocks.items() for kind in ("avg", "max")
+        }
+        empty.append(pooled | {f"maps/{block}": np.zeros((1, *shape)) for block, shape in recipe.blocks.items()})
+    return empty
+
+
+def _listed(folder: Path, part: Part, contents: Contents) -> Path:
+    """Return the text of the trees of a part."""
+    name = f"{part.folder}/lightgbm.txt"
+    if name not in contents.files:
+        raise BadBundle(f"{name} is not among the files of the bundle")
+    return sealed(folder, name)
+
+
+READERS: dict[str, Callable[[Path, int, int], Trees]] = {"lightgbm": read_trees}  # heads with a reader of their own
+
+
+def head_of(folder: Path, name: str, head: str, contents: Contents) -> Any:
+    """Return a head as `save_head` wrote it, after a look at what it claims. Raises BadBundle, ValueError, KeyError."""
+    content = read_json(folder, f"{name}/head.json")
+    for path in (folder / name).iterdir():
+        if path.name.startswith("head.") and f"{name}/{path.name}" not in contents.files:
+            raise BadBundle(f"{path} is not among the files of the bundle")
+    if content["head"] != head or content["classes"] != len(contents.classes):
+        raise BadBundle(f"expected {head} of {len(contents.classes)} classes, got {content['head']!r:.40}")
+    tensors = folder / name / "head.safetensors"
+    if tensors.exists():
+        _check_tensors(tensors, len(contents.classes))
+    try:
+        return load_head(folder / name)
+    except (CacheError, UnknownName) as error:
+        raise BadBundle(str(error)) from None
+
+
+def _check_tensors(path: Path, classes: int) -> None:
+    """Raise BadBundle for numbers that are not finite, or whole numbers that are no classes."""
+    from safetensors.numpy import load_file
+
+    for name, array in load_file(path).items():
+        if not np.isfinite(array).all():
+            raise BadBundle(f"{name} in {path} is not finite")
+        if array.dtype.kind not in "f" and not (0 <= array.min(initial=0) <= array.max(initial=0) < classes):
+            raise BadBundle(f"{name} in {path} names classes that are not among {classes}")
+
+
+def _of_network(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> NetworkModel:
+    from safetensors.torch import load_file
+
+    (place,) = part.networks
+    after, recipe = contents.networks[place].after, recipes[place]
+    if after is None:
+        raise BadBundle("a thawed part needs a network that says where it is cut")
+    name = f"{part.folder}/head.safetensors"
+    if name not in contents.files:
+        raise BadBundle(f"{name} is not among the files of the bundle")
+    tensors = load_file(sealed(folder, name))
+    width = list(recipe.blocks.values())[-1][0]
+    network = Thawed(load_tail(recipe, after), width, len(contents.classes))
+    network.classifier.load_state_dict(tensors)
+    network.requires_grad_(False).eval().to(device)
+    return NetworkModel(part, network, f"maps/{after}" if after != PICTURES else PIXELS, device)
+
+
+INPUTS: Mapping[str, Callable[..., Model]] = {"pooled": _of_features, "maps": _of_features, "thawed": _of_network}

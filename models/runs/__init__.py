@@ -1,0 +1,1 @@
+"""Runs: a head or fine-tuned network trained on one view, its predictions, scores and comparison."""

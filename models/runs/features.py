@@ -1,0 +1,275 @@
+"""Cached features of one or several backbones side by side -> runs: heads, predictions, how they came about."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from features.backbones.registry import domains
+from features.cache.index import Manifest
+from features.cache.reader import rows_view
+from features.errors import CacheError
+from features.label_views import label_view
+from features.pooling import choose_pool
+from features.progress import say, shown
+from features.storage import slug
+from features.views import Cached, View, choose_blocks, join, load_manifest, made_by, map_view, pooled_view
+from models.heads import HEADS, make_head, save_head
+from models.runs.record import load_facts, runs_root, save_run
+from models.validation import cross_validation as validation
+from models.validation.cross_validation import FOLDS, Fitted, choose_protocol
+
+__all__ = ["SHARED", "Ask", "Stage", "fitted", "is_current"]
+
+_FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
+SHARED = (  # facts that all runs of one data set, labels, protocol and seed have in common
+    *("dataset", "asked", "labels", "classes", "protocol", "seed", "folds", "repeats", "manifest"),
+    *("grouped_by", "split_by", "note", "counts", "groups"),
+)
+
+
+Chosen: TypeAlias = tuple[tuple[str, ...], ...]  # the blocks of each entry
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a user asked for, beyond features and heads."""
+
+    dataset: str  # as it was typed
+    labels: str = "classes"
+    protocol: str = "split"
+    seed: int = 0
+    until: float = np.inf  # the `time.monotonic()` after which no fold is begun
+
+
+class Stage:
+    """Features of one or several entries of the same pictures; a view is read when a head first needs it."""
+
+    def __init__(self, entries: Sequence[Cached], ask: Ask) -> None:
+        self.entries, self._ask = tuple(entries), ask
+        self.name = "+".join(entry.key.backbone for entry in entries)
+        self._manifests = [load_manifest(entry) for entry in entries]
+        self._classes, self._merged = label_view(self._manifests[0], ask.labels)
+        digests = {manifest_digest(manifest, self._classes) for manifest in self._manifests}
+        if len(digests) > 1:
+            dataset, names = self._manifests[0].about["dataset"], self.name.replace("+", " ")
+            raise CacheError(
+                f"{self.name} were extracted from different pictures, labels or splits and cannot be joined; "
+                f'run: make extract DATASET={dataset} BACKBONE="{names}"'
+            )
+        self.digest = digests.pop()
+        self._check_unseen()
+        self._last: tuple[object, View] | None = None  # one view at a time: maps are large
+
+    def _check_unseen(self) -> None:
+        """Raise CacheError for a backbone that was thawed on these very pictures: it has seen their labels."""
+        dataset = str(self._manifests[0].about["dataset"])
+        for entry in self.entries:
+            if dataset in domains(entry.key.backbone):
+                raise CacheError(
+                    f"{entry.key.backbone} was thawed on {dataset} and has seen the labels of its training pictures: "
+                    f"out-of-fold scores on them would mean nothing; compare by make finetune DATASET={dataset}"
+                )
+
+    def train(self, name: str, blocks: str, pool: str, *, insist: bool) -> Path | None:
+        """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
+
+        `insist` makes an error of the latter. Raises OutOfTime.
+        """
+        if (found := self._choose(name, blocks, pool, insist)) is None:
+            return None
+        chosen, described = found
+        folder = self.folder(described, name)
+        identity = self._identity(name, chosen, described)
+        if is_current(folder, identity):
+            return folder
+        view = self._view(name, chosen, pool)
+        if not isinstance(view.X, np.ndarray) and not HEADS[name].on_disk:
+            self._too_large(name, view, insist)
+            return None
+        fit = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
+        own = {"blocks": [b for some in chosen for b in some], "asked_blocks": blocks, "pool": pool, "view": described}
+        facts = self.facts(view) | own | run_facts(name, view, fit) | {"identity": identity}
+        save_head(folder, name, fit.head)
+        save_run(folder, facts, fit.predictions)
+        return folder
+
+    def lacks(self, name: str, blocks: str, pool: str, *, insist: bool) -> bool:
+        """Tell whether a head can run on what was extracted and its run is not there; see `train` of `insist`."""
+        if (found := self._choose(name, blocks, pool, insist)) is None:
+            return False
+        chosen, described = found
+        return not is_current(self.folder(described, name), self._identity(name, chosen, described))
+
+    def view(self, name: str, blocks: str, pool: str) -> tuple[str, View]:
+        """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted."""
+        if (found := self._choose(name, blocks, pool, insist=True)) is None:
+            raise CacheError(f"{name} needs feature maps of one backbone, and {self.name} is several")
+        return f"{self.name} {found[1]}", self._view(name, found[0], pool)
+
+    def _choose(self, name: str, blocks: str, pool: str, insist: bool) -> tuple[Chosen, str] | None:
+        """Return the blocks of each entry that a head sees, and the view in words; None, and a line, for none."""
+        of_maps = HEADS[name].input == "maps"
+        chosen = self._map_blocks(insist) if of_maps else self._blocks(blocks)
+        if chosen:
+            return chosen, f"{'+'.join('+'.join(some) for some in chosen)} {'maps' if of_maps else pool}"
+        entry = self.entries[0]
+        how = (
+            f"; run: make {made_by(entry)} MAPS={entry.key.blocks[-1]}"
+            if len(self.entries) == 1
+            else " of one backbone"
+        )
+        say(f"{name} on {self.name} is left out: it needs feature maps{how}")
+        return None
+
+    def folder(self, described: str, name: str) -> Path:
+        """Return the folder of a run."""
+        dataset = str(self._manifests[0].about["dataset"])
+        return runs_root(dataset, self._ask.labels, self._ask.protocol) / self._entry_name() / slug(described) / name
+
+    def maps(self) -> bool:
+        """Return whether maps of the last block of every entry are cached."""
+        pairs = zip(self.entries, self._manifests, strict=True)
+        return all(f"maps/{entry.key.blocks[-1]}" in manifest.parts for entry, manifest in pairs)
+
+    def _too_large(self, name: str, view: View, insist: bool) -> None:
+        """Say, or raise where it was asked for by name, that a head needs features in memory."""
+        n, d = view.X.shape
+        able = " ".join(head for head, row in HEADS.items() if row.on_disk)
+        why = f"{n:,} x {d:,} features exceed a quarter of the memory"
+        if insist:
+            raise CacheError(f'{name} on {self.name} needs its features in memory, and {why}; add HEADS="{able}"')
+        say(f"{name} on {self.name} is left out: {why}; {able} read them from the disk")
+
+    def _entry_name(self) -> str:
+        return "+".join(entry.key.folder() for entry in self.entries)
+
+    def _blocks(self, wanted: str) -> Chosen:
+        return tuple(choose_blocks(entry.key.blocks, wanted) for entry in self.entries)
+
+    def _map_blocks(self, insist: bool) -> Chosen:
+        """Return the last block whose maps are cached; without any, an error for a head that was asked for by name."""
+        if len(self.entries) > 1:
+            return ()
+        (entry,), (manifest,) = self.entries, self._manifests
+        cached = [block for block in entry.key.blocks if f"maps/{block}" in manifest.parts]
+        if not cached and insist:
+            block = entry.key.blocks[-1]
+            raise CacheError(f"no feature maps at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
+        return ((cached[-1],),) if cached else ()
+
+    def _view(self, name: str, blocks: Chosen, pool: str) -> View:
+        of_maps = HEADS[name].input == "maps"
+        wanted = (of_maps, blocks, "" if of_maps else pool)
+        if self._last is None or self._last[0] != wanted:
+            self._last = None  # the old one makes room before the new one comes
+            read = _maps if of_maps else partial(_pooled, pool=pool)
+            views = [read(entry, some) for entry, some in zip(self.entries, blocks, strict=True)]
+            view = join([view._replace(X=view.X[:]) for view in views]) if len(views) > 1 else views[0]
+            self._last = (wanted, view._replace(y=self._merged[view.y]))
+        return self._last[1]
+
+    def _identity(self, name: str, blocks: object, described: str) -> str:
+        """Return a digest of all that a run depends on; a run with another one is out of date."""
+        ask = self._ask
+        parts = [_FORMAT, name, blocks, described, ask.labels, ask.protocol, ask.seed, FOLDS]
+        keys = [entry.key.digest() for entry in self.entries]
+        return hashlib.sha256(f"{parts}{self.digest}{keys}".encode()).hexdigest()
+
+    def facts(self, view: View) -> dict[str, Any]:
+        """Return the facts that all runs on these features share."""
+        about, ask = self._manifests[0].about, self._ask
+        splits = np.unique(view.splits)
+        counts = {
+            str(s): {c: int(((view.splits == s) & (view.y == k)).sum()) for k, c in enumerate(self._classes)}
+            for s in splits
+        }
+        return {
+            **{name: about[name] for name in ("dataset", "grouped_by", "split_by", "note")},
+            "asked": ask.dataset,
+            "labels": ask.labels,
+            "classes": list(self._classes),
+            "protocol": ask.protocol,
+            "seed": ask.seed,
+            "manifest": self.digest,
+            "counts": counts,
+            "groups": {str(s): len(np.unique(view.groups[view.splits == s])) for s in splits},
+            "versions": {**about["versions"], **_versions()},
+            "backbone": self.name,
+            "entry": self._entry_name(),
+            "keys": [asdict(entry.key) for entry in self.entries],
+        }
+
+
+def _maps(entry: Cached, blocks: Sequence[str]) -> View:
+    return map_view(entry, blocks[-1])
+
+
+def _pooled(entry: Cached, blocks: Sequence[str], pool: str) -> View:
+    """Return pooled features, on the disk where they would take more than a quarter of the machine's memory."""
+    if choose_pool(pool).cached:
+        view = rows_view(entry, blocks, pool)
+        if view.X.shape[0] * view.X.shape[1] * 4 > memory() / 4:
+            return view
+    return pooled_view(entry, blocks, pool)
+
+
+def memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def is_current(folder: Path, identity: str) -> bool:
+    """Return whether a whole run of that identity is there."""
+    facts = load_facts(folder)
+    return facts is not None and facts.get("identity") == identity
+
+
+def fitted(name: str, views: Sequence[View], ask: Ask, described: str) -> Fitted:
+    """Fit a head under a protocol with a progress bar. Raises OutOfTime."""
+    with shown(described, "fits") as progress:
+        make = partial(make_head, name, seed=ask.seed)
+        return validation.fit(
+            make, views, choose_protocol(ask.protocol), seed=ask.seed, progress=progress, until=ask.until
+        )
+
+
+def run_facts(name: str, view: View, found: Fitted) -> dict[str, Any]:
+    """Return the facts that a fit adds."""
+    repeats = choose_repeats(found)
+    return {
+        "head": name,
+        "about": HEADS[name].about,
+        "chosen": dict(found.head.chosen_),
+        "folds": (int(found.predictions.fold.max()) + 1) // repeats,
+        "repeats": repeats,
+        "seconds": dict(found.seconds),
+        "features": int(np.prod(view.X.shape[1:2])),
+    }
+
+
+def choose_repeats(found: Fitted) -> int:
+    """Return how often the pictures to learn from were predicted out of fold."""
+    held = found.predictions.part(test=False)
+    return len(held.ids) // len(np.unique(held.ids))
+
+
+def manifest_digest(manifest: Manifest, classes: Sequence[str]) -> str:
+    """Return a digest of classes, names, contents, labels, splits and groups, in the order of names."""
+    order = np.argsort(manifest.ids, kind="stable")
+    hasher = hashlib.sha256(repr(tuple(classes)).encode())
+    for column in (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups):
+        hasher.update(repr(column.dtype).encode() + np.ascontiguousarray(column[order]).tobytes())
+    return hasher.hexdigest()
+
+
+def _versions() -> Mapping[str, str]:
+    return {name: version(name) for name in ("numpy", "scipy", "scikit-learn", "lightgbm")}

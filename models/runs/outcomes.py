@@ -1,0 +1,112 @@
+"""Which pictures to look at: the most confident ones that a run got right and wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.metrics import operating_points
+from models.runs.record import Run
+from models.runs.scores import shown
+
+__all__ = ["Judged", "Outcome", "asked_of", "errors", "judged", "origin", "outcomes"]
+
+# name, true class, class that it was called; the positive class of two is 1
+OUTCOMES = (("true positives", 1, 1), ("false positives", 0, 1), ("false negatives", 1, 0), ("true negatives", 0, 0))
+
+
+class Judged(NamedTuple):
+    """Each picture once, sorted by id, with the decision on it."""
+
+    ids: NDArray[np.str_]  # (n,)
+    y: NDArray[np.int64]  # (n,)
+    proba: NDArray[np.float64]  # (n, K), the mean over the repeats of a cross-validation
+    called: NDArray[np.int64]  # (n,)
+    threshold: float | None  # of class 1 of two
+    seen: bool  # whether the model that is kept was fitted on these very pictures
+
+
+class Outcome(NamedTuple):
+    """One line of the sheet."""
+
+    name: str
+    words: str  # what it is and how many pictures there are of it
+    at: list[int]  # places in Judged, the most confident first
+
+
+def judged(run: Run) -> Judged:
+    """Return the test pictures with the decisions of a run; without test pictures all, as predicted out of fold.
+
+    A decision is the most probable class, or with two classes the out-of-fold Youden threshold.
+    """
+    part, held = shown(run), run.predictions.part(test=False)
+    ids, first, place = np.unique(part.ids, return_index=True, return_inverse=True)
+    proba = np.zeros((len(ids), part.proba.shape[1]))
+    np.add.at(proba, place, part.proba)
+    proba /= np.bincount(place)[:, None]
+    seen, threshold, called = bool((part.fold >= 0).any()), None, proba.argmax(axis=1)
+    if proba.shape[1] == 2:
+        found = operating_points(held.y, held.proba[:, 1])["youden"]
+        threshold = 0.5 if math.isnan(found) else found
+        called = (proba[:, 1] >= threshold).astype(np.int64)
+    return Judged(ids, part.y[first], proba, called, threshold, seen)
+
+
+def outcomes(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
+    """Return at most `most` pictures for each of the four outcomes; for more classes for each class.
+
+    There half of them (rounded up) rightly called so, then half wrongly.
+    """
+    lines = []
+    if len(classes) == 2:
+        for name, true, called in OUTCOMES:
+            at, n = _of(found, true, called, most)
+            lines.append(Outcome(name, f"{name}: {n:,} ({classes[true]}, called {classes[called]})", at))
+        return lines
+    for k, name in enumerate(classes):
+        right, n = _of(found, k, k, most - most // 2)
+        wrong, m = _of(found, None, k, most // 2)
+        lines.append(Outcome(name, f"called {name}: {n:,} rightly, {m:,} wrongly", right + wrong))
+    return lines
+
+
+def errors(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
+    """Return at most `most` errors, most confident first; of two classes false positives and negatives apart."""
+    if len(classes) == 2:
+        return [line for line in outcomes(found, classes, most // 2) if line.name.startswith("false")]
+    wrong = np.flatnonzero(found.y != found.called)
+    order = np.argsort(-found.proba[wrong, found.called[wrong]], kind="stable")
+    words = f"errors: {len(wrong):,} of {len(found.y):,} pictures"
+    return [Outcome("errors", words, wrong[order][:most].tolist())]
+
+
+def origin(found: Judged) -> str:
+    """Say whose pictures these are: whether the model behind the maps has seen them."""
+    if found.seen:
+        return (
+            "There are no test pictures: decisions are out of fold, but the model behind the maps was fitted on all "
+            "pictures and HAS SEEN THESE."
+        )
+    return "Test pictures, which the model has never seen."
+
+
+def _of(found: Judged, true: int | None, called: int, most: int) -> tuple[list[int], int]:
+    """Return the most confident pictures of a true class (None: any other) called so, and how many there are."""
+    own = found.y != called if true is None else found.y == true
+    at = np.flatnonzero(own & (found.called == called))
+    order = np.argsort(-found.proba[at, called], kind="stable")
+    return at[order][:most].tolist(), len(at)
+
+
+def asked_of(called: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
+    """Return which sum of logits is shown for each picture, (n, K): what speaks for a class against the others.
+
+    With two classes the log odds of class 1, whatever was called; else the called class against the mean of all.
+    """
+    if classes == 2:
+        return np.tile([-1.0, 1.0], (len(called), 1))
+    return np.asarray(np.eye(classes)[called] - 1 / classes)

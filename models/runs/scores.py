@@ -1,0 +1,144 @@
+"""All that can be said of one run by itself: scores with intervals, operating points, calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.metrics import CALIBRATIONS, Interval, operating_points, score
+from models.runs.record import Run
+from models.validation.predictions import Predictions
+
+__all__ = ["LEVEL", "as_dict", "by_class", "calibrations", "number", "scored", "shown"]
+
+LEVEL = 0.95
+CALIBRATED = ("brier", "ece", "log_loss")
+
+
+def shown(run: Run) -> Predictions:
+    """Return the predictions that tables and curves are about: on test pictures, out of fold where there are none."""
+    test = run.predictions.part(test=True)
+    return test if len(test.y) else run.predictions.part(test=False)
+
+
+def scored(run: Run, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
+    """Return thresholds, scores on both parts and the confusion matrix of a run, ready for JSON."""
+    held, tested = (run.predictions.part(test=test) for test in (False, True))
+    part, points = tested if len(tested.y) else held, _thresholds(held)
+    applied = _thresholds_of_other_folds(held, run.facts["folds"]) if not len(tested.y) else dict[str, Any](points)
+    scores = partial(_scores, seed=seed, n_bootstrap=n_bootstrap)
+    at = {name: scores(part, applied[name]) for name in points}
+    decided = at.get("youden") or scores(part, None)
+    return {
+        "threshold": points.get("youden"),
+        "validation": scores(held, points.get("youden")) if len(tested.y) else decided,
+        "test": decided if len(tested.y) else None,
+        "confusion": _confusion(part, applied.get("youden")),
+        "thresholds": {
+            name: {"threshold": points[name], **{metric: at[name][metric] for metric in ("sensitivity", "specificity")}}
+            for name in points
+        },
+    }
+
+
+def _thresholds(held: Predictions) -> dict[str, float]:
+    """Return the thresholds that out-of-fold predictions choose; none for more than two classes."""
+    if held.proba.shape[1] != 2:
+        return {}
+    return {name: at for name, at in operating_points(held.y, held.proba[:, 1]).items() if not math.isnan(at)}
+
+
+def _thresholds_of_other_folds(held: Predictions, folds: int) -> dict[str, NDArray[np.float64]]:
+    """Return for each rule and picture (n,) the threshold that the other folds of its repeat choose."""
+    rules = {name: np.zeros(len(held.y)) for name in _thresholds(held)}
+    for own, others in _folds(held, folds):
+        for name, threshold in _thresholds(others).items():
+            rules[name][own] = threshold
+    return rules
+
+
+def _folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], Predictions]]:
+    """Yield the place of each fold, (n,), and the predictions of the other folds of its repeat."""
+    for fold in np.unique(held.fold).tolist():
+        own = held.fold == fold
+        others = (held.fold // folds == fold // folds) & ~own
+        yield own, Predictions(*(column[others] for column in held))
+
+
+def _scores(part: Predictions, threshold: Any, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
+    """Return every metric with its interval."""
+    scores = score(
+        part.y, part.proba, part.groups, threshold=threshold, n_bootstrap=n_bootstrap, level=LEVEL, seed=seed
+    )
+    return {name: as_dict(row) for name, row in scores.items()}
+
+
+def _confusion(part: Predictions, threshold: Any) -> list[list[int]]:
+    """Return the pictures of each true class (rows) decided as each class (columns)."""
+    k = part.proba.shape[1]
+    decided = part.proba.argmax(axis=1) if threshold is None else (part.proba[:, 1] >= threshold).astype(np.int64)
+    counts: list[list[int]] = np.bincount(part.y * k + decided, minlength=k * k).reshape(k, k).tolist()
+    return counts
+
+
+def by_class(run: Run, row: Mapping[str, Any], *, seed: int, n_bootstrap: int) -> list[dict[str, Any]]:
+    """Return what a run makes of each class against the rest; nothing for two classes."""
+    part, counts = shown(run), np.array(row["confusion"])
+    if part.proba.shape[1] == 2:
+        return []
+    classes = []
+    for k, name in enumerate(run.facts["classes"]):
+        proba = np.stack([1 - part.proba[:, k], part.proba[:, k]], axis=1)
+        area = _scores(
+            part._replace(y=(part.y == k).astype(np.int64), proba=proba), None, seed=seed, n_bootstrap=n_bootstrap
+        )
+        right, true, decided = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
+        classes.append(
+            {
+                "name": name,
+                "pictures": true,
+                **{metric: area[metric] for metric in ("roc_auc", "pr_auc")},
+                "recall": right / true if true else None,
+                "precision": right / decided if decided else None,
+            }
+        )
+    return classes
+
+
+def calibrations(run: Run, *, seed: int, n_bootstrap: int) -> dict[str, dict[str, Any]]:
+    """Return {"none", "temperature", ...: {"brier", "ece", "log_loss"}} of a run, before and after each calibration.
+
+    Fitted on out-of-fold predictions; without test pictures on those of the other folds.
+    """
+    part, held = shown(run), run.predictions.part(test=False)
+    tested = len(run.predictions.part(test=True).y) > 0
+    rows = {"none": part.proba}
+    for name, make in CALIBRATIONS.items():
+        rows[name] = make(held.y, held.proba)(part.proba) if tested else _crosswise(make, held, run.facts["folds"])
+    every = {
+        name: _scores(part._replace(proba=p), None, seed=seed, n_bootstrap=n_bootstrap) for name, p in rows.items()
+    }
+    return {name: {metric: scores[metric] for metric in CALIBRATED} for name, scores in every.items()}
+
+
+def _crosswise(make: Any, held: Predictions, folds: int) -> NDArray[np.float64]:
+    """Return the predictions of each fold, calibrated on the other folds of its repeat."""
+    proba = held.proba.copy()
+    for own, others in _folds(held, folds):
+        proba[own] = make(others.y, others.proba)(held.proba[own])
+    return proba
+
+
+def as_dict(interval: Interval) -> dict[str, float | None]:
+    """Return an interval ready for JSON."""
+    return {name: number(value) for name, value in interval._asdict().items()}
+
+
+def number(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else float(value)

@@ -1,0 +1,1 @@
+"""Out-of-fold and test predictions that need not be doubted, and the learning curve."""

@@ -1,0 +1,171 @@
+"""Predictions that nobody has to doubt: out of fold for the pictures to learn from, once for the test pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.cache.reader import subset
+from features.errors import BadDataset, unknown
+from features.views import View
+from models.folds import grouped_folds
+from models.heads.head import Head, Nested
+from models.validation.predictions import Predictions
+
+__all__ = [
+    *("FOLDS", "PROTOCOLS", "Fitted", "OutOfTime", "Protocol"),
+    *("arranged", "choose_protocol", "fit", "folds_of", "learned"),
+]
+
+FOLDS = 5
+
+
+class OutOfTime(Exception):
+    """The time for a fit was up before all its folds were done."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One row of PROTOCOLS."""
+
+    about: str
+    repeats: int  # of the cross-validation, each with folds of its own
+    tests: bool  # whether the test split is kept apart
+
+
+PROTOCOLS = {
+    "split": Protocol("the publisher's test pictures, looked at once; choices by five grouped folds", 1, True),
+    "cv": Protocol("all pictures in three times five grouped folds, choices inside each (nested)", 3, False),
+}
+
+
+class Fitted(NamedTuple):
+    """A head on one view."""
+
+    predictions: Predictions  # the rows of all repeats one after the other, then the test pictures
+    head: Head  # fitted on all pictures to learn from
+    seconds: dict[str, float]  # oof, fit, predict
+
+
+def choose_protocol(name: str) -> Protocol:
+    """Return a row of PROTOCOLS. Raises UnknownName."""
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, PROTOCOLS)
+    return PROTOCOLS[name]
+
+
+def learned(splits: NDArray[np.str_], protocol: Protocol) -> NDArray[np.bool_]:
+    """Return which pictures are learned from, (n,): all but the test split, or all where none is kept apart."""
+    return np.asarray((splits != "test") | (not protocol.tests))
+
+
+def folds_of(
+    y: NDArray[np.int64], groups: NDArray[np.str_], protocol: Protocol, *, seed: int = 0
+) -> list[NDArray[np.int64]]:
+    """Return the fold of each row (n,) in each repeat; folds are numbered on through the repeats.
+
+    Raises BadDataset where a class has a single group.
+    """
+    drawn = [grouped_folds(y, groups, FOLDS, seed=seed + 1000 * repeat) for repeat in range(protocol.repeats)]
+    return [fold + repeat * (int(fold.max()) + 1) for repeat, fold in enumerate(drawn)]
+
+
+def fit(
+    make: Callable[[], Head],
+    views: Sequence[View],
+    protocol: Protocol,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    until: float = np.inf,
+) -> Fitted:
+    """Fit a head on each set of folds but one, to predict the one, and on all pictures, to predict the test pictures.
+
+    `views` is one view, or one for each repeat where the repeats see other features (of the same pictures). Heads
+    choose what they have to choose inside the pictures that they are given. Raises BadDataset where a class cannot be
+    learned, OutOfTime when `time.monotonic()` passes `until`.
+    """
+    train = learned(views[0].splits, protocol)
+    parts = [view.take(train) for view in views]
+    y, groups = parts[0].y, parts[0].groups
+    if len(np.unique(y)) < len(np.unique(views[0].y)):
+        raise BadDataset("a class has no training picture; give every class pictures outside the test split")
+    plan = folds_of(y, groups, protocol, seed=seed)
+    total, start = int(plan[-1].max()) + 2, time.perf_counter()
+    whole: Head | None = None
+    held = np.zeros((len(plan), len(y), int(views[0].y.max()) + 1))
+    for repeat, folds in enumerate(plan):
+        part = parts[min(repeat, len(parts) - 1)]
+        done = _Watch(progress, int(folds.min()), int(folds.max()) + 1, total, until)
+        held[repeat], learner = _held_out(make, part, folds, done)
+        whole = whole or learner
+    middle = time.perf_counter()
+    head = whole or make().fit(*_together(parts))
+    end = time.perf_counter()
+    test = views[0].take(~train)
+    tested = head.predict_proba(test.X) if len(test.y) else held[0][:0]
+    progress(total, total)
+    seconds = {"oof": middle - start, "fit": end - middle, "predict": time.perf_counter() - end}
+    return Fitted(arranged(parts[0], plan, held, test, tested), head, seconds)
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Shows progress within one repeat and looks at the clock."""
+
+    progress: Callable[[int, int], None]
+    first: int
+    last: int
+    total: int
+    until: float
+
+    def __call__(self, done: int, steps: int) -> None:
+        """Show that `done` of `steps` are done. Raises OutOfTime."""
+        self.progress(self.first + (self.last - self.first) * done // steps, self.total)
+        if time.monotonic() > self.until:
+            raise OutOfTime
+
+
+def _held_out(
+    make: Callable[[], Head], part: View, folds: NDArray[np.int64], watch: _Watch
+) -> tuple[NDArray[np.float64], Head | None]:
+    """Return out-of-fold probabilities (n, K), and the head fitted on all rows where it goes through all at once."""
+    learner = make()
+    if isinstance(learner, Nested):
+        nested = learner.fit_folds(part.X, part.y, folds, watch)
+        if nested is not None:
+            return nested, learner
+    names = np.unique(folds).tolist()
+    held = np.zeros((len(folds), int(part.y.max()) + 1))
+    for done, fold in enumerate(names, start=1):
+        own = folds == fold
+        learner = make().fit(subset(part.X, ~own), part.y[~own], part.groups[~own])
+        held[own] = learner.predict_proba(subset(part.X, own))
+        watch(done, len(names))
+    return held, None
+
+
+def _together(parts: Sequence[View]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_]]:
+    """Return X, y and groups of all repeats one below the other; of a single view as they are."""
+    if len(parts) == 1:
+        return parts[0].X, parts[0].y, parts[0].groups
+    X, y, groups = (np.concatenate([getattr(part, name) for part in parts]) for name in ("X", "y", "groups"))
+    return X, y, groups
+
+
+def arranged(
+    dev: View, plan: Sequence[NDArray[np.int64]], held: NDArray[np.float64], test: View, tested: NDArray[np.float64]
+) -> Predictions:
+    """Return predictions sorted by id, the pictures of each repeat below those of the one before."""
+    order, last = np.argsort(dev.ids, kind="stable"), np.argsort(test.ids, kind="stable")
+    ids, groups, y = (
+        np.concatenate([*[getattr(dev, name)[order]] * len(plan), getattr(test, name)[last]])
+        for name in ("ids", "groups", "y")
+    )
+    fold = np.concatenate([*(folds[order] for folds in plan), np.full(len(last), -1)])
+    return Predictions(ids, groups, y, np.concatenate([*held[:, order], tested[last]]), fold)

@@ -1,0 +1,62 @@
+"""The narrow waist after any model: whose picture, what it is, what the model said."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.errors import CacheError
+from features.storage import write_whole
+
+__all__ = ["Predictions", "load_predictions", "save_predictions"]
+
+
+class Predictions(NamedTuple):
+    """Rows are pictures, sorted by id: once for each repeat of a cross-validation, then the test pictures."""
+
+    ids: NDArray[np.str_]  # (n,)
+    groups: NDArray[np.str_]  # (n,)
+    y: NDArray[np.int64]  # (n,)
+    proba: NDArray[np.float64]  # (n, K), rows sum to 1
+    fold: NDArray[np.int64]  # (n,) the fold in which the picture was held out; -1 for test pictures
+
+    def part(self, *, test: bool) -> Predictions:
+        """Return the test pictures, or the out-of-fold predictions of the training pictures."""
+        at = (self.fold < 0) == test
+        return Predictions(self.ids[at], self.groups[at], self.y[at], self.proba[at], self.fold[at])
+
+
+def save_predictions(path: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:
+    """Write one CSV line per picture; probabilities with all their digits, so that loading gives the same numbers."""
+    text = io.StringIO(newline="")
+    names = (*classes, *predictions.ids.tolist(), *predictions.groups.tolist())
+    bare = not any("\r" in name for name in names)  # which csv quotes only where it quotes everything
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
+    writer.writerow(["id", "group", "fold", "label", *(f"p_{name}" for name in classes)])
+    columns = zip(*(column.tolist() for column in predictions), strict=True)
+    for picture, group, label, proba, fold in columns:
+        writer.writerow([picture, group, "test" if fold < 0 else fold, classes[label], *map(repr, proba)])
+    write_whole(path, [text.getvalue().encode()])
+
+
+def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
+    """Return what `save_predictions` wrote. CacheError where the file does not read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if header[4:] != [f"p_{name}" for name in classes]:
+            raise ValueError(f"classes are {header[4:]}, expected {list(classes)}")
+        ids, groups = (np.array([row[i] for row in rows], dtype=np.str_) for i in (0, 1))
+        fold = np.array([-1 if row[2] == "test" else int(row[2]) for row in rows], dtype=np.int64)
+        y = np.array([classes.index(row[3]) for row in rows], dtype=np.int64)
+        proba = np.array([[float(p) for p in row[4:]] for row in rows], dtype=np.float64).reshape(
+            len(rows), len(classes)
+        )
+    except (OSError, ValueError, IndexError) as error:
+        raise CacheError(f"cannot read {path} ({error}); run: make train-heads") from None
+    return Predictions(ids, groups, y, proba, fold)

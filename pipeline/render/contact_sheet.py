@@ -1,0 +1,159 @@
+"""A contact sheet: pictures in lines, under each the same picture with maps laid over it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.progress import printable
+from pipeline.render.plots import COLOURS, METADATA, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Sheet", "Strip", "Tile", "draw_sheet", "overlaid"]
+
+FOR, AGAINST = COLOURS[3], COLOURS[0]  # vermilion and blue, which every kind of colour vision tells apart
+STRONGEST = 0.75  # how much of a picture the highest value hides
+DPI = 120
+TILE, GAP, CAPTION, TITLE, HEAD, FOOT, MARGIN = 1.5, 0.1, 0.34, 0.3, 0.32, 0.72, 0.2  # inches
+CHARACTERS = 29  # of a caption's line
+_SEAM = 3  # pixels between a picture and its maps
+
+
+class Tile(NamedTuple):
+    """One picture."""
+
+    picture: NDArray[np.uint8]  # (S, S, 3)
+    maps: list[NDArray[np.float64]]  # each (H, W), above 0 for and below 0 against
+    caption: tuple[str, str]
+    wrong: bool
+
+
+class Strip(NamedTuple):
+    """One line of the sheet."""
+
+    title: str
+    tiles: list[Tile]
+
+
+class Sheet(NamedTuple):
+    """All of it."""
+
+    title: str
+    notes: list[str]  # below the title, a line each
+    strips: list[Strip]
+    columns: int
+    ends: tuple[str, str, str] = ("", "", "")  # of the colour bar: what blue means, its unit, what red means
+
+
+def draw_sheet(sheet: Sheet) -> bytes:
+    """Return the sheet as PNG, the same bytes for the same sheet. Each kind of map has one scale for all pictures."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    scales = _scales([tile for strip in sheet.strips for tile in strip.tiles])
+    tall = TILE * (1 + len(scales))
+    width = max(2 * MARGIN + sheet.columns * (TILE + GAP), 7.6)
+    notes = [line for note in sheet.notes for line in wrap(note, int((width - 2 * MARGIN) * 16))]
+    head = HEAD + 0.19 * len(notes)
+    height = (
+        head
+        + (FOOT if scales else MARGIN)
+        + sum(TITLE + (tall + CAPTION if strip.tiles else 0.1) for strip in sheet.strips)
+    )
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name in a script that the font lacks is drawn as boxes
+        figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        _write(figure, MARGIN, 0.24, sheet.title, fontsize=11, fontweight="bold")
+        for i, note in enumerate(notes):
+            _write(figure, MARGIN, HEAD + 0.12 + 0.19 * i, note, fontsize=7.5, color="0.25")
+        top = head
+        for strip in sheet.strips:
+            title = strip.title if strip.tiles else f"{strip.title} (none)"
+            _write(figure, MARGIN, top + 0.24, title, fontsize=9, fontweight="bold")
+            top += TITLE
+            for i, tile in enumerate(strip.tiles):
+                _tile(figure, MARGIN + i * (TILE + GAP), top, tall, tile, scales)
+            top += tall + CAPTION if strip.tiles else 0.1
+        if scales:
+            _bar(figure, sheet.ends, scales[0])
+        target = io.BytesIO()
+        figure.savefig(target, format="png", dpi=DPI, metadata=METADATA["png"])
+    return target.getvalue()
+
+
+def overlaid(picture: NDArray[np.uint8], values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:
+    """Return a picture (S, S, 3) in grey with a map (H, W) over it: red for, blue against, the picture itself at zero.
+
+    The map is enlarged bilinearly; at `scale` and beyond the colour is strongest.
+    """
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    side = picture.shape[:2]
+    large = Image.fromarray(values.astype(np.float32)).resize(side[::-1], Image.Resampling.BILINEAR)
+    strength = np.clip(np.asarray(large, dtype=np.float64) / scale, -1, 1)[..., None]
+    grey = np.repeat(np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64)[..., None], 3, axis=2)
+    colour = np.where(strength > 0, np.array(to_rgb(FOR)), np.array(to_rgb(AGAINST))) * 255
+    alpha = STRONGEST * np.abs(strength)
+    return np.asarray(np.rint(grey * (1 - alpha) + colour * alpha), dtype=np.uint8)
+
+
+def _scales(tiles: Sequence[Tile]) -> list[float]:
+    """Return for each kind of map the value of the strongest colour: one position in a hundred lies beyond it."""
+    kinds = len(tiles[0].maps) if tiles else 0
+    every = [np.abs(np.concatenate([tile.maps[kind].ravel() for tile in tiles])) for kind in range(kinds)]
+    return [float(np.quantile(values, 0.99)) or 1.0 for values in every]
+
+
+def _tile(figure: Figure, left: float, top: float, tall: float, tile: Tile, scales: Sequence[float]) -> None:
+    panels = [tile.picture, *(overlaid(tile.picture, m, s) for m, s in zip(tile.maps, scales, strict=True))]
+    seam = np.full((_SEAM, tile.picture.shape[1], 3), 255, np.uint8)
+    stacked = np.concatenate([piece for panel in panels for piece in (panel, seam)][:-1])
+    axes = _axes(figure, left, top, TILE, tall)
+    axes.imshow(stacked, aspect="auto", interpolation="antialiased")
+    axes.axis("off")
+    for i, line in enumerate(tile.caption):
+        weight = "bold" if tile.wrong and i else "normal"
+        _write(figure, left, top + tall + 0.12 + 0.13 * i, _short(line), fontsize=6, fontweight=weight)
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Return axes at a place in inches from the upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def _write(figure: Figure, left: float, top: float, text: str, **style: Any) -> None:
+    """Write one line with its base at a place in inches, taken literally."""
+    across, down = figure.get_size_inches()
+    figure.text(left / across, 1 - top / down, printable(text), parse_math=False, **style)
+
+
+def _bar(figure: Figure, ends: tuple[str, str, str], scale: float) -> None:
+    """Draw the colour bar of the first kind of map, as it looks on middle grey."""
+    against, unit, favour = ends
+    down = float(figure.get_size_inches()[1])
+    ramp = overlaid(np.full((8, 256, 3), 150, np.uint8), np.linspace(-scale, scale, 256)[None], scale)
+    axes = _axes(figure, MARGIN, down - 0.52, 3.2, 0.13)
+    axes.imshow(ramp, aspect="auto", extent=(-scale, scale, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([-scale, 0, scale], [f"{-scale:.3g}", "0", f"{scale:.3g}"], fontsize=6.5)
+    axes.tick_params(length=2, pad=2)
+    axes.set_title(printable(against), loc="left", fontsize=7, color=AGAINST, pad=3, parse_math=False)
+    axes.set_title(printable(favour), loc="right", fontsize=7, color=FOR, pad=3, parse_math=False)
+    _write(figure, MARGIN + 3.4, down - 0.42, unit, fontsize=7)
+
+
+def _short(text: str) -> str:
+    """Return a text that fits under a picture: its ends, which tell names of files apart."""
+    half = (CHARACTERS - 1) // 2
+    return text if len(text) <= CHARACTERS else f"{text[:half]}…{text[-half:]}"

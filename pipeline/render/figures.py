@@ -1,0 +1,261 @@
+"""The figures of the page as plotly's own JSON: {"layout": ..., "views": [traces, ...]}, one view per class.
+
+Colours are CSS variables, "var(--c0)", which the page resolves, so that figures follow light and dark. Traces that can
+be switched off say whose they are: `meta` is {"run": place in the ranking}.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.metrics import net_benefit, reliability_curve
+from pipeline.render.curves import CURVES, Side
+
+__all__ = [
+    "Figure",
+    "blank_layout",
+    "cost_figure",
+    "curve_figure",
+    "decision_figure",
+    "line_of",
+    "reliability_figure",
+    "score_figure",
+]
+
+Figure = dict[str, Any]
+Trace = dict[str, Any]
+
+BINS = 25  # of the score histogram
+DASHES = ("solid", "dash", "dot", "dashdot")
+OTHERS = 6  # colours --c1 ... for runs that were not chosen
+HOVER = "<b>%{fullData.name}</b><br>%{xaxis.title.text} %{x:.3f}<br>%{yaxis.title.text} %{y:.3f}<extra></extra>"
+LABELLED = 8  # runs in the cost figure
+MARKERS = {
+    "chosen": {"color": "var(--c0)", "size": 13},
+    "not distinguishable": {"color": "var(--c2)", "size": 10},
+    "others": {"color": "var(--c1)", "size": 9, "symbol": "diamond"},
+}
+GREY = {"color": "var(--muted)", "width": 1.2, "dash": "dot"}
+
+
+def line_of(rank: int) -> dict[str, Any]:
+    """Return colour and dash of the run at a place of the ranking, 0 for the chosen one."""
+    if rank == 0:
+        return {"color": "var(--c0)", "dash": "solid", "width": 3}
+    return {"color": f"var(--c{1 + (rank - 1) % OTHERS})", "dash": DASHES[(rank - 1) // OTHERS % 4], "width": 1.6}
+
+
+def curve_figure(kind: str, names: Sequence[str], runs: Sequence[Sequence[Side]], **bootstrap: Any) -> Figure:
+    """Return the ROC or PR figure (`kind` of CURVES) of runs in the order of the ranking, a band around the first.
+
+    `runs` holds the sides of each run, which all have the same classes; `bootstrap` is n_bootstrap, level and seed.
+    """
+    row = CURVES[kind]
+    layout = blank_layout(row.x, row.y)
+    return {"layout": layout, "views": [_curves(kind, names, view, bootstrap) for view in zip(*runs, strict=True)]}
+
+
+def _curves(kind: str, names: Sequence[str], view: Sequence[Side], bootstrap: Mapping[str, Any]) -> list[Trace]:
+    chosen = view[0].band(kind, **bootstrap)
+    traces = [_reference(kind, view[0]), *_band(chosen)]
+    for rank in reversed(range(len(view))):  # the chosen one on top
+        band = view[rank].band(kind, n_bootstrap=0) if rank else chosen
+        name = {"name": html.escape(names[rank]), "hovertemplate": HOVER, "meta": {"run": rank}}
+        line = _line(band.x, band.value, line_of(rank), **name)
+        del line["x"]  # even steps say the same in less room
+        traces.append(line | {"x0": 0, "dx": float(band.x[1])})
+    return traces
+
+
+def _reference(kind: str, side: Side) -> Trace:
+    """Return the line of a head that knows nothing."""
+    share = float(side.y.mean())
+    ends = {"roc": [0.0, 1.0], "pr": [share, share]}[kind]
+    return _line(np.array([0.0, 1.0]), np.array(ends), GREY, name="chance", hoverinfo="skip")
+
+
+def _band(band: Any) -> list[Trace]:
+    """Return the area between the bounds, nothing where the pictures cannot tell."""
+    if np.isnan(band.low).any():
+        return []
+    x, y = np.concatenate([band.x, band.x[::-1]]), np.concatenate([band.high, band.low[::-1]])
+    fill = {"fill": "toself", "fillcolor": "var(--band)", "hoverinfo": "skip", "meta": {"run": 0}, "name": "band"}
+    return [_line(x, y, {"width": 0}, **fill)]
+
+
+def reliability_figure(views: Sequence[Side]) -> Figure:
+    """Return how often a class really occurs among pictures of each predicted probability."""
+    layout = blank_layout("predicted probability", "share that really is")
+    return {"layout": layout, "views": [_reliability(side) for side in views]}
+
+
+def _reliability(side: Side) -> list[Trace]:
+    curve = reliability_curve(side.y, side.score)
+    sizes = 6 + 16 * np.sqrt(curve.pictures / curve.pictures.max())
+    hover = "predicted %{x:.3f}<br>really %{y:.3f}<br>%{text} pictures<extra></extra>"
+    errors = {
+        "type": "data",
+        "symmetric": False,
+        "array": _short(curve.high - curve.observed),
+        "arrayminus": _short(curve.observed - curve.low),
+        "color": "var(--c0)",
+        "thickness": 1.2,
+        "width": 0,
+    }
+    points = _line(curve.predicted, curve.observed, line_of(0) | {"width": 1.5}, name="chosen", hovertemplate=hover)
+    marker = {"size": _short(sizes), "color": "var(--c0)", "line": {"width": 0}, "opacity": 0.85}
+    points |= {
+        "mode": "lines+markers",
+        "cliponaxis": False,
+        "error_y": errors,
+        "marker": marker,
+        "text": curve.pictures.tolist(),
+    }
+    return [_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), GREY, name="perfect", hoverinfo="skip"), points]
+
+
+def decision_figure(views: Sequence[Side]) -> Figure:
+    """Return the net benefit of acting on the chosen run's probabilities, against acting always and never."""
+    layout = blank_layout("threshold probability", "net benefit")
+    layout["yaxis"] |= {"range": None, "tickformat": ".2f"}
+    layout |= {"showlegend": True}
+    return {"layout": layout, "views": [_decision(side) for side in views]}
+
+
+def _decision(side: Side) -> list[Trace]:
+    benefit = net_benefit(side.y, side.score, np.linspace(0.01, 0.99, 99))
+    floor = -0.1 * float(side.y.mean())
+    rows = (
+        ("act on every picture", benefit.treat_all, GREY | {"dash": "dash"}),
+        ("act on none", np.zeros(99), GREY),
+        ("act by the chosen run", benefit.model, line_of(0)),
+    )
+    kept = [(name, np.where(value >= floor, value, np.nan), line) for name, value, line in rows]
+    return [_line(benefit.thresholds, value, line, name=name, hovertemplate=HOVER) for name, value, line in kept]
+
+
+def score_figure(side: Side, rest: str) -> Figure:
+    """Return how the chosen run's probabilities are spread in each of two classes."""
+    edges = np.linspace(0, 1, BINS + 1)
+    layout = blank_layout(f"probability of {html.escape(side.label)}", "pictures")
+    layout["yaxis"] |= {"range": None, "tickformat": ",d", "rangemode": "tozero"}
+    layout |= {"barmode": "overlay", "showlegend": True, "bargap": 0.06}
+    traces = [
+        {
+            "type": "bar",
+            "name": html.escape(name),
+            "x": _short((edges[1:] + edges[:-1]) / 2),
+            "y": np.histogram(side.score[side.y == k], edges)[0].tolist(),
+            "marker": {"color": colour, "opacity": 0.7, "line": {"width": 0}},
+            "hovertemplate": "%{y} pictures around %{x:.2f}<extra>%{fullData.name}</extra>",
+        }
+        for k, name, colour in ((0, rest, "var(--c1)"), (1, side.label, "var(--c0)"))
+    ]
+    return {"layout": layout, "views": [traces]}
+
+
+def cost_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the ROC AUC of every run over the seconds it took to train, with the line of what nothing beats."""
+    points = _points(rows)
+    layout = blank_layout("seconds of training, folds and final fit", "ROC AUC")
+    decades = np.log10(max(p["x"] for p in points) / min(p["x"] for p in points)) if points else 0.0
+    layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~g", "dtick": 1 if decades > 1 else None}
+    layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
+    layout |= {"showlegend": True}
+    clouds = [_cloud(kind, [p for p in points if p["kind"] == kind], marker) for kind, marker in MARKERS.items()]
+    return {"layout": layout, "views": [[_front(points), *(cloud for cloud in clouds if cloud["x"])]]}
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is drawn of each run that has an area; few are labelled all, many at the front only."""
+    several = len({row["backbone"] for row in rows}) > 1
+    points = []
+    for row in rows:
+        area, versus = (row["test"] or row["validation"])["roc_auc"], row["against_chosen"]
+        kind = "not distinguishable" if versus and not versus["distinguishable"] else "others"
+        point = {
+            "name": html.escape(row["name"]),
+            "label": html.escape(f"{row['head']}, {row['backbone']}" if several else row["head"]),
+            "x": max(row["seconds"]["oof"] + row["seconds"]["fit"], 1e-3),
+            "area": area,
+            "kind": "chosen" if row["validation_rank"] == 1 else kind,
+        }
+        points += [point] if area["value"] is not None else []
+    front, middle = _unbeaten(points), _middle([p["x"] for p in points])
+    return [
+        p
+        | {"place": "bottom left" if p["x"] > middle else "bottom right"}
+        | ({} if len(points) <= LABELLED or p in front else {"label": ""})
+        for p in points
+    ]
+
+
+def _middle(seconds: Sequence[float]) -> float:
+    """Return where labels change sides on a logarithmic axis, so that they stay inside."""
+    return float(np.sqrt(min(seconds, default=1.0) * max(seconds, default=1.0)))
+
+
+def _unbeaten(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the runs that none beats in both time and area, by rising time."""
+    front: list[Mapping[str, Any]] = []
+    for point in sorted(points, key=lambda p: (p["x"], -p["area"]["value"])):
+        if not front or point["area"]["value"] > front[-1]["area"]["value"]:
+            front.append(point)
+    return front
+
+
+def _front(points: Sequence[Mapping[str, Any]]) -> Trace:
+    """Return the steps through the unbeaten runs, on to the slowest of all."""
+    front = _unbeaten(points)
+    steps = [(p["x"], p["area"]["value"]) for p in front]
+    steps += [(max(p["x"] for p in points), steps[-1][1])] if steps else []
+    x, y = (np.array([step[i] for step in steps]) for i in (0, 1))
+    line = GREY | {"shape": "hv", "dash": "solid"}
+    return _line(x, y, line, name="best for the time", hoverinfo="skip")
+
+
+def _cloud(name: str, points: Sequence[Mapping[str, Any]], marker: Mapping[str, Any]) -> Trace:
+    errors = {"type": "data", "symmetric": False, "thickness": 1, "width": 0, "color": marker["color"]}
+    areas = [(p["area"]["value"], p["area"]["low"], p["area"]["high"]) for p in points]
+    up, down = ([abs((row[end] or row[0]) - row[0]) for row in areas] for end in (2, 1))
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": name,
+        "x": _short(np.array([p["x"] for p in points])),
+        "y": _short(np.array([row[0] for row in areas])),
+        "text": [p["label"] for p in points],
+        "textposition": [p["place"] for p in points],
+        "textfont": {"size": 11, "color": "var(--muted)"},
+        "customdata": [p["name"] for p in points],
+        "marker": dict(marker),
+        "error_y": errors | {"array": _short(np.array(up)), "arrayminus": _short(np.array(down))},
+        "hovertemplate": "<b>%{customdata}</b><br>%{x:.3g} s<br>ROC AUC %{y:.3f}<extra></extra>",
+        "cliponaxis": False,
+    }
+
+
+def _line(x: NDArray[np.float64], y: NDArray[np.float64], line: Mapping[str, Any], **more: Any) -> Trace:
+    return {"type": "scatter", "mode": "lines", "x": _short(x), "y": _short(y), "line": dict(line), **more}
+
+
+def blank_layout(x: str, y: str) -> dict[str, Any]:
+    """Return a layout with two titled axes from 0 to 1."""
+    axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
+    return {
+        "xaxis": axis | {"title": {"text": x}, "range": [-0.02, 1.02]},
+        "yaxis": axis | {"title": {"text": y}, "range": [-0.02, 1.02]},
+        "showlegend": False,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hoverlabel": {"namelength": -1},
+    }
+
+
+def _short(values: NDArray[Any]) -> list[float | None]:
+    """Return numbers of four decimals, which is finer than a screen; NaN as None."""
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]

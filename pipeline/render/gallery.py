@@ -1,0 +1,154 @@
+"""The gallery of the report: the most confident errors of the chosen run, with class maps to lay over them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.backbones import load_recipe
+from features.datasets import Dataset
+from features.errors import CacheError, FirnError
+from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
+from models.explain.run_maps import picture_seen as seen_by_network
+from models.runs.choice import rank
+from models.runs.compare import run_names
+from models.runs.outcomes import Judged, Outcome, asked_of, errors, judged, origin
+from models.runs.record import Run
+from pipeline.render.contact_sheet import overlaid
+
+__all__ = ["make_gallery"]
+
+MOST = 24  # pictures
+SIDE = 224  # pixels at most; with their maps 24 such pictures take half a megabyte
+QUALITY = 82  # of JPEG
+
+Pixels = NDArray[np.uint8]
+
+
+class _Mapped(NamedTuple):
+    """The run that the class maps are of: the chosen one, or the best that has any."""
+
+    case: Case
+    name: str
+    evidence: Evidence | None
+    why_not: str  # where there is no evidence
+
+
+def make_gallery(
+    results: Mapping[str, Any], runs: Sequence[Run], dataset: Dataset, weights: str = ""
+) -> dict[str, Any]:
+    """Return what the page shows, ready for JSON: {"run", "identity", "manifest", "notes", "ends", "lines"}.
+
+    A line has a title and its pictures, the most confident error first, as data URLs with and without the class map.
+    Without cached maps there are pictures alone, and a note says which command adds the maps. Raises BadDataset where
+    the data set came without pictures, CacheError where they are others now, BadWeights, BadPicture.
+    """
+    dataset.source.stamps([])  # a pack has no pictures and says so
+    named = dict(zip(run_names(runs), runs, strict=True))
+    run = named[results["chosen"]]
+    found, classes = judged(run), run.facts["classes"]
+    lines = errors(found, classes, MOST)
+    at = np.array([place for line in lines for place in line.at], dtype=np.intp)
+    mapped = _mapped(_case(run, dataset, found, at, weights), named, found, weights)
+    case, evidence = mapped.case, mapped.evidence
+    geometry = case.recipe.geometry(case.run.facts["keys"][0]["preprocess"].partition(":")[0])
+    digests = evidence.sha256 if evidence else digests_of(case)
+    pictures = [seen_by_network(case, i, sha256, geometry) for i, sha256 in enumerate(digests)]
+    shown = next(iter(evidence.maps.values())) if evidence else None
+    scale = float(np.quantile(np.abs(shown), 0.99)) or 1.0 if shown is not None and shown.size else 1.0
+    tiles = (_tile(found, at[i], classes, picture, shown, scale, i) for i, picture in enumerate(pictures))
+    return {
+        "schema": 1,
+        "run": results["chosen"],
+        "identity": run.facts.get("identity", ""),
+        "manifest": run.facts["manifest"],
+        "notes": _notes(found, classes, mapped, results["chosen"]),
+        "ends": _ends(classes, scale) if evidence else None,
+        "lines": [_line(line, tiles) for line in lines],
+    }
+
+
+def _case(run: Run, dataset: Dataset, found: Judged, at: NDArray[np.intp], weights: str) -> Case:
+    recipe = load_recipe(run.facts["keys"][0]["backbone"], weights or None)
+    return Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(run.facts["classes"])))
+
+
+def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -> _Mapped:
+    """Return what spoke for each decision, of the run itself or else of the best one that class maps explain."""
+    able = {name: run for name, run in named.items() if can_be_explained(run.facts)}
+    own = [name for name, run in able.items() if run is case.run]
+    if not able:
+        command = f'make train-heads DATASET={case.run.facts["asked"]} HEADS="logistic lda"'
+        return _Mapped(case, "", None, f"no run has class maps; heads that have are {' '.join(EXPLAINERS)}: {command}")
+    name = own[0] if own else min(able, key=lambda one: rank(able[one]))
+    try:
+        recipe = load_recipe(able[name].facts["backbone"], weights or None)
+        other = replace(case, run=able[name], recipe=recipe)
+        opinion = judged(able[name])
+        there = opinion.proba[np.searchsorted(opinion.ids, case.ids)]
+        return _Mapped(other, name, evidence_of(other, None if found.seen else there), "")
+    except (CacheError, FirnError) as error:
+        return _Mapped(case, "", None, str(error))
+
+
+def _line(line: Outcome, tiles: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    return {"title": line.words, "pictures": [next(tiles) for _ in line.at]}
+
+
+def _tile(
+    found: Judged,
+    place: int,
+    classes: Sequence[str],
+    picture: Pixels,
+    maps: NDArray[np.float64] | None,
+    scale: float,
+    i: int,
+) -> dict[str, Any]:
+    called = int(found.called[place])
+    return {
+        "id": str(found.ids[place]),
+        "is": classes[found.y[place]],
+        "called": classes[called],
+        "chance": float(found.proba[place, called]),
+        "picture": _data_url(picture),
+        "map": _data_url(overlaid(picture, maps[i], scale)) if maps is not None else "",
+    }
+
+
+def _data_url(picture: Pixels) -> str:
+    """Return a picture (S, S, 3) as a small JPEG, grey where it is grey."""
+    from PIL import Image
+
+    grey = bool((picture[..., :1] == picture[..., 1:]).all())
+    image = Image.fromarray(picture[..., 0] if grey else picture)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
+
+
+def _ends(classes: Sequence[str], scale: float) -> dict[str, str]:
+    """Return what the colours mean."""
+    named = classes[1] if len(classes) == 2 else "what it was called"
+    unit = "log odds" if len(classes) == 2 else "logit less the mean of all classes"
+    return {"against": f"against {named}", "for": f"for {named}", "scale": f"±{scale:.3g}", "unit": unit}
+
+
+def _notes(found: Judged, classes: Sequence[str], mapped: _Mapped, chosen: str) -> list[str]:
+    rule = "called the most probable class"
+    if found.threshold is not None:
+        rule = f"called {classes[1]} from a probability of {found.threshold:.3f} up"
+    notes = [f"{origin(found)} The most confident errors of the chosen run first, {rule}, as the network saw them."]
+    if mapped.evidence is None:
+        return [*notes, f"Without class maps: {mapped.why_not}."]
+    if mapped.name != chosen:
+        notes.append(f"The chosen run has no class maps; these are of {mapped.name}, the best run that has.")
+    if mapped.evidence.exact:
+        notes.append("The mean of a map is the logit that the picture was given.")
+    return notes
