@@ -7,8 +7,6 @@ from pathlib import Path
 
 from features.errors import FirnError, unknown
 
-__all__ = ["BATCH", "DEVICES", "PRECISIONS", "device", "precision"]
-
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BATCH = {"cpu": 8, "cuda": 256}  # pictures per forward pass; on a CPU few, so that maps stay in reused memory

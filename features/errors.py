@@ -5,11 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    *("BadBundle", "BadDataset", "BadDownload", "BadPicture", "BadWeights", "CacheError", "FirnError", "UnknownName"),
-    "unknown",
-]
-
 
 class FirnError(Exception):
     """A mistake in the input or the surroundings; the command line prints it in one line and exits with 2."""

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["heard", "printable", "say", "shown"]
-
 _LINE_EVERY = 10.0  # seconds between plain lines
 
 

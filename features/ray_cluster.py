@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 from features.errors import FirnError
 
-__all__ = ["TRIES", "Home", "cluster", "load_ray", "results"]
-
 TRIES = 3  # of a task after its worker died
 _LOCAL_STORE = 128 << 20  # bytes of shared memory of a local Ray; neither pictures nor features go through it
 

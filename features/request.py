@@ -8,9 +8,8 @@ from typing import Any
 
 from features.backbones import Recipe, load_recipe
 from features.cache import Digests, Entry, State, open_entry
-from features.cache.entry import cache_root
+from features.cache.entry import cache_root, note_use
 from features.cache.pack import Pack
-from features.cache.usage import note_use
 from features.cache.verify import find_entries
 from features.datasets import Dataset
 from features.datasets.packed import Packed
@@ -18,8 +17,6 @@ from features.devices import device, precision
 from features.errors import CacheError, FirnError, unknown
 from features.images import PREPROCESS
 from features.views import Cached
-
-__all__ = ["Request", "names_in", "open_features", "resolve"]
 
 DEFAULT_BACKBONE, DEFAULT_PREPROCESS = "resnet18", "squash"
 

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-__all__ = [
-    "STALE_AFTER",
-    "age",
-    "artifacts_root",
-    "data_root",
-    "is_dead",
-    "leftovers",
-    "make_folder",
-    "remove_leftovers",
-    "slug",
-    "sync_folder",
-    "temporary_name",
-    "whole",
-    "write_whole",
-]
 
 STALE_AFTER = 600.0  # seconds without a sign of life after which a writer on another host counts as dead
 
@@ -166,3 +152,15 @@ def _clock_of(folder: Path) -> float:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+def remove_leftovers_of(target: Path) -> None:
+    """Remove the temporary files and folders of dead makers of `target`, and nothing else; none need be there.
+
+    They are named by `features.storage.temporary_name`. What cannot be removed stays.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}~*~*~*.tmp"):
+        host, process = left.name.split("~")[-3:-1]
+        with contextlib.suppress(OSError):
+            if is_dead(left, host, process):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()

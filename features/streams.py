@@ -18,8 +18,6 @@ from features.errors import CacheError
 from features.images import pixels
 from features.views import load_manifest
 
-__all__ = ["MapStream", "PictureStream"]
-
 
 class MapStream:
     """Maps of one block, read in any order; every row passes its checksum. Close it, or use it in a `with`."""

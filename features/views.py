@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,19 +14,76 @@ from features.cache.index import Manifest, Rows
 from features.cache.pack import Pack
 from features.cache.shard import Shard
 from features.errors import CacheError, unknown
-from features.pooling import choose_pool
 
-__all__ = [
-    "Cached",
-    "View",
-    "choose_blocks",
-    "join",
-    "load_manifest",
-    "made_by",
-    "map_view",
-    "pooled_view",
-    "read_arrays",
-]
+Array = NDArray[Any]
+GEM_POWER = 3.0
+_LEAST = 1e-6  # below it the generalised mean has no gradient and no meaning
+
+
+def gem(maps: Array, power: float = GEM_POWER) -> NDArray[np.float32]:
+    """Return the generalised mean over positions, (n, C): between the mean (power 1) and the maximum.
+
+    Radenovic, Tolias & Chum 2018 (arXiv:1711.02512), with their power of 3; values below 0 count as 0.
+    """
+    clipped = np.maximum(maps.astype(np.float32), _LEAST)
+    return np.asarray((clipped**power).mean(axis=(2, 3)) ** (1 / power), dtype=np.float32)
+
+
+def grid(maps: Array, cells: int) -> NDArray[np.float32]:
+    """Return the means over cells x cells parts, (n, C * cells^2), cells of one channel side by side.
+
+    Parts are those of adaptive average pooling: they overlap by a row where the side is no multiple of `cells`.
+    """
+    height, width = maps.shape[2:]
+    means = [
+        maps[:, :, top:bottom, left:right].mean(axis=(2, 3), dtype=np.float32)
+        for top, bottom in _parts(height, cells)
+        for left, right in _parts(width, cells)
+    ]
+    return np.stack(means, axis=2).reshape(len(maps), -1)
+
+
+def _parts(side: int, cells: int) -> list[tuple[int, int]]:
+    return [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+
+
+class Pool(NamedTuple):
+    """One row of POOLS: pooled arrays that are cached, or a function of the cached maps."""
+
+    about: str
+    cached: tuple[str, ...] = ()
+    of_maps: Callable[[Array], NDArray[np.float32]] | None = None
+
+
+POOLS: dict[str, Pool] = {
+    "avg": Pool("mean over positions", ("avg",)),
+    "max": Pool("maximum over positions", ("max",)),
+    "both": Pool("mean and maximum side by side", ("avg", "max")),
+    "gem": Pool("generalised mean, power 3 (needs maps)", of_maps=gem),
+    "grid2": Pool("means over 2x2 parts (needs maps)", of_maps=partial(grid, cells=2)),
+    "grid3": Pool("means over 3x3 parts (needs maps)", of_maps=partial(grid, cells=3)),
+}
+
+
+def choose_pool(name: str) -> Pool:
+    """Return a row of POOLS. Raises UnknownName."""
+    if name not in POOLS:
+        raise unknown("pool", name, POOLS)
+    return POOLS[name]
+
+
+def label_view(manifest: Manifest, labels: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the classes under a view of the labels, and the new label of every old one. Raises UnknownName."""
+    classes = [str(c) for c in manifest.about["classes"]]
+    if labels == "classes":
+        return tuple(classes), np.arange(len(classes))
+    views: dict[str, Any] = manifest.about["label_views"]
+    if labels not in views:
+        raise unknown("labels", labels, [*views, "classes"])
+    merged = [str(views[labels][c]) for c in classes]
+    names = tuple(dict.fromkeys(merged))
+    return names, np.array([names.index(m) for m in merged])
+
 
 Cached = Entry | Pack
 

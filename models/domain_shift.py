@@ -15,8 +15,6 @@ from models.folds import grouped_folds
 from models.logistic_path import balanced, out_of_fold, sweep
 from models.metrics import Interval, score
 
-__all__ = ["Distances", "domain_auc", "frechet_distance", "linear_cka", "measure"]
-
 Features: TypeAlias = NDArray[Any]  # (n, d) floating point, a row a picture
 Groups: TypeAlias = NDArray[np.str_]  # (n,) patients, slides
 Floats: TypeAlias = NDArray[np.float64]

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from features.errors import BadDataset
 
-__all__ = ["grouped_folds", "held_out"]
-
 _MANY = 20_000  # groups, for which scikit-learn's greedy choice takes 8 seconds, and minutes for a million
 
 

@@ -18,19 +18,16 @@ from features.cache.entry import cache_root
 from features.datasets import Dataset, load_dataset
 from features.datasets.packed import Packed
 from features.inspection.thumbnails import load_thumbnails
-from features.label_views import label_view
 from features.progress import shown
 from features.request import open_features
 from features.storage import write_whole
-from features.views import Cached, choose_blocks, join, load_manifest, pooled_view
+from features.views import Cached, choose_blocks, join, label_view, load_manifest, pooled_view
 from models.audit import Evidence, Leakage, Subject, find_all, measure_leakage
 from models.audit.label_errors import MARGIN
 from models.audit.outliers import BLACK, FAR, FLAT
 from models.runs.features import manifest_digest
 from models.runs.summary import make_command
 from pipeline.render.audit_page import findings_csv, findings_folder, findings_page, print_findings
-
-__all__ = ["audit"]
 
 _FORMAT = 2  # raised when a check changes, so that older audits are done again
 _EXAMPLES = 3  # findings of each check in the summary

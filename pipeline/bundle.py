@@ -15,11 +15,9 @@ from models.predictor import Predictor, load
 from models.predictor.archive import BUNDLE, is_bundle
 from models.predictor.build import Wish, write_bundle
 from models.predictor.manifest import load_contents
-from models.runs.choice import choose
+from models.runs.compare import choose
 from models.runs.record import Run, load_facts, load_run, load_runs, runs_root
 from models.validation.cross_validation import choose_protocol
-
-__all__ = ["Sought", "bundle", "bundled"]
 
 _CLOSE = 0.05  # mean distance of probabilities: a run in half precision may have been made on another processor
 _CHECKED = 8  # test pictures on which a new bundle has to say what the run said

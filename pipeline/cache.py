@@ -1,24 +1,28 @@
-"""cache-verify and cache-repair: prove entries right, mend them."""
+"""The verbs of the cache: ls, verify, repair, why, gc, pack."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
-from features.backbones import load_recipe
-from features.cache import Entry
-from features.cache.entry import cache_root
-from features.cache.gc import bytes_below
-from features.cache.pack import is_pack, open_pack
+from features.backbones import BACKBONES, load_recipe, weights
+from features.cache import Digests, Entry
+from features.cache.entry import cache_root, changes, last_used, read_unknown
+from features.cache.gc import Survey, abandoned, bytes_below, remove, survey
+from features.cache.index import Manifest
+from features.cache.pack import SUFFIXES, is_pack, open_pack, write_pack
 from features.cache.verify import Damage, find_entries, verify
-from features.datasets import load_dataset
+from features.datasets import Dataset, load_dataset
+from features.datasets.load import at_hand
 from features.devices import device
-from features.errors import CacheError
+from features.errors import BadWeights, CacheError
 from features.extraction.engine import fill
-from features.progress import say
-from features.request import Request
+from features.progress import say, shown
+from features.request import Request, names_in, resolve
 from features.storage import artifacts_root
-
-__all__ = ["find", "megabytes", "place", "repair", "verify_entries"]
+from features.views import choose_blocks
 
 
 def find(dataset: str) -> list[Entry]:
@@ -103,3 +107,213 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
         fill([(Request(pictures, recipe, way, device(device_), entry), blocks)], workers=workers)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
     return lines or [f"no entries of {pictures.name}"]
+
+
+def collect(dataset: str, backbone: str = "", *, yes: bool = False, **recipe: str) -> list[str]:
+    """Return what may go of the cache of a data set, one line each; with `yes` remove it.
+
+    That is: what dead writers left behind, shards whose pictures are gone, and entries of the backbones (those given,
+    else all) that today's weights, preprocessing and precision would not use. Never pictures, never what a living
+    writer holds.
+    """
+    pictures = load_dataset(dataset)
+    found = _survey(pictures, names_in(backbone), recipe)
+    verb = "removed" if yes else "would remove"
+    waste = remove(found.waste) if yes else found.waste
+    lines = [f"{verb}: {item.path}, {megabytes(item.size)}: {item.why}" for item in waste]
+    lines += [f"kept: {line}" for line in found.kept]
+    total = f"{len(waste)} files and folders, {megabytes(sum(item.size for item in waste))}"
+    if not waste:
+        return [*lines, f"nothing to remove of {pictures.name}"]
+    return [*lines, f"removed {total}" if yes else f"would remove {total}; to do so add YES=1"]
+
+
+def _survey(pictures: Dataset, backbones: list[str], recipe: dict[str, str]) -> Survey:
+    """Look through everything that the cache has of a data set."""
+    root = cache_root(pictures.name)
+    memo = Digests.load(root / "digests.h5")
+    digests = Digests.of(pictures.ids, pictures.source.stamps(pictures.ids), memo)
+    waste, kept = abandoned(root) + abandoned(artifacts_root() / "cache"), []
+    by_backbone: dict[str, list[Entry]] = {}
+    for entry in find_entries(root):
+        by_backbone.setdefault(entry.key.backbone, []).append(entry)
+    for name, found in by_backbone.items():
+        if backbones and name not in backbones:
+            continue
+        try:
+            asked = _asked(pictures, name, recipe)
+        except BadWeights as error:
+            kept += [f"{entry.folder}: {error}" for entry in found]
+            continue
+        for entry in found:
+            part = survey(entry, pictures, digests, asked.key)
+            waste, kept = waste + part.waste, kept + part.kept
+    return Survey(waste, kept)
+
+
+def _asked(pictures: Dataset, backbone: str, recipe: dict[str, str]) -> Entry:
+    """Return the entry that a run would use today. BadWeights where that cannot be told without a download."""
+    row = BACKBONES.get(backbone)
+    if row is None or weights.find(backbone, row.file, recipe.get("weights") or None) is None:
+        raise BadWeights(f"no weights of {backbone} here, so it cannot be told whether a run would use it")
+    return resolve(pictures, backbone, **recipe)[0].entry
+
+
+class Listed(NamedTuple):
+    """One line of the list."""
+
+    entry: str  # data set and folder
+    pictures: str  # rows of pictures wanted when the master was written
+    parts: str
+    size: str
+    state: str
+    used: str  # when last
+
+
+def list_entries(dataset: str = "") -> list[Listed]:
+    """Return one line per entry of a data set, or of all; reads no picture and writes nothing.
+
+    The state is that against the data set as it is now, where its pictures are here.
+    """
+    found = find(dataset)
+    given = [load_dataset(dataset)] if dataset else []
+    names = {entry.folder.parent.name for entry in found} if not given else set()
+    sets = {d.name: d for d in [*given, *filter(None, map(at_hand, sorted(names)))]}
+    digests = {name: _digests(d) for name, d in sets.items()}
+    return [_listed(e, sets.get(e.folder.parent.name), digests.get(e.folder.parent.name)) for e in found]
+
+
+def _digests(dataset: Dataset) -> Digests:
+    memo = Digests.load(cache_root(dataset.name) / "digests.h5")
+    return Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo)
+
+
+def _listed(entry: Entry, dataset: Dataset | None, digests: Digests | None) -> Listed:
+    size = megabytes(bytes_below(entry.folder))
+    when = last_used(entry)
+    used = datetime.fromtimestamp(when).isoformat(" ", "minutes") if when else "never"
+    try:
+        manifest = entry.manifest()
+        state = _state(entry, manifest, dataset, digests)
+    except CacheError:
+        return Listed(place(entry), "", "", size, "damaged master; run: make cache-repair", used)
+    pictures = f"{len(manifest.ids):,} of {manifest.about['wanted']:,}" if manifest else "no master"
+    return Listed(place(entry), pictures, ", ".join(manifest.parts) if manifest else "", size, state, used)
+
+
+def _state(entry: Entry, manifest: Manifest | None, dataset: Dataset | None, digests: Digests | None) -> str:
+    """Return the state in words; "ready" without any more."""
+    if dataset is None or digests is None:
+        return "pictures not here"
+    state = entry.state(dataset, digests, manifest.parts if manifest else ("pooled",))
+    return state.word if state.word == "ready" else f"{state.word}: {state.why}"
+
+
+def print_entries(lines: Iterable[Listed]) -> None:
+    """Write the list to stdout: a table on a terminal, columns elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = list(lines)
+    out = Console()
+    if not out.is_terminal or not rows:
+        out.file.write("".join(f"{line}\n" for line in _columns(rows)))
+        return
+    table = Table(*Listed._fields, box=None, header_style="bold", pad_edge=False)
+    for column in (1, 3):
+        table.columns[column].justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    out.print(table, markup=False)
+
+
+def _columns(rows: list[Listed]) -> list[str]:
+    """Return header and rows in columns two blanks apart."""
+    if not rows:
+        return ["the cache is empty"]
+    cells = [Listed._fields, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def pack(dataset: str, backbone: str, *, out: str = "", maps: str = "", seed: int = 0, **recipe: str) -> list[str]:
+    """Pack the ready entries of one or several backbones; return one line per file.
+
+    Files go to `out` (one backbone only) or into artifacts/packs. Raises CacheError, saying why, for what is not
+    ready, and for a place that belongs to the cache itself.
+    """
+    requests = resolve(load_dataset(dataset, seed=seed), backbone, **recipe)
+    if out and len(requests) > 1:
+        raise CacheError(f"OUT= takes one backbone, and {len(requests)} are asked for; leave OUT= away")
+    return [_packed(request, _checked(Path(out)) if out else _default(request), maps) for request in requests]
+
+
+def _packed(request: Request, path: Path, maps: str) -> str:
+    blocks = choose_blocks(list(request.recipe.blocks), maps) if maps else ()
+    parts = ("pooled", *(f"maps/{block}" for block in blocks))
+    entry = request.ready(parts)
+    with shown(f"pack {request.dataset.name} with {request.recipe.name}", "bytes") as progress:
+        manifest = write_pack(entry, path, parts, progress=progress)
+    return f"packed: {len(manifest.ids):,} pictures, {', '.join(parts)}, {megabytes(bytes_below(path))} {path}"
+
+
+def _default(request: Request) -> Path:
+    return artifacts_root() / "packs" / f"{request.dataset.name}-{request.entry.folder.name}{SUFFIXES[0]}"
+
+
+def _checked(path: Path) -> Path:
+    """Return a place for a pack that is neither a folder, nor in the cache, nor under a name that no reader expects."""
+    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+        raise CacheError(f"OUT={path} is no place for a pack; give a file name that ends in {' or '.join(SUFFIXES)}")
+    if path.resolve().is_relative_to((artifacts_root() / "cache").resolve()):
+        raise CacheError(f"OUT={path} lies in the cache itself; give another folder")
+    return path
+
+
+_NAMED = 3  # pictures named of each kind
+_NEAREST = 3  # entries compared with
+
+
+def why(dataset: str, backbone: str, **recipe: str) -> list[str]:
+    """Return the state of each request in words, with what changed in the data set or in the recipe since.
+
+    Pictures whose size or times changed are read, to tell whether their bytes did; nothing is written.
+    """
+    lines = []
+    for request in resolve(load_dataset(dataset), backbone, **recipe):
+        state = request.state()
+        lines.append(f"{state.word}: {request.dataset.name} {request.recipe.name} {state.why}")
+        if state.word == "missing":
+            lines += _other_entries(request)
+        elif state.word != "ready":
+            lines += _changed_pictures(request)
+        if state.word != "ready":
+            lines.append(f"run: {request.command()}")
+    return lines
+
+
+def _other_entries(request: Request) -> list[str]:
+    """Compare the key asked for with those of the nearest entries."""
+    near = request.nearest()
+    same = [entry for entry in near if entry.key.backbone == request.recipe.name]
+    lines = []
+    for entry in (same or near)[:_NEAREST]:
+        lines.append(f"  {entry.folder.name} is there, but")
+        lines += [f"    {difference}" for difference in entry.key.differences(request.entry.key)]
+    return lines
+
+
+def _changed_pictures(request: Request) -> list[str]:
+    """Count what changed since the master was written and name the first few pictures of each kind."""
+    manifest = request.entry.manifest()
+    if manifest is None:
+        return []
+    with shown(f"read {request.dataset.name}") as progress:
+        digests = read_unknown(request.dataset, request.digests(), progress=progress)
+    found = changes(manifest, request.dataset, digests)
+    return [f"  {kind}: {_some(pictures)}" for kind, pictures in found.items()]
+
+
+def _some(pictures: list[str]) -> str:
+    more = ", ..." if len(pictures) > _NAMED else ""
+    return f"{len(pictures):,} ({', '.join(pictures[:_NAMED])}{more})"

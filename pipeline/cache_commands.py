@@ -8,12 +8,10 @@ import typer
 
 from pipeline import options as o
 
-__all__ = ["CACHE_VERBS"]
-
 
 def cache_ls(dataset: o.Dataset = "") -> None:
     """Every cache entry: pictures, parts, bytes, state, when last used."""
-    from pipeline import cache_ls as verb
+    from pipeline import cache as verb
 
     verb.print_entries(verb.list_entries(dataset))
 
@@ -43,7 +41,7 @@ def cache_why(
     weights: o.Weights = "",
 ) -> None:
     """Say in words whether features are ready and, if not, what changed."""
-    from pipeline import cache_why as verb
+    from pipeline import cache as verb
 
     recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
     typer.echo("\n".join(verb.why(dataset, backbone, **recipe)))
@@ -59,7 +57,7 @@ def cache_gc(
     yes: o.Yes = False,
 ) -> None:
     """List what the data set does not need of its cache any more; --yes removes it."""
-    from pipeline import cache_gc as verb
+    from pipeline import cache as verb
 
     recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
     typer.echo("\n".join(verb.collect(dataset, backbone, yes=yes, **recipe)))
@@ -77,7 +75,7 @@ def cache_pack(
     seed: o.Seed = 0,
 ) -> None:
     """Write features into one HDF5 file that serves train-heads and compare without the pictures."""
-    from pipeline import cache_pack as verb
+    from pipeline import cache as verb
 
     recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}
     typer.echo("\n".join(verb.pack(dataset, backbone, out=out, maps=maps, seed=seed, **recipe)))

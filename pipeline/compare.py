@@ -6,10 +6,8 @@ from features.datasets import load_dataset
 from features.storage import artifacts_root
 from models.runs.compare import choose_runs, compare_runs
 from models.runs.record import runs_root
-from pipeline.render.folder import write_report
+from pipeline.render.html_page import write_report
 from pipeline.render.terminal import print_table
-
-__all__ = ["compare"]
 
 
 def compare(

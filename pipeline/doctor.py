@@ -23,8 +23,6 @@ from features.request import DEFAULT_PREPROCESS, Request, resolve
 from features.storage import artifacts_root, write_whole
 from features.views import choose_blocks
 
-__all__ = ["doctor"]
-
 HEADERS, PICTURES, TIMED, SHOWN = 2000, 256, 384, 8  # looked at, decoded, sent through the network, on the sheet
 CLASSES = 24  # on the sheet and in the table
 PATIENCE = 15.0  # seconds for each of these

@@ -17,13 +17,11 @@ from features.request import names_in
 from features.storage import artifacts_root, slug, write_whole
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, picture_seen
 from models.heads import HEADS
-from models.runs.choice import choose
+from models.runs.compare import choose
 from models.runs.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
 from models.runs.record import FINETUNED, Run, load_runs, runs_root
 from models.validation.cross_validation import choose_protocol
 from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
-
-__all__ = ["explain"]
 
 CAUTION = (
     "Grad-CAM averages gradients over the picture: compare positions inside a picture, never pictures; before a whole "

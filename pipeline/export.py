@@ -21,7 +21,7 @@ from features.progress import say
 from features.storage import artifacts_root, make_folder, slug, write_whole
 from models.predictor.archive import is_bundle, opened
 from models.predictor.build import Wish
-from models.predictor.formats import FORMATS, NAMES, Runner
+from models.predictor.export import FORMATS, NAMES, Runner
 from models.predictor.manifest import Contents
 from models.predictor.self_test import draw_pictures
 from pipeline.bundle import Sought, bundled
@@ -29,8 +29,6 @@ from pipeline.render.model_card import Exported, render_card
 
 if TYPE_CHECKING:
     from models.predictor import Predictor
-
-__all__ = ["PARITY", "export"]
 
 PARITY = 1e-4  # in probability, between the exported graph and torch
 MOST = 24  # pictures that it is checked on

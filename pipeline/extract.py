@@ -15,8 +15,6 @@ from features.views import choose_blocks
 if TYPE_CHECKING:
     pass
 
-__all__ = ["extract"]
-
 
 def extract(
     dataset: str,

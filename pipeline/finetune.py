@@ -23,8 +23,6 @@ from models.runs.finetune import Thaw, Thawing
 from models.runs.record import FINETUNED, save_run
 from models.validation.cross_validation import FOLDS, choose_protocol, learned
 
-__all__ = ["asked_thaw", "finetune", "finetuned", "thawed_once", "write_backbone"]
-
 
 def finetune(
     dataset: str,

@@ -20,9 +20,7 @@ from models.runs.scores import LEVEL, as_dict
 from models.runs.summary import make_command, plural, with_interval
 from models.validation import learning_curve as learning
 from models.validation.learning_curve import Point
-from pipeline.render.learning import FILE, draw_learning
-
-__all__ = ["learning_curve"]
+from pipeline.render.plots import FILE, draw_learning
 
 
 def learning_curve(

@@ -8,8 +8,6 @@ import typer
 
 from pipeline import options as o
 
-__all__ = ["LOOK_VERBS"]
-
 
 def doctor(
     dataset: o.Dataset = o.PNEUMONIA,

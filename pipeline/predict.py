@@ -23,8 +23,6 @@ from pipeline.render.tables import csv_lines
 if TYPE_CHECKING:
     from models.predictor import Prediction, Predictor
 
-__all__ = ["predict", "predictions_table"]
-
 _TOLD = 20  # unreadable files on the terminal
 
 

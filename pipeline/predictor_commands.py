@@ -8,8 +8,6 @@ import typer
 
 from pipeline import options as o
 
-__all__ = ["PREDICTOR_VERBS"]
-
 
 def bundle(
     model: o.Model = "",

@@ -10,10 +10,7 @@ from features.progress import say
 from features.storage import artifacts_root, write_whole
 from models.runs.compare import choose_runs, compare_runs
 from models.runs.record import runs_root
-from pipeline.render.extras import GALLERY
-from pipeline.render.folder import write_report
-
-__all__ = ["report"]
+from pipeline.render.html_page import GALLERY, write_report
 
 
 def report(

@@ -8,8 +8,6 @@ import typer
 
 from pipeline import options as o
 
-__all__ = ["STAGE_VERBS"]
-
 
 def extract(
     dataset: o.Dataset = o.PNEUMONIA,

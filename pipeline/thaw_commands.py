@@ -9,8 +9,6 @@ import typer
 
 from pipeline import options as o
 
-__all__ = ["THAW_VERBS"]
-
 
 def finetune(
     dataset: o.Dataset = o.PNEUMONIA,

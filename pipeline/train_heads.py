@@ -8,17 +8,15 @@ from collections.abc import Sequence
 
 from features.datasets import load_dataset
 from features.errors import FirnError, unknown
-from features.pooling import choose_pool
 from features.progress import heard
 from features.request import names_in, open_features
+from features.views import choose_pool
 from models.heads import HEADS, choose_heads
 from models.runs.features import Ask, Stage
 from models.runs.on_ray import Order, train_on_ray
 from models.runs.search import search
 from models.runs.stack import train_stack
 from models.validation.cross_validation import choose_protocol
-
-__all__ = ["train_heads"]
 
 ENGINES = ("local", "ray")
 

@@ -19,16 +19,14 @@ from models.domain_shift import Distances, measure
 from models.finetuning.train import best_epoch
 from models.heads import HEADS, choose_heads
 from models.metrics import score
+from models.runs.compare import paired, verdicts
 from models.runs.features import Ask, Stage
 from models.runs.record import Run, load_run
 from models.runs.scores import LEVEL, as_dict, number, shown
-from models.runs.verdicts import paired, verdicts
 from models.validation.cross_validation import choose_protocol
 from pipeline.extract import extract
 from pipeline.finetune import asked_thaw, finetuned, thawed_once, write_backbone
 from pipeline.render.transfer_report import detour_lines
-
-__all__ = ["transfer"]
 
 REPORTED = ("roc_auc", "balanced_accuracy")
 

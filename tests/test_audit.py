@@ -19,13 +19,13 @@ from features.errors import UnknownName
 from features.images.phash import HASH_BITS, SIDE, hash_bits, thumbnail
 from models.audit import CHECKS, Evidence, Subject, find_all, measure_leakage
 from models.audit import neighbours as blocks
-from models.audit.alignment import likeness
+from models.audit.duplicates import likeness
 from models.audit.label_errors import label_errors
 from models.audit.neighbours import best_matches, mean_distances
 from models.audit.outliers import blank, far_out
 from pipeline.__main__ import main
 from pipeline.audit import audit
-from pipeline.cache_pack import pack
+from pipeline.cache import pack
 from pipeline.extract import extract
 from pipeline.render.audit_page import findings_page
 from pipeline.render.tables import csv_lines

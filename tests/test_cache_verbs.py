@@ -21,18 +21,14 @@ from test_cache import KEY, filled, rows, sha
 from test_verify import flip
 
 from features.cache import Digests, Entry, Key, entries, open_entry
-from features.cache.changes import changes
-from features.cache.entry import cache_root
+from features.cache.entry import cache_root, changes, last_used, note_use
 from features.cache.gc import abandoned, remove, survey
 from features.cache.lease import Claims
-from features.cache.usage import last_used, note_use
 from features.cache.verify import find_entries, verify
 from features.datasets import load_dataset
 from features.datasets.load import at_hand
 from features.storage import data_root, temporary_name
-from pipeline.cache_gc import collect
-from pipeline.cache_ls import list_entries, print_entries
-from pipeline.cache_why import why
+from pipeline.cache import collect, list_entries, print_entries, why
 from pipeline.extract import extract
 from pipeline.train_heads import train_heads
 

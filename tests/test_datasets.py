@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 from features.datasets import DATASETS, SPLITS, Dataset, load_dataset
-from features.datasets.classes import class_order
-from features.datasets.folders import class_folders
-from features.datasets.image_folder import PICTURES, FileSource
+from features.datasets.dataset import class_order
+from features.datasets.image_folder import PICTURES, FileSource, class_folders
 from features.datasets.splits import split_by_group, straddling
 from features.errors import BadDataset, BadPicture, UnknownName
 from features.storage import slug

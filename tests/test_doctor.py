@@ -21,7 +21,7 @@ from features.errors import BadDataset
 from features.images import Geometry, look
 from features.inspection.diagnoses import DIAGNOSES, Case, diagnose
 from features.inspection.survey import Examination, sample
-from pipeline.cache_pack import pack as cache_pack
+from pipeline.cache import pack as cache_pack
 from pipeline.doctor import doctor
 from pipeline.extract import extract
 

@@ -28,7 +28,7 @@ from models.heads.linear import probabilities
 from models.runs.outcomes import judged, outcomes
 from models.runs.record import Run, load_run
 from models.validation.predictions import Predictions
-from pipeline.cache_pack import pack as cache_pack
+from pipeline.cache import pack as cache_pack
 from pipeline.explain import explain
 from pipeline.extract import extract
 from pipeline.finetune import finetune

@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from features.errors import FirnError, UnknownName
-from features.pooling import POOLS
+from features.views import POOLS
 from models.heads import HEADS, make_head
 from models.metrics import CALIBRATIONS
 from models.predictor import load
 from models.predictor.build import Wish, write_bundle
-from models.predictor.export import POOLING
-from models.predictor.formats import FORMATS
+from models.predictor.export import FORMATS, POOLING
 from models.predictor.torch_heads import MODULES, calibrator, head_module
 from models.predictor.trees import read_trees
 from models.runs.record import load_runs

@@ -30,8 +30,7 @@ from features.errors import BadPicture
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
-from features.extraction.onednn import packs
-from features.extraction.peaks import Peaks, never_negative
+from features.extraction.onednn import Peaks, never_negative, packs
 from features.extraction.shard_writer import Lane
 from features.extraction.workers import Crew
 from features.images import Augmentation, Geometry, Picture, pixels

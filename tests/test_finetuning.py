@@ -23,8 +23,7 @@ from features.extraction.job import Job
 from features.extraction.loop import extract
 from features.streams import MapStream, PictureStream
 from models.finetuning.batches import Inputs, batches, epoch_plan
-from models.finetuning.convolution import Convolution, use_products
-from models.finetuning.network import Thawed, set_mode, start_from_probe
+from models.finetuning.network import Convolution, Thawed, set_mode, start_from_probe, use_products
 from models.finetuning.settings import RECIPES, choose_settings
 from models.finetuning.train import Epoch, Task, best_epoch, predict, train
 

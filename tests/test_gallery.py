@@ -22,11 +22,11 @@ from models.runs.compare import choose_runs, compare_runs
 from models.runs.outcomes import judged
 from models.runs.record import load_runs
 from pipeline.audit import audit
-from pipeline.cache_pack import pack as cache_pack
+from pipeline.cache import pack as cache_pack
 from pipeline.compare import compare
 from pipeline.extract import extract
-from pipeline.render.extras import load_extras
 from pipeline.render.gallery import make_gallery
+from pipeline.render.html_page import load_extras
 from pipeline.report import report
 from pipeline.train_heads import train_heads
 

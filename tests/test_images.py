@@ -31,7 +31,7 @@ from features.errors import BadPicture, FirnError, UnknownName
 from features.images import PREPROCESS, Geometry, PictureFacts, decode, describe, pixels
 from features.images import decode as decoding_module
 from features.images import dicom as dicom_module
-from features.images.quiet import hushed
+from features.images.decode import hushed
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -4,8 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from features.datasets.leftovers import remove_leftovers_of
-from features.storage import temporary_name
+from features.storage import remove_leftovers_of, temporary_name
 
 ROOT = Path(__file__).parents[1]
 

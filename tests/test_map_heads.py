@@ -11,9 +11,7 @@ from test_heads import drawn
 
 from models.folds import grouped_folds
 from models.heads import make_head
-from models.heads.attention import Attention
-from models.heads.channels import coarse, principal_channels
-from models.heads.map_heads import MapHead
+from models.heads.map_heads import Attention, MapHead, coarse, principal_channels
 from models.heads.ridge import Ridge
 from models.heads.stacking import Stack
 

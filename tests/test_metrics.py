@@ -27,8 +27,8 @@ from models.metrics import (
     score,
 )
 from models.metrics.bootstrap import resamples, strata
+from models.metrics.registry import values
 from models.metrics.sample import make_sample
-from models.metrics.scoring import values
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

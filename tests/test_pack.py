@@ -22,8 +22,7 @@ from features.cache.pack import Pack, open_pack, write_pack
 from features.datasets import load_dataset
 from features.errors import BadDataset, CacheError
 from features.views import map_view, pooled_view
-from pipeline.cache import repair, verify_entries
-from pipeline.cache_pack import pack
+from pipeline.cache import pack, repair, verify_entries
 from pipeline.compare import compare
 from pipeline.extract import extract
 from pipeline.train_heads import train_heads

@@ -11,9 +11,8 @@ from conftest import draw
 
 from features.datasets import load_dataset
 from features.errors import CacheError, UnknownName
-from features.pooling import POOLS, choose_pool, gem, grid
 from features.request import open_features
-from features.views import join, map_view, pooled_view
+from features.views import POOLS, choose_pool, gem, grid, join, map_view, pooled_view
 from pipeline.extract import extract
 
 

@@ -20,7 +20,7 @@ from features.datasets.image_list import list_images
 from features.errors import BadBundle, BadDataset, BadPicture, CacheError, FirnError, UnknownName
 from models.predictor import Prediction
 from models.predictor.build import Wish
-from models.runs.choice import choose
+from models.runs.compare import choose
 from models.runs.record import load_runs
 from pipeline.bundle import Sought, bundle
 from pipeline.predict import predict, predictions_table

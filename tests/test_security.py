@@ -27,18 +27,17 @@ from test_images import chunk, dicom, npy, png, saved
 from benchmarks import fuzz as fuzzing
 from benchmarks.readers import READERS
 from features.cache.entry import cache_root
-from features.cache.heaps import check_heaps
-from features.cache.sealed import USER_BLOCK, seal
+from features.cache.sealed import USER_BLOCK, check_heaps, seal
 from features.cache.verify import find_entries
 from features.datasets import load_dataset
-from features.datasets.groups import from_table
+from features.datasets.registry import from_table
 from features.errors import BadDataset, BadPicture, CacheError
 from features.images import Geometry, pixels
 from features.images.image import MAX_BYTES, MAX_PIXELS, PictureFacts
 from features.request import open_features
 from features.views import pooled_view
 from models.heads import load_head, make_head, save_head
-from pipeline.cache_pack import pack as cache_pack
+from pipeline.cache import pack as cache_pack
 from pipeline.extract import extract
 
 ROOT = Path(__file__).parents[1]

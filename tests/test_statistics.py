@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from benchmarks.coverage import DESIGNS, coverage, draw, false_alarms
 from models.metrics import METRICS, bootstrap_test, delong, delong_test, holm, mcnemar, score, score_of_the_chosen
+from models.metrics.bootstrap import perfect_auc_bound, standard_error
 from models.metrics.delong import auc_interval
-from models.metrics.intervals import perfect_auc_bound, standard_error
 from models.metrics.sample import make_sample
 
 Floats = NDArray[np.float64]

@@ -17,8 +17,7 @@ from features.cache.entry import cache_root
 from features.cache.verify import find_entries, verify
 from features.datasets import load_dataset
 from features.views import pooled_view
-from pipeline.cache import repair, verify_entries
-from pipeline.cache_ls import list_entries
+from pipeline.cache import list_entries, repair, verify_entries
 from pipeline.extract import extract
 
 

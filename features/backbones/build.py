@@ -18,8 +18,6 @@ from features.errors import BadWeights, UnknownName, unknown
 if TYPE_CHECKING:
     from features.backbones.spec import Recipe
 
-__all__ = ["block_shapes", "cut", "load_backbone", "load_weights", "network", "row", "truncated"]
-
 
 def row(name: str) -> Row:
     """Return the hand-checked row of a backbone, or one made for any other torchvision CNN classifier."""

@@ -16,8 +16,6 @@ from features.errors import BadWeights
 from features.images import Augmentation, Geometry
 from features.storage import artifacts_root, write_whole
 
-__all__ = ["Recipe", "load_recipe", "make_recipe", "recipe_of_digest"]
-
 _FORMAT = 1
 
 

@@ -12,8 +12,6 @@ from features.backbones.registry import Row
 from features.backbones.spec import Recipe
 from features.errors import FirnError, unknown
 
-__all__ = ["PICTURES", "boundary", "load_tail"]
-
 PICTURES = ""  # the boundary before the first layer: nothing stays frozen
 
 

@@ -16,8 +16,6 @@ from features.storage import artifacts_root
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BUNDLED", "candidates", "digest", "find", "read_state", "select", "thawed_root"]
-
 BUNDLED = Path(__file__).parent / "bundled"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from features.cache.sealed import build, is_whole, write_sealed
 from features.datasets.dataset import Stamps
 
-__all__ = ["UNKNOWN", "Digests"]
-
 UNKNOWN = b""  # the digest of a picture that has to be read first
 RACY_NS = 2_000_000_000  # a file touched this short a time before it was read may change within one tick
 

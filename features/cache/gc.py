@@ -19,8 +19,6 @@ from features.datasets.dataset import Dataset
 from features.errors import CacheError
 from features.storage import leftovers, sync_folder, temporary_name
 
-__all__ = ["Survey", "Waste", "abandoned", "bytes_below", "is_busy", "remove", "survey"]
-
 
 class Waste(NamedTuple):
     """A file or folder that may go."""

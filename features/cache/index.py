@@ -11,14 +11,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from features.cache.heaps import check_heaps
 from features.cache.key import Key
-from features.cache.sealed import build, is_whole, write_sealed
+from features.cache.sealed import build, check_heaps, is_whole, write_sealed
 from features.cache.shard import Shard
 from features.errors import CacheError
 from features.storage import slug
-
-__all__ = ["Manifest", "Rows", "check_manifest", "read_master", "write_master"]
 
 _MOST_RUNS = 4096  # above this many pieces a virtual dataset is slow, and rows are listed in the order of the shards
 

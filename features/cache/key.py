@@ -6,8 +6,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-__all__ = ["SCHEMA", "Key"]
-
 SCHEMA = 1  # raised when the meaning of a stored number changes
 
 

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from features.storage import age, is_dead
 
-__all__ = ["Claims", "claims_in"]
-
 _WORDLESS = 1.0  # seconds that a claim may be without text: its holder died, or the power went, before there was any
 
 

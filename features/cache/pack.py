@@ -20,18 +20,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from features.cache.contents import Column
 from features.cache.entry import Entry
-from features.cache.heaps import check_heaps
 from features.cache.index import Manifest, Rows, check_manifest
 from features.cache.key import Key
-from features.cache.sealed import USER_BLOCK, is_whole, seal
-from features.cache.shard import Shard, block_rows, checksums
-from features.cache.sparse import Sparse, reserve
+from features.cache.sealed import USER_BLOCK, Sparse, check_heaps, is_whole, reserve, seal
+from features.cache.shard import Column, Shard, block_rows, checksums
 from features.errors import CacheError
 from features.storage import remove_leftovers, whole
-
-__all__ = ["SUFFIXES", "Pack", "is_pack", "open_pack", "write_pack"]
 
 SUFFIXES = (".h5", ".hdf5")
 _MEND = "make cache-pack, where the pictures are, or fetch the file again"

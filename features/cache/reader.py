@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from features.cache.index import Rows
 from features.cache.shard import Shard, block_rows
 from features.errors import CacheError
-from features.pooling import choose_pool
-from features.views import Cached, View, load_manifest
-
-__all__ = ["FeatureRows", "rows_view", "subset", "widened"]
+from features.views import Cached, View, choose_pool, load_manifest
 
 Places: TypeAlias = NDArray[np.integer[Any]] | NDArray[np.bool_]
 

@@ -13,8 +13,6 @@ from features.cache.key import Key
 from features.cache.sealed import digest_of, is_whole
 from features.errors import CacheError
 
-__all__ = ["Damage", "find_entries", "verify"]
-
 
 class Damage(NamedTuple):
     """One file that is not what was written."""

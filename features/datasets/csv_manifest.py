@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.datasets.classes import class_order
-from features.datasets.dataset import Dataset
+from features.datasets.dataset import Dataset, class_order
 from features.datasets.image_folder import FileSource, Listing, refuse_link, sorted_stamps
 from features.datasets.splits import SPLIT_NAMES
 from features.errors import BadDataset
-
-__all__ = ["COLUMNS", "find_manifest", "read_manifest"]
 
 COLUMNS = ("path", "label", "split", "group")
 LAYOUT = "path,label[,split][,group]"

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 from urllib.parse import urlsplit
 
-from features.datasets.leftovers import remove_leftovers_of
 from features.errors import BadDownload
-from features.storage import temporary_name
+from features.storage import remove_leftovers_of, temporary_name
 
 if TYPE_CHECKING:
     from requests import RequestException, Response
     from rich.progress import Progress, TaskID
-
-__all__ = ["fetch"]
 
 WAITS = (0.5, 2.0)  # seconds before each further attempt at a broken transfer
 TIMEOUTS = (10.0, 60.0)  # seconds to a connection, seconds without a byte

@@ -10,8 +10,6 @@ from typing import NamedTuple
 from features.datasets.image_folder import list_pictures
 from features.errors import BadDataset
 
-__all__ = ["Listed", "list_images"]
-
 
 class Listed(NamedTuple):
     """One picture to predict."""

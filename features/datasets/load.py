@@ -11,15 +11,13 @@ import numpy as np
 
 from features.datasets.csv_manifest import find_manifest, read_manifest
 from features.datasets.dataset import Dataset
-from features.datasets.folders import class_folders, read_folders
+from features.datasets.image_folder import class_folders, read_folders
 from features.datasets.medmnist import read_medmnist
 from features.datasets.packed import Packed, read_pack
 from features.datasets.registry import DATASETS, Row
 from features.datasets.splits import settle_splits
 from features.errors import BadDataset, UnknownName, unknown
 from features.storage import slug
-
-__all__ = ["at_hand", "load_dataset"]
 
 READERS: dict[str, Callable[[Path, str], Dataset]] = {
     ".csv": read_manifest,

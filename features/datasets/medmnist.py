@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from features.datasets.dataset import SPLITS, Dataset, Stamps
 from features.errors import BadDataset
 
-__all__ = ["NpzSource", "read_medmnist"]
-
 KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

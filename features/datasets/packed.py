@@ -15,8 +15,6 @@ from features.storage import slug
 if TYPE_CHECKING:
     from features.cache.pack import Pack
 
-__all__ = ["Packed", "read_pack"]
-
 
 @dataclass(frozen=True)
 class Packed:

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.leftovers import remove_leftovers_of
 from features.errors import BadDataset
-from features.storage import temporary_name
-
-__all__ = ["CLASSES", "draw_phantom"]
+from features.storage import remove_leftovers_of, temporary_name
 
 CLASSES = ("clear", "opacity")
 TEST_SHARE = 0.25  # of the patients of each class

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-__all__ = ["SIZE", "draw_chest", "expose"]
-
 SIZE = 224  # pixels a side of a picture
 CANVAS = 256  # pixels a side of what is drawn; the margin lets a pose turn and shift
 HALF = SIZE / 2  # pixels in one unit of length

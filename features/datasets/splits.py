@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from features.datasets.dataset import Dataset
 from features.errors import BadDataset
 
-__all__ = ["SPLIT_NAMES", "TEST_SHARE", "settle_splits", "split_by_group", "straddling"]
-
 TEST_SHARE = 0.2
 SPLIT_NAMES = {
     "train": "train",

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Replay"]
-
 _WARM_UP = 3  # calls before the recording, in which libraries choose kernels and take their memory
 
 

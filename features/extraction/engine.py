@@ -13,8 +13,6 @@ from features.request import Request
 if TYPE_CHECKING:
     from features.extraction.job import Outcome
 
-__all__ = ["ENGINES", "fill"]
-
 
 def _local() -> Callable[..., Outcome]:
     """Return extraction in this process."""

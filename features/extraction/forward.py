@@ -18,8 +18,6 @@ from features.errors import FirnError
 from features.extraction.cuda_graph import Replay
 from features.extraction.onednn import pack, packs
 
-__all__ = ["Forward", "to_arrays"]
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -10,8 +10,6 @@ import numpy as np
 from features.backbones.spec import Recipe
 from features.cache.entry import Entry
 
-__all__ = ["STAGES", "Job", "Outcome", "rows_per_shard"]
-
 _SHARD_BYTES = 128 << 20
 STAGES = ("read", "decode", "forward", "write")
 

@@ -15,13 +15,10 @@ from features.datasets.dataset import Dataset
 from features.errors import BadPicture
 from features.extraction.forward import Forward
 from features.extraction.job import Job, Outcome, rows_per_shard
-from features.extraction.masters import refresh, remembered, settle
 from features.extraction.prefetch import Prepared, prepare
-from features.extraction.shard_writer import Lane
+from features.extraction.shard_writer import Lane, refresh, remembered, settle
 from features.extraction.workers import Crew
 from features.images import Geometry
-
-__all__ = ["Part", "extract", "extract_part"]
 
 _REFRESH_EVERY = 60.0  # seconds between masters while a long run goes on, for readers that do not wait
 _POLL = 0.5  # seconds between looks at what other processes are doing

@@ -20,10 +20,8 @@ from features.datasets.dataset import Dataset
 from features.errors import BadPicture, FirnError
 from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.loop import Part, extract_part
-from features.extraction.masters import refresh, remembered, settle
+from features.extraction.shard_writer import refresh, remembered, settle
 from features.ray_cluster import Home, cluster, load_ray, results
-
-__all__ = ["extract_on_ray"]
 
 _PARTS_PER_SLOT = 4  # partitions per worker that runs at a time: the slower ones get fewer
 _CORES = 4  # per worker, where nobody says otherwise

@@ -16,8 +16,6 @@ from features.datasets.dataset import Source
 from features.errors import FirnError
 from features.images import Geometry, several_pixels
 
-__all__ = ["Prepared", "batches", "prepare"]
-
 T = TypeVar("T")
 
 _TASK = 8  # pictures per task: fewer hand-overs between threads

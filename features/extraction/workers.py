@@ -17,8 +17,6 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["Crew"]
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for them
 
 P = ParamSpec("P")

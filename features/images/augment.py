@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from features.errors import FirnError
 
-__all__ = ["Augmentation"]
-
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 _AMPLITUDES = ("shift", "degrees", "zoom", "brightness", "contrast")
 

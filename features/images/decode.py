@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,12 +13,75 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from features.errors import BadPicture
-from features.images.formats import open_picture
+from features.images import dicom, raster
+from features.images import npy as arrays
 from features.images.image import MAX_BYTES, MAX_PIXELS, Opened, Picture, PictureFacts
 from features.images.preprocess import Geometry, fit
-from features.images.quiet import hushed
 
-__all__ = ["Look", "decode", "describe", "look", "pixels", "several_pixels"]
+
+class _Thread(threading.local):
+    hushed = False
+
+
+class _AnyWhileHushed(type):
+    """Let every category of warning pass for a subclass, as long as the asking thread is hushed."""
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return _THREAD.hushed
+
+
+class _DecoderWarning(Warning, metaclass=_AnyWhileHushed):
+    """The category of the one filter: what a decoder says of a picture that it can read all the same."""
+
+
+_THREAD = _Thread()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Drop the warnings that this thread raises inside the block; other threads keep theirs.
+
+    `warnings.catch_warnings` swaps the filters of the whole process, so two threads that leave it in the wrong order
+    leave the wrong filters behind. Here one filter stays for good, and asks the thread whether it applies.
+    """
+    first = warnings.filters[0] if warnings.filters else None
+    if first is None or first[2] is not _DecoderWarning:  # somebody has put or taken back filters since
+        warnings.simplefilter("ignore", _DecoderWarning)
+    before, _THREAD.hushed = _THREAD.hushed, True
+    try:
+        yield
+    finally:
+        _THREAD.hushed = before
+
+
+class Format(NamedTuple):
+    """One row of FORMATS."""
+
+    name: str
+    begins: tuple[bytes, ...]  # with any of these
+    at: int  # so many bytes into the file
+    open: Callable[[bytes], Opened]
+
+
+FORMATS = (
+    Format("JPEG", (b"\xff\xd8\xff",), 0, raster.open_jpeg),
+    Format("PNG", (b"\x89PNG\r\n\x1a\n",), 0, raster.open_png),
+    Format("NPY", (b"\x93NUMPY",), 0, arrays.open_npy),
+    Format("DICOM", (b"DICM",), 128, dicom.open_dicom),  # before TIFF, whose header its preamble may hold
+    Format("DICOM", (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0"), 0, dicom.open_dicom),
+    Format("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), 0, raster.open_tiff),
+    Format("BMP", (b"BM",), 0, raster.open_bmp),
+    Format("GIF", (b"GIF87a", b"GIF89a"), 0, raster.open_gif),
+)
+
+
+def open_picture(data: bytes) -> Opened:
+    """Read the header of an encoded picture; `BadPicture` where no row of FORMATS fits the first bytes."""
+    for row in FORMATS:
+        if data.startswith(row.begins, row.at):
+            return row.open(data)
+    came = f"{len(data)} bytes that begin with {data[:8]!r}" if data else "an empty file"
+    raise BadPicture(f"expected {', '.join(dict.fromkeys(row.name for row in FORMATS))}, got {came}")
 
 
 def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:

@@ -11,20 +11,6 @@ from PIL import Image, ImageChops
 
 from features.errors import BadPicture
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_PIXELS",
-    "Opened",
-    "Picture",
-    "PictureFacts",
-    "check_finite",
-    "eight_bit",
-    "from_array",
-    "full_scale",
-    "planes",
-    "stretched",
-]
-
 MAX_PIXELS = 250_000_000  # a whole mammogram has 25 million; beyond this a file is taken for a decompression bomb
 MAX_BYTES = 1_000_000_000  # of memory that decoding one picture may take: 200 million pixels of 8-bit grey, 42 of 16
 

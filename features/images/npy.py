@@ -12,8 +12,6 @@ from numpy.lib import format as npy
 from features.errors import BadPicture
 from features.images.image import Opened, PictureFacts, from_array
 
-__all__ = ["open_npy"]
-
 _READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 

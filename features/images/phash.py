@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HASH_BITS", "SIDE", "hash_bits", "thumbnail"]
-
 SIDE = 64  # of a thumbnail; large enough for structures that differ between patients, 4 kB each
 _HALF, _KEPT = SIDE // 2, 8
 HASH_BITS = _KEPT * _KEPT - 1

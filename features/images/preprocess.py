@@ -11,8 +11,6 @@ from features.errors import BadPicture, FirnError, unknown
 from features.images.augment import Augmentation
 from features.images.image import MAX_PIXELS
 
-__all__ = ["INTERPOLATIONS", "PREPROCESS", "Geometry", "Way", "fit"]
-
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

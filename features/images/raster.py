@@ -15,8 +15,6 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 from features.errors import BadPicture
 from features.images.image import Opened, Picture, PictureFacts, eight_bit, from_array, planes, stretched
 
-__all__ = ["open_bmp", "open_gif", "open_jpeg", "open_png", "open_tiff"]
-
 # The classes are called directly: Image.open would look through its list of formats, and guard against large
 # pictures with a limit and a warning that belong to the whole process.
 

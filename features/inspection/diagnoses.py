@@ -15,8 +15,6 @@ from features.datasets.splits import straddling
 from features.inspection.survey import Examination
 from models.audit.outliers import blank
 
-__all__ = ["DIAGNOSES", "Case", "Diagnosis", "diagnose"]
-
 Level = Literal["fault", "warning", "note"]
 FEW = 10  # pictures of a class to learn from
 DIM = 64  # of 255: a picture that uses no more of its scale

@@ -17,8 +17,6 @@ from features.errors import FirnError
 from features.images import Geometry, Look, PictureFacts, describe, look
 from features.images.phash import thumbnail
 
-__all__ = ["Examination", "Seen", "examine", "sample"]
-
 T = TypeVar("T")
 
 

@@ -16,8 +16,6 @@ from features.extraction.prefetch import batches, prepare
 from features.extraction.shard_writer import stacked
 from features.extraction.workers import Crew
 
-__all__ = ["Rate", "measure_rate"]
-
 Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one picture, (C, S, S) for each network
 
 

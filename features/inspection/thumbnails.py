@@ -14,8 +14,6 @@ from features.cache.sealed import build, is_whole, write_sealed
 from features.datasets.dataset import Dataset
 from features.images.phash import SIDE, thumbnail
 
-__all__ = ["load_thumbnails"]
-
 Memo = tuple[NDArray[np.bytes_], NDArray[np.uint8]]
 _AHEAD = 256  # pictures decoded before they are asked for
 

@@ -11,8 +11,7 @@ evidence    all of the above, each made when a check first asks for it
 checks      the table CHECKS: from evidence to findings
 """
 
-from models.audit.checks import CHECKS, Check, Finding, find_all
-from models.audit.evidence import Evidence
+from models.audit.checks import CHECKS, Check, Evidence, Finding, find_all
 from models.audit.leakage import Leakage, measure_leakage
 from models.audit.subject import Subject
 

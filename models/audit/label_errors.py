@@ -11,8 +11,6 @@ from models.folds import grouped_folds
 from models.heads.head import log_loss
 from models.logistic_path import out_of_fold, sweep
 
-__all__ = ["MARGIN", "Opinion", "label_errors", "predict_out_of_fold"]
-
 MARGIN = -0.5  # most that p(label) - p(other class) may be: the other class has at least three times the probability
 _FOLDS = 5
 _STRENGTHS = np.logspace(-4, 0, 5)  # stronger fits follow wrong labels, and take long

@@ -11,8 +11,6 @@ from models.audit.subject import Subject
 from models.heads import make_head
 from models.metrics import Interval, score
 
-__all__ = ["Leakage", "measure_leakage"]
-
 _BOOTSTRAP = 1000
 
 

@@ -8,8 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Matches", "best_matches", "mean_distances"]
-
 _CELLS = 2**23  # of one block of similarities, 32 MB
 Rows = NDArray[np.int64]
 Progress = Callable[[int, int], None]

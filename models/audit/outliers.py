@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLACK", "FAR", "FLAT", "Odd", "blank", "far_out"]
-
 FAR = 4.0  # robust standard deviations; of a normal distribution three in 100,000 are beyond
 BLACK, FLAT = 16, 8  # of 255: nothing brighter than this, no more than this between dark and bright
 _TAIL = 0.01  # share of the pixels at either end that does not count

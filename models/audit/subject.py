@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from features.datasets.dataset import SPLITS
 
-__all__ = ["Subject", "codes"]
-
 _ROWS = 8192  # rows standardised at once
 
 

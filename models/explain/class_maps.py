@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from models.finetuning.network import Thawed
 
-__all__ = ["ClassMaps", "asked_maps", "grad_cam", "hires_cam", "linear_class_maps", "network_class_maps"]
-
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 

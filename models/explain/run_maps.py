@@ -29,16 +29,6 @@ if TYPE_CHECKING:
     from features.cache import Entry
     from models.finetuning.network import Thawed
 
-__all__ = [
-    "EXPLAINERS",
-    "Case",
-    "Evidence",
-    "can_be_explained",
-    "digests_of",
-    "evidence_of",
-    "picture_seen",
-]
-
 Floats = NDArray[np.float64]
 _CLOSE = 0.05  # how far a probability may lie from the one that was predicted on another machine
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from features.errors import CacheError
 
-__all__ = ["Batch", "Inputs", "Stream", "batches", "epoch_plan"]
-
 _AHEAD = 3  # batches
 
 

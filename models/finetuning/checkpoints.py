@@ -13,8 +13,6 @@ from features.storage import write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["load_checkpoint", "load_network", "remove_checkpoint", "save_checkpoint", "save_network"]
-
 
 def save_checkpoint(
     path: Path, identity: str, parts: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]

@@ -25,8 +25,6 @@ from models.heads import make_head
 from models.validation.cross_validation import Protocol, arranged, folds_of, learned
 from models.validation.predictions import Predictions
 
-__all__ = ["CLASSIFIER", "NETWORK", "Crossfit", "Fit", "Fitted", "crossfit", "fit_all"]
-
 NETWORK = "network.safetensors"  # in the folder of a run
 CLASSIFIER = "firn.classifier"  # under which name the classifier's tensors are there
 WATCHED = 10  # one of so many groups of the pictures to learn from is held out for early stopping

@@ -12,8 +12,6 @@ from features.errors import FirnError, unknown
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLASS_WEIGHTS", "NORMS", "RECIPES", "Settings", "TrainingRecipe", "choose_settings"]
-
 NORMS = {
     "frozen": "batch normalisation keeps the statistics of the pretraining",
     "adapt": "batch normalisation takes the statistics of each batch and learns new ones",

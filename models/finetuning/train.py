@@ -22,8 +22,6 @@ from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_
 from models.finetuning.settings import RECIPES, Settings
 from models.metrics import METRICS
 
-__all__ = ["Epoch", "Task", "best_epoch", "predict", "train"]
-
 
 class Epoch(NamedTuple):
     """One line of a training's history."""

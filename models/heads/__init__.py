@@ -13,16 +13,19 @@ spatial    logistic on pyramid-pooled maps
 stack      a weighted vote of other runs
 """
 
-from features.errors import unknown
-from models.heads.attention import Attention
-from models.heads.head import Head, HeadRow, load_head, save_head
+import json
+from pathlib import Path
+
+import numpy as np
+
+from features.errors import CacheError, unknown
+from models.heads.head import Head, HeadRow, save_head
 from models.heads.knn import Neighbours
 from models.heads.lightgbm import Boosted
 from models.heads.linear import Discriminant, Logistic, Sgd
-from models.heads.map_heads import MapHead
+from models.heads.map_heads import Attention, MapHead, Spatial
 from models.heads.mlp import Perceptron
 from models.heads.ridge import Ridge
-from models.heads.spatial import Spatial
 from models.heads.stacking import Stack
 
 __all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head", "save_head"]
@@ -56,3 +59,20 @@ def choose_heads(wanted: str) -> tuple[str, ...]:
         if name not in HEADS and name != "all":
             raise unknown("head", name, [*HEADS, "all"])
     return tuple(name for name in HEADS if name in names or "all" in names)
+
+
+def load_head(folder: Path) -> Head:
+    """Return the fitted head saved in a folder. CacheError where it does not read."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        content = json.loads((folder / "head.json").read_text())
+        trees = folder / "lightgbm.txt"
+        values = content["values"] | ({"text": trees.read_text()} if trees.exists() else {})
+        tensors = folder / "head.safetensors"
+        head = make_head(content["head"]).restore(values, load_file(tensors) if tensors.exists() else {})
+        head.classes_, head.chosen_ = np.arange(content["classes"]), content["chosen"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise CacheError(f"cannot read a head from {folder} ({error}); run: make train-heads") from None
+    return head

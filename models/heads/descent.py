@@ -13,8 +13,6 @@ from models.folds import held_out
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MOST_EPOCHS", "descend"]
-
 MOST_EPOCHS, PATIENCE, BATCH = 60, 5, 128
 
 

@@ -11,20 +11,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import CacheError
 from features.storage import write_whole
-
-__all__ = [
-    "FEWEST_FOLDS",
-    "Head",
-    "HeadRow",
-    "Nested",
-    "load_head",
-    "log_loss",
-    "save_head",
-    "silent",
-    "standardisation",
-]
 
 Array = NDArray[Any]
 FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
@@ -89,25 +76,6 @@ def save_head(folder: Path, name: str, head: Head) -> None:
         write_whole(folder / "head.safetensors", [save({k: np.ascontiguousarray(a) for k, a in arrays.items()})])
     content = {"head": name, "classes": len(head.classes_), "chosen": head.chosen_, "values": values}
     write_whole(folder / "head.json", [json.dumps(content, indent=1).encode()])
-
-
-def load_head(folder: Path) -> Head:
-    """Return the fitted head saved in a folder. CacheError where it does not read."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    from models.heads import make_head
-
-    try:
-        content = json.loads((folder / "head.json").read_text())
-        trees = folder / "lightgbm.txt"
-        values = content["values"] | ({"text": trees.read_text()} if trees.exists() else {})
-        tensors = folder / "head.safetensors"
-        head = make_head(content["head"]).restore(values, load_file(tensors) if tensors.exists() else {})
-        head.classes_, head.chosen_ = np.arange(content["classes"]), content["chosen"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise CacheError(f"cannot read a head from {folder} ({error}); run: make train-heads") from None
-    return head
 
 
 def silent(done: int, total: int) -> None:

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from models.folds import grouped_folds
 from models.heads.head import Array, log_loss, standardisation
 
-__all__ = ["Neighbours"]
-
 _BLOCK = 512  # rows compared with all others at once
 
 

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from models.folds import held_out
 from models.heads.head import Array
 
-__all__ = ["SETTINGS", "Boosted"]
-
 # Deep features are many, correlated and each of them weak: small trees, few features per tree, coarse bins.
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_leaves": 15, "min_data_in_leaf": 20, "feature_fraction": 0.2, "lambda_l2": 5.0},

@@ -14,8 +14,6 @@ from models.folds import grouped_folds
 from models.heads.head import FEWEST_FOLDS, Array, log_loss, silent, standardisation
 from models.logistic_path import out_of_fold, predicted, strengths, sweep
 
-__all__ = ["Discriminant", "Logistic", "Sgd", "probabilities"]
-
 _BLOCK = 4096  # rows read at once from features on the disk
 _ENOUGH = 1e-4  # gap of models that only take part in a choice
 

@@ -12,8 +12,6 @@ from models.folds import held_out
 from models.heads.head import Array, log_loss, standardisation
 from models.heads.linear import probabilities
 
-__all__ = ["Perceptron"]
-
 
 class Perceptron:
     """128 ReLU units by Adam (scikit-learn), stopped when the log loss of a grouped fifth stops falling."""

@@ -14,8 +14,6 @@ from models.heads.head import FEWEST_FOLDS, Array, silent, standardisation
 from models.heads.linear import Linear, probabilities
 from models.metrics.calibration import Platt, fit_platt
 
-__all__ = ["Ridge"]
-
 Floats = NDArray[np.float64]
 
 

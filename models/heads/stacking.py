@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from models.heads.head import Array
 from models.heads.linear import probabilities
 
-__all__ = ["Stack"]
-
 _LEAST = 1e-6  # no model's certainty counts for more
 Floats = NDArray[np.float64]
 

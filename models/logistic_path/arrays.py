@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from features import devices
 
-__all__ = ["ROWS", "Array", "Arrays", "arrays_on", "in_turn"]
-
 Array: TypeAlias = Any  # a numpy array or a torch tensor
 Given = TypeVar("Given")
 Made = TypeVar("Made")

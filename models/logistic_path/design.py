@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from models.logistic_path.arrays import ROWS, Array, Arrays
 
-__all__ = ["Design", "Moments", "Standardised", "exact_design", "fast_design", "moments"]
-
 
 class Moments(NamedTuple):
     """Mean and standard deviation of every feature, over all rows and over each fold's training rows, in float64."""

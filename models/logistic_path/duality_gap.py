@@ -11,8 +11,6 @@ from models.logistic_path.arrays import Array
 from models.logistic_path.lbfgs import Problems, squared
 from models.logistic_path.loss import losses
 
-__all__ = ["Certified", "certify", "curvature"]
-
 _STEPS = 3  # of Newton's method, which converges quadratically, on an intercept that is nearly right
 
 

@@ -17,8 +17,6 @@ from models.logistic_path.design import Design
 from models.logistic_path.loss import Labels, losses
 from models.logistic_path.preconditioner import Metric
 
-__all__ = ["PAIRS", "Descent", "Problems", "dot", "inverse_times", "minimise", "search", "squared"]
-
 PAIRS = 10  # steps and gradient changes remembered
 _PATIENCE = 15  # iterations without progress after which rounding is to blame
 _PROGRESS = 0.7  # of the best gap

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from models.logistic_path.arrays import Array, Arrays
 
-__all__ = ["Labels", "labels_of", "losses"]
-
 _NEVER = -1e30  # the label's own margin: exp of it is 0 in any precision
 
 

@@ -23,8 +23,6 @@ from models.logistic_path.loss import Labels, labels_of, losses
 from models.logistic_path.path import Found, Task, decades, follow
 from models.logistic_path.preconditioner import Metric, Rounded, metric_at
 
-__all__ = ["SAMPLE", "follow_rows", "sample_size"]
-
 SAMPLE = 32768  # rows at least
 _PER_FEATURE = 16  # rows of the sample
 _RARE = 200  # rows of a class that the sample has at least, if there are so many

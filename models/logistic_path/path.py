@@ -16,8 +16,6 @@ from models.logistic_path.lbfgs import PAIRS, Problems, minimise, search
 from models.logistic_path.loss import labels_of, losses
 from models.logistic_path.preconditioner import Metric, metric_at
 
-__all__ = ["Found", "Task", "decades", "follow"]
-
 _DECADE = 10.0001  # ratio of the strengths that share a metric
 _FLOATS = 2**23  # in flight, 32 MB
 _FOLDS = 8  # folds in flight, each with a metric of its own

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from models.logistic_path.arrays import ROWS, Array, Arrays
 from models.logistic_path.design import Design
 
-__all__ = ["Metric", "Rounded", "metric_at"]
-
 _REST = 0.05  # share of D that may be left out
 _KERNEL = 1600  # rows whose kernel is still cheaper to factor than a Hessian of 2,048 features
 _FLOOR = 1e-30  # curvature of a row that float32 takes for certain

@@ -15,8 +15,6 @@ from models.logistic_path.design import Moments, Standardised, exact_design, fas
 from models.logistic_path.out_of_core import follow_rows, sample_size
 from models.logistic_path.path import Task, follow
 
-__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "predicted", "strengths", "sweep"]
-
 Features: TypeAlias = Any  # (n, d): an array, or rows read in slices, with shape, ndim, dtype and len
 _SMALL = 2**20  # features x rows up to which float64 throughout costs nothing
 

@@ -6,6 +6,7 @@ Class 1 of two is the positive one. Groups (patients, slides) are what is indepe
 draw whole groups. Nothing here sees a model or a picture, and nothing imports torch.
 """
 
+from models.metrics.bootstrap import Interval
 from models.metrics.calibration import (
     CALIBRATIONS,
     Calibration,
@@ -20,13 +21,10 @@ from models.metrics.calibration import (
     reliability_curve,
 )
 from models.metrics.delong import DeLong, delong
-from models.metrics.intervals import Interval
-from models.metrics.registry import METRICS, Metric
+from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
-from models.metrics.scoring import score
-from models.metrics.selection import score_of_the_chosen
-from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, mcnemar
+from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, mcnemar, score_of_the_chosen
 from models.metrics.thresholds import NetBenefit, net_benefit, operating_points
 
 __all__ = [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.metrics.sample import Floats, Ints, Sample
-
-__all__ = ["resamples", "strata"]
 
 CELLS = 60_000  # weights worked on at a time: few enough to stay in a processor's cache
 
@@ -50,3 +49,112 @@ def resamples(sample: Sample, n_bootstrap: int, seed: int) -> Iterator[Floats]:
 def _counts(random: np.random.Generator, rows: int, size: int) -> NDArray[np.int64]:
     drawn = random.integers(0, size, (rows, size)) + size * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+
+
+class Interval(NamedTuple):
+    """A value with the bounds of its confidence interval; a bound is NaN where the data cannot tell."""
+
+    value: float
+    low: float
+    high: float
+
+
+# value, replicates (b,), level, evidence: how many independent groups the value rests on
+Bootstrap = Callable[[float, Floats, float, float], Interval]
+
+
+def quantile(level: float, freedom: float = np.inf) -> float:
+    """Return q such that Student's t, by default the normal, is within -q to q with probability `level`."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.5 + level / 2))
+
+
+def standard_error(replicates: Floats, evidence: float) -> float:
+    """Return the bootstrap standard error from replicates (b,), NaN ones not counted (Efron & Tibshirani 1993, ch. 6).
+
+    Resampling n groups finds (n - 1) / n of the variance, which is made up for (Hesterberg 2015). NaN with fewer than
+    two groups or two replicates.
+    """
+    defined = replicates[~np.isnan(replicates)]
+    if evidence < 2 or len(defined) < 2:
+        return np.nan
+    return float(np.sqrt(defined.var(ddof=1) * evidence / (evidence - 1)))
+
+
+def logit_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return the interval of a share by its bootstrap standard error and Student's t, symmetric on the logit scale.
+
+    Percentiles are too narrow near 1 and off where resampling is biased: for the PR AUC they held the truth 83 to 93
+    times in 100, this does 92 to 96 times (`benchmarks/coverage.py`). A value of 0 or 1 has no spread, since resampling
+    a faultless sample only repeats it; its bound is the exact binomial one for as many groups (Clopper & Pearson 1934).
+    """
+    half = _half_width(replicates, level, evidence)
+    if np.isnan(half) or np.isnan(value):
+        return Interval(value, np.nan, np.nan)
+    if value in (0.0, 1.0):
+        bound = ((1 - level) / 2) ** (1 / evidence)
+        return Interval(value, bound, 1.0) if value else Interval(value, 0.0, 1 - bound)
+    return on_logit_scale(value, half)
+
+
+def on_logit_scale(value: float, half: float) -> Interval:
+    """Return the interval of a share strictly between 0 and 1 whose half width on the plain scale is `half`."""
+    from scipy.special import expit, logit
+
+    spread = half / (value * (1 - value))
+    return Interval(value, float(expit(logit(value) - spread)), float(expit(logit(value) + spread)))
+
+
+def log_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return the interval of a loss >= 0 as `logit_interval`, on the log scale; a loss of 0 tells no bounds."""
+    half = _half_width(replicates, level, evidence)
+    if np.isnan(half) or not value > 0:
+        return Interval(value, np.nan, np.nan)
+    with np.errstate(over="ignore"):  # a bound of infinity says it
+        low, high = value * np.exp(np.array([-half, half]) / value)
+    return Interval(value, float(low), float(high))
+
+
+def _half_width(replicates: Floats, level: float, evidence: float) -> float:
+    error = standard_error(replicates, evidence)
+    return error if np.isnan(error) else error * quantile(level, evidence - 1)
+
+
+def basic_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return the basic bootstrap interval of a distance >= 0 (Davison & Hinkley 1997, equation 5.6).
+
+    Replicates of a distance are larger than it, as it is larger than the truth; percentiles would hold that bias twice,
+    this takes it off once. Near a truth of 0 that is not enough.
+    """
+    defined = replicates[~np.isnan(replicates)]
+    if evidence < 2 or not len(defined):
+        return Interval(value, np.nan, np.nan)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, max(0.0, float(2 * value - high)), max(value, float(2 * value - low)))
+
+
+def perfect_auc_bound(positives: int, negatives: int, level: float) -> float:
+    """Return the lower bound of an area under the ROC curve that came out as 1, where DeLong's variance is 0.
+
+    Method 5 of Newcombe 2006 (Statistics in Medicine 25:559): the score interval with the variance of Hanley & McNeil
+    1982 for two samples of the mean size. `positives` and `negatives` are numbers of independent groups.
+    """
+    from scipy.optimize import brentq
+
+    z2, mean = quantile(level) ** 2, (positives + negatives) / 2
+
+    def excess(area: float) -> float:
+        pairs = 1 + (mean - 1) * ((1 - area) / (2 - area) + area / (1 + area))
+        return 1 - area - z2 * area * pairs / (positives * negatives)
+
+    return float(brentq(excess, 0.0, 1.0))
+
+
+def wilson(hits: Floats, count: Floats, level: float) -> tuple[Floats, Floats]:
+    """Return the bounds of Wilson's score interval (1927) of `hits` out of `count` > 0, any shape."""
+    z2 = quantile(level) ** 2
+    share = hits / count
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count) / (1 + z2 / count)
+    return np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)

@@ -10,23 +10,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.intervals import wilson
+from models.metrics.bootstrap import wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
 from models.metrics.sample import BadPredictions, Floats, Ints, make_sample
-
-__all__ = [
-    "CALIBRATIONS",
-    "Calibration",
-    "Isotonic",
-    "Platt",
-    "Reliability",
-    "Temperature",
-    "calibration_from_json",
-    "fit_isotonic",
-    "fit_platt",
-    "fit_temperature",
-    "reliability_curve",
-]
 
 
 class Reliability(NamedTuple):

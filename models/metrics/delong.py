@@ -7,10 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.intervals import Interval, on_logit_scale, perfect_auc_bound, quantile
+from models.metrics.bootstrap import Interval, on_logit_scale, perfect_auc_bound, quantile
 from models.metrics.sample import Floats, Ints, Sample
-
-__all__ = ["DeLong", "auc_interval", "delong"]
 
 
 class DeLong(NamedTuple):

@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike
 from models.metrics.bootstrap import resamples
 from models.metrics.sample import Floats, Sample, make_sample
 
-__all__ = ["Band", "pr_curve_band", "roc_curve_band"]
-
 
 class Band(NamedTuple):
     """A curve on a grid with the bounds of its pointwise confidence band; NaN where y lacks a class."""

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike
 
 from models.metrics.sample import BadPredictions, Floats
 
-__all__ = ["NetBenefit", "net_benefit", "operating_points"]
-
 
 class NetBenefit(NamedTuple):
     """The net benefit of treating by the model, and of treating all, at each threshold; treating none has 0."""

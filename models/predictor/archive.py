@@ -18,8 +18,6 @@ from typing import Any
 from features.errors import BadBundle
 from features.storage import make_folder, sync_folder, temporary_name, whole
 
-__all__ = ["BUNDLE", "check_files", "is_bundle", "opened", "read_json", "sealed", "write_archive"]
-
 BUNDLE = "bundle.json"
 MOST_JSON = 64 << 20  # bytes of a JSON or text file
 MOST_FILES = 10_000

@@ -18,8 +18,6 @@ from features.extraction.workers import Crew
 from features.images import PREPROCESS, Geometry
 from models.predictor.manifest import Network
 
-__all__ = ["PIXELS", "Features", "Lane", "load_recipe_of", "make_lane"]
-
 Array = NDArray[Any]
 Features = Mapping[str, Array]  # pooled/<block>/{avg,max} (n, C), maps/<block> (n, C, H, W), or PIXELS (n, 3, S, S)
 PIXELS = "pixels"  # what a network sees that is thawed from its first layer on

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import adaptive_avg_pool2d
@@ -14,17 +21,129 @@ from features.backbones import Recipe
 from features.backbones.build import load_backbone, truncated
 from features.backbones.tails import PICTURES
 from features.errors import FirnError
-from features.pooling import GEM_POWER
+from features.views import GEM_POWER
 from models.predictor.backbones import way_of
 from models.predictor.heads import FeatureModel, Model, NetworkModel
 from models.predictor.loading import Loaded
 from models.predictor.manifest import Contents, Network, Part
 from models.predictor.torch_heads import Vote, calibrator, head_module
 
-__all__ = ["Portable"]
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Runner = Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any]]]  # pixels -> probabilities, calibrated ones
+NAMES = ("pixels", ("proba", "calibrated"))  # of input and outputs
+_EXAMPLES = 2  # pictures; 1 would be taken for a constant
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of FORMATS."""
+
+    about: str
+    suffix: str
+    write: Callable[[Portable, int, Path], None]  # module, side of the square, file
+    open: Callable[[Path], Runner]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hush exporters, which announce what they will drop some day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _program(module: Portable, side: int) -> ExportedProgram:
+    import torch
+
+    example = torch.rand(_EXAMPLES, 3, side, side) * 255
+    return torch.export.export(module, (example,), dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}})
+
+
+def _write_onnx(module: Portable, side: int, path: Path) -> None:
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise FirnError("FORMAT=onnx needs the extra: pip install -e '.[onnx]'; or take FORMAT=program") from None
+    inputs, outputs = NAMES
+    with _quiet():
+        found = torch.onnx.export(
+            _program(module, side), dynamo=True, input_names=[inputs], output_names=list(outputs), verbose=False
+        )
+        if found is None:
+            raise FirnError("torch wrote no ONNX program; take FORMAT=program")
+        found.save(path, external_data=False)
+
+
+def _open_onnx(path: Path) -> Runner:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise FirnError("checking an ONNX file needs onnxruntime: pip install -e '.[onnx]'") from None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs, outputs = NAMES
+
+    def run(pixels: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        proba, calibrated = session.run(list(outputs), {inputs: pixels})
+        return proba, calibrated
+
+    return run
+
+
+def _write_torchscript(module: Portable, side: int, path: Path) -> None:
+    import torch
+
+    with _quiet(), torch.inference_mode():
+        example = torch.rand(_EXAMPLES, 3, side, side) * 255
+        trace: Any = torch.jit.trace
+        torch.jit.save(trace(module, example, check_trace=False), path)
+
+
+def _open_torchscript(path: Path) -> Runner:
+    import torch
+
+    load: Any = torch.jit.load
+    with _quiet():
+        return _of_torch(load(path))
+
+
+def _write_program(module: Portable, side: int, path: Path) -> None:
+    import torch
+
+    with _quiet():
+        torch.export.save(_program(module, side), path)
+
+
+def _open_program(path: Path) -> Runner:
+    import torch
+
+    with _quiet():
+        return _of_torch(torch.export.load(path).module())
+
+
+def _of_torch(module: Callable[[Any], Any]) -> Runner:
+    import torch
+
+    def run(pixels: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        with torch.inference_mode(), _quiet():
+            proba, calibrated = module(torch.from_numpy(pixels))
+        return proba.numpy(), calibrated.numpy()
+
+    return run
+
+
+FORMATS: dict[str, Format] = {
+    "onnx": Format("ONNX, for onnxruntime and many others", ".onnx", _write_onnx, _open_onnx),
+    "program": Format("torch.export, for torch of the same version or later", ".pt2", _write_program, _open_program),
+    "torchscript": Format("TorchScript, for older torch and C++", ".pt", _write_torchscript, _open_torchscript),
+}
+
 
 _STORED = {"float16": torch.float16, "float32": torch.float32}
-_LEAST = 1e-6  # as in `features.pooling`
+_LEAST = 1e-6  # as in `features.views`
 
 
 class Portable(nn.Module):
@@ -164,7 +283,7 @@ def _grid(maps: Tensor, rounded: Rounding, cells: int) -> Tensor:
     return adaptive_avg_pool2d(rounded(maps), cells).flatten(1)
 
 
-POOLING: dict[str, tuple[Callable[[Tensor, Rounding], Tensor], ...]] = {  # the rows of features.pooling.POOLS in torch
+POOLING: dict[str, tuple[Callable[[Tensor, Rounding], Tensor], ...]] = {  # the rows of features.views.POOLS in torch
     "avg": (_mean,),
     "max": (_highest,),
     "both": (_mean, _highest),

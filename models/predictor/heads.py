@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features.backbones import Recipe
 from features.backbones.tails import PICTURES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
-from features.pooling import choose_pool
+from features.views import choose_pool
 from models.explain.class_maps import linear_class_maps, network_class_maps
 from models.finetuning.network import Thawed, arithmetic
 from models.heads import HEADS, load_head
@@ -23,8 +23,6 @@ from models.predictor.archive import read_json, sealed
 from models.predictor.backbones import PIXELS, Features
 from models.predictor.manifest import Contents, Part
 from models.predictor.trees import Trees, read_trees
-
-__all__ = ["INPUTS", "FeatureModel", "Model", "NetworkModel", "head_of", "maps_of", "read_model", "seen_by"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

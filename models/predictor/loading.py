@@ -21,8 +21,6 @@ from models.predictor.ood import Novelty
 from models.predictor.predictor import Predictor
 from models.predictor.self_test import check_golden, load_golden
 
-__all__ = ["OUTLIERS", "Loaded", "load", "load_unchecked", "read_bundle"]
-
 OUTLIERS = "outliers.safetensors"
 
 

@@ -13,11 +13,9 @@ import numpy as np
 
 from features.cache.key import Key
 from features.errors import BadBundle
-from features.pooling import POOLS
+from features.views import POOLS
 from models.metrics import BadPredictions, Calibration, calibration_from_json
 from models.predictor.archive import BUNDLE, read_json
-
-__all__ = ["SCHEMA", "Contents", "Network", "Part", "Point", "load_contents"]
 
 SCHEMA = 1  # raised when a later Firn writes bundles that this one would misread
 MOST_CLASSES = 10_000

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from models.folds import grouped_folds
 from models.heads.head import standardisation
 
-__all__ = ["QUANTILE", "Novelty", "fit_novelty"]
-
 Floats = NDArray[np.float64]
 QUANTILE = 0.99  # of the distances of training pictures that were held out, which one in a hundred exceeds
 MOST = 20_000  # pictures that are learned from

@@ -22,8 +22,6 @@ from models.predictor.heads import Model
 from models.predictor.manifest import Contents
 from models.predictor.ood import Novelty
 
-__all__ = ["Picture", "Prediction", "Predictor", "encoded", "joined"]
-
 Picture: TypeAlias = "str | Path | bytes | NDArray[Any]"  # a file, an encoded picture, or pixels (H, W) or (H, W, 3)
 Floats = NDArray[np.float64]
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from features.errors import BadBundle
 from models.predictor.archive import sealed
 
-__all__ = ["GOLDEN", "TOLERANCES", "check_golden", "draw_pictures", "load_golden"]
-
 GOLDEN = "golden.safetensors"
 SIDE = (72, 96)  # pixels
 MOST = 64  # samples

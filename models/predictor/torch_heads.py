@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, linear
 
-from models.heads.channels import SIDE
 from models.heads.knn import Neighbours
-from models.heads.map_heads import MapHead
-from models.heads.spatial import Spatial
+from models.heads.map_heads import SIDE, MapHead, Spatial
 from models.metrics import Calibration
 from models.predictor.trees import Trees
-
-__all__ = ["CALIBRATORS", "MODULES", "Vote", "calibrator", "head_module"]
 
 LEAST = 1e-15  # a probability below counts as this much, as in `models.metrics.calibration`
 _TINY = 1e-300

@@ -14,8 +14,6 @@ from scipy.special import expit
 from features.errors import BadBundle
 from models.heads.linear import probabilities
 
-__all__ = ["Trees", "read_trees"]
-
 MOST_TEXT = 256 << 20
 MOST_NODES = 5_000_000
 _CATEGORICAL, _MISSING, _ZERO = 1, 12, 4  # bits of a split's decision type

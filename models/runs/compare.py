@@ -13,14 +13,70 @@ import numpy as np
 
 from features.errors import CacheError
 from features.request import names_in
-from models.metrics import METRICS, score_of_the_chosen
+from models.metrics import METRICS, PairedTest, bootstrap_test, delong_test, holm, score_of_the_chosen
 from models.runs.record import Run, load_runs
-from models.runs.scores import LEVEL, as_dict, by_class, calibrations, scored, shown
+from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
 from models.runs.summary import commands, key_digest, protocol, summary
-from models.runs.verdicts import ALPHA, CHOICE, against_the_first
 from models.validation.cross_validation import choose_protocol
+from models.validation.predictions import Predictions
 
-__all__ = ["choose_runs", "compare_runs", "run_names"]
+
+def rank(run: Run) -> tuple[float, float, str]:
+    """Return what sorts the best validation first, as in a comparison: area, log loss of equals, name."""
+    held = run.predictions.part(test=False)
+    area, loss = (float(METRICS[name](held.y, held.proba)) for name in ("roc_auc", "log_loss"))
+    return (-area, loss, run.name)
+
+
+def choose(runs: Sequence[Run]) -> Run:
+    """Return the run of best validation of one or more."""
+    return min(runs, key=rank)
+
+
+CHOICE = "roc_auc"  # the metric by which validation chooses
+ALPHA = 0.05  # of the corrected tests
+
+
+def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[dict[str, Any] | None]:
+    """Compare the first predictions with each of the others, corrected by Holm; None for the first."""
+    test = partial(paired, parts[0], seed=seed, n_bootstrap=n_bootstrap)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [None, *verdicts(list(threads.map(test, parts[1:])))]
+
+
+def verdicts(tests: Sequence[PairedTest]) -> list[dict[str, Any]]:
+    """Return differences and verdicts of several tests, corrected together by Holm, ready for JSON."""
+    adjusted = holm([test.p_value for test in tests]).tolist()
+    return [_verdict(test, p) for test, p in zip(tests, adjusted, strict=True)]
+
+
+def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
+    """Test the difference other - chosen in ROC AUC, on the same pictures."""
+    if chosen.proba.shape[1] == 2:
+        return delong_test(chosen.y, other.proba[:, 1], chosen.proba[:, 1], chosen.groups, level=LEVEL)
+    return bootstrap_test(
+        CHOICE,
+        chosen.y,
+        other.proba,
+        chosen.proba,
+        chosen.groups,
+        n_bootstrap=n_bootstrap,
+        level=LEVEL,
+        seed=seed,
+    )
+
+
+def _verdict(test: PairedTest, adjusted: float) -> dict[str, Any]:
+    distinguishable = bool(adjusted < ALPHA)  # NaN, where the pictures cannot tell, is not
+    side = "higher" if test.difference.value > 0 else "lower"
+    return {
+        "difference": as_dict(test.difference),
+        "p_value": number(test.p_value),
+        "p_adjusted": number(adjusted),
+        "distinguishable": distinguishable,
+        "verdict": side if distinguishable else "tie",
+    }
+
 
 FACTS = (
     "head",

@@ -17,17 +17,24 @@ from features.backbones.registry import domains
 from features.cache.index import Manifest
 from features.cache.reader import rows_view
 from features.errors import CacheError
-from features.label_views import label_view
-from features.pooling import choose_pool
 from features.progress import say, shown
 from features.storage import slug
-from features.views import Cached, View, choose_blocks, join, load_manifest, made_by, map_view, pooled_view
+from features.views import (
+    Cached,
+    View,
+    choose_blocks,
+    choose_pool,
+    join,
+    label_view,
+    load_manifest,
+    made_by,
+    map_view,
+    pooled_view,
+)
 from models.heads import HEADS, make_head, save_head
 from models.runs.record import load_facts, runs_root, save_run
 from models.validation import cross_validation as validation
 from models.validation.cross_validation import FOLDS, Fitted, choose_protocol
-
-__all__ = ["SHARED", "Ask", "Stage", "fitted", "is_current"]
 
 _FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
 SHARED = (  # facts that all runs of one data set, labels, protocol and seed have in common

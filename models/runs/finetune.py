@@ -33,8 +33,6 @@ from models.runs.features import Ask, Stage
 from models.runs.record import runs_root
 from models.validation.cross_validation import FOLDS
 
-__all__ = ["FLIPS", "Thaw", "Thawing"]
-
 _FORMAT = 2  # raised when the same settings give other networks
 FLIPS = {"none": {}, "mirror": {"flip": True}, "any": {"flip": True, "turns": True}}
 

@@ -11,8 +11,6 @@ from features.ray_cluster import Home, cluster, load_ray, results
 from features.request import open_features
 from models.runs.features import Ask, Stage
 
-__all__ = ["Order", "train_on_ray", "work"]
-
 _CORES = 4  # of one task, where there are so many
 
 

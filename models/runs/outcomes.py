@@ -13,8 +13,6 @@ from models.metrics import operating_points
 from models.runs.record import Run
 from models.runs.scores import shown
 
-__all__ = ["Judged", "Outcome", "asked_of", "errors", "judged", "origin", "outcomes"]
-
 # name, true class, class that it was called; the positive class of two is 1
 OUTCOMES = (("true positives", 1, 1), ("false positives", 0, 1), ("false negatives", 1, 0), ("true negatives", 0, 0))
 

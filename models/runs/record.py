@@ -12,8 +12,6 @@ from features.errors import CacheError
 from features.storage import artifacts_root, slug, write_whole
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
-__all__ = ["FINETUNED", "Run", "load_run", "load_runs", "runs_root", "save_run"]
-
 FINETUNED = "finetuned"  # what stands for the head in a run of a thawed network
 _NEWEST = {"keys", "protocol", "repeats", "asked_blocks"}  # facts that older forms of run.json lack
 

@@ -14,8 +14,6 @@ from models.metrics import CALIBRATIONS, Interval, operating_points, score
 from models.runs.record import Run
 from models.validation.predictions import Predictions
 
-__all__ = ["LEVEL", "as_dict", "by_class", "calibrations", "number", "scored", "shown"]
-
 LEVEL = 0.95
 CALIBRATED = ("brier", "ece", "log_loss")
 

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from features.errors import CacheError
-from features.pooling import POOLS
 from features.progress import say
+from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
 from models.runs.features import Ask, Stage
 from models.runs.record import load_run
 from models.runs.stack import FEWEST, base_runs, train_stack
 from models.validation.cross_validation import OutOfTime
-
-__all__ = ["search"]
 
 SCOUT = "logistic"  # the head that looks at every view
 BEST = 3  # views that all other heads look at

@@ -17,8 +17,6 @@ from models.runs.features import SHARED, Ask, fitted, is_current, run_facts
 from models.runs.record import FINETUNED, Run, load_runs, runs_root, save_run
 from models.validation.predictions import Predictions
 
-__all__ = ["train_stack"]
-
 FEWEST = 2
 
 

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from features.cache.key import Key
-from features.pooling import POOLS
-
-__all__ = ["commands", "key_digest", "make_command", "plural", "protocol", "summary", "with_interval"]
+from features.views import POOLS
 
 Settings = tuple[tuple[str, str], ...]
 K = TypeVar("K")

@@ -17,11 +17,6 @@ from models.folds import grouped_folds
 from models.heads.head import Head, Nested
 from models.validation.predictions import Predictions
 
-__all__ = [
-    *("FOLDS", "PROTOCOLS", "Fitted", "OutOfTime", "Protocol"),
-    *("arranged", "choose_protocol", "fit", "folds_of", "learned"),
-]
-
 FOLDS = 5
 
 

@@ -15,8 +15,6 @@ from models.heads.head import Head
 from models.validation.cross_validation import FOLDS
 from models.validation.predictions import Predictions
 
-__all__ = ["Point", "draw_order", "learning_curve", "sizes"]
-
 REPEATS, POINTS, FEWEST = 3, 7, 5  # draws of each size; sizes; groups of the rarest class in the smallest
 Ints = NDArray[np.int64]
 

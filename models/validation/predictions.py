@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from features.errors import CacheError
 from features.storage import write_whole
 
-__all__ = ["Predictions", "load_predictions", "save_predictions"]
-
 
 class Predictions(NamedTuple):
     """Rows are pictures, sorted by id: once for each repeat of a cross-validation, then the test pictures."""

@@ -21,8 +21,6 @@ from pipeline.render.tables import csv_lines
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["findings_csv", "findings_folder", "findings_page", "load_findings", "print_findings", "summary"]
-
 FOLDER = Path(__file__).parent
 _SHOWN = 24  # findings of each check whose pictures are on the page
 _SIDE = 160  # pixels of a picture on the page

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Sheet", "Strip", "Tile", "draw_sheet", "overlaid"]
-
 FOR, AGAINST = COLOURS[3], COLOURS[0]  # vermilion and blue, which every kind of colour vision tells apart
 STRONGEST = 0.75  # how much of a picture the highest value hides
 DPI = 120

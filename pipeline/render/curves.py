@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from models.metrics import Band, pr_curve_band, roc_curve_band
 from models.validation.predictions import Predictions
 
-__all__ = ["CURVES", "Curve", "Side", "operating_table", "sides"]
-
 GRID = 201  # points of a curve
 POSITIONS = 1500  # of the slider, at most
 Floats = NDArray[np.float64]

@@ -16,17 +16,6 @@ from numpy.typing import NDArray
 from models.metrics import net_benefit, reliability_curve
 from pipeline.render.curves import CURVES, Side
 
-__all__ = [
-    "Figure",
-    "blank_layout",
-    "cost_figure",
-    "curve_figure",
-    "decision_figure",
-    "line_of",
-    "reliability_figure",
-    "score_figure",
-]
-
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 
@@ -259,3 +248,50 @@ def blank_layout(x: str, y: str) -> dict[str, Any]:
 def _short(values: NDArray[Any]) -> list[float | None]:
     """Return numbers of four decimals, which is finer than a screen; NaN as None."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+
+MOST = 4  # networks shown, the best by validation
+LOSS, AREA = 1, 2  # places in an epoch of the history
+WORDS = {LOSS: "training loss", AREA: "validation ROC AUC"}
+
+
+def training_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return {"training-loss", "training-auc"}: a thin line for each fold, a strong one for the training on all.
+
+    `rows` are the runs of a comparison in the order of the ranking; nothing where no network was fine-tuned.
+    """
+    thawed = [row for row in rows if row["history"]][:MOST]
+    if not thawed:
+        return {}
+    return {"training-loss": _figure(thawed, LOSS), "training-auc": _figure(thawed, AREA)}
+
+
+def _figure(rows: Sequence[Mapping[str, Any]], place: int) -> dict[str, Any]:
+
+    layout = blank_layout("epoch", WORDS[place])
+    layout["xaxis"] |= {"range": None, "tickformat": "d", "dtick": None}
+    layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
+    layout |= {"showlegend": True}
+    traces = [trace for rank, row in enumerate(rows) for trace in _lines(row, place, line_of(rank))]
+    return {"layout": layout, "views": [traces]}
+
+
+def _lines(row: Mapping[str, Any], place: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a line for each training of a network, that on all pictures last and on top."""
+    *folds, last = row["history"]
+    named = [*((f"fold {i}", h, False) for i, h in enumerate(folds, start=1)), ("all pictures", last, True)]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if strong else "lines",
+            "name": html.escape(row["name"]),
+            "legendgroup": row["name"],
+            "showlegend": strong,
+            "x": [epoch[0] for epoch in history],
+            "y": [None if epoch[place] is None else round(epoch[place], 5) for epoch in history],
+            "line": {**line, "width": 2.5 if strong else 1},
+            "opacity": 1 if strong else 0.5,
+            "hovertemplate": f"<b>{title}</b><br>epoch %{{x}}<br>{WORDS[place]} %{{y:.4f}}<extra></extra>",
+        }
+        for title, history, strong in named
+    ]

@@ -16,13 +16,10 @@ from features.datasets import Dataset
 from features.errors import CacheError, FirnError
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
 from models.explain.run_maps import picture_seen as seen_by_network
-from models.runs.choice import rank
-from models.runs.compare import run_names
+from models.runs.compare import rank, run_names
 from models.runs.outcomes import Judged, Outcome, asked_of, errors, judged, origin
 from models.runs.record import Run
 from pipeline.render.contact_sheet import overlaid
-
-__all__ = ["make_gallery"]
 
 MOST = 24  # pictures
 SIDE = 224  # pixels at most; with their maps 24 such pictures take half a megabyte

@@ -4,24 +4,193 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from features.datasets.dataset import SPLITS
+from features.storage import write_whole
+from models.audit import CHECKS
 from models.runs.compare import run_names
 from models.runs.record import Run
 from models.runs.scores import shown
-from models.runs.summary import plural
+from models.runs.summary import make_command, plural
 from models.validation.predictions import Predictions
 from pipeline.render import figures
+from pipeline.render.audit_page import findings_folder, load_findings, summary
 from pipeline.render.curves import CURVES, operating_table, sides
-from pipeline.render.extras import NOTHING, Extras, audit_command, audit_of, commands, report_command
-from pipeline.render.learning import learning_figure
-from pipeline.render.ranking import ranking_columns, ranking_rows
-from pipeline.render.training import training_figures
+from pipeline.render.figures import training_figures
+from pipeline.render.plots import draw_plots, learning_figure, load_learning
+from pipeline.render.tables import csv_lines
 
-__all__ = ["render_page"]
+GALLERY = "gallery.json"  # beside the page: `report` writes it, and `compare` shows it again
+_JPEG = "data:image/jpeg;base64,"
+_AUDITED = ("DATASET", "LABELS")  # settings of a comparison that an audit takes too
+Content = Mapping[str, Any]
+
+
+class Extras(NamedTuple):
+    """None where there is none, or where it is of other pictures or of another run."""
+
+    learning: Content | None = None
+    gallery: Content | None = None
+    audit: Content | None = None
+    no_gallery: str = ""  # why, where it was asked for
+
+
+NOTHING = Extras()
+
+
+def load_extras(folder: Path, results: Mapping[str, Any], chosen: Run) -> Extras:
+    """Return what is at hand for the comparison in `folder`, whose chosen run is `chosen`."""
+    data = results["dataset"]
+    return Extras(
+        load_learning(folder, data["manifest"]),
+        _gallery(folder, results, chosen),
+        load_findings(data["name"], data["labels"], data["manifest"]),
+    )
+
+
+def _gallery(folder: Path, results: Mapping[str, Any], chosen: Run) -> Content | None:
+    try:
+        content: Content = json.loads((folder / GALLERY).read_text(encoding="utf-8"))
+        facts = (results["chosen"], chosen.facts.get("identity", ""), results["dataset"]["manifest"])
+        same = facts == tuple(content[name] for name in ("run", "identity", "manifest"))
+        pictures = [tile for line in content["lines"] for tile in line["pictures"]] if same else []
+        sound = all(
+            tile["picture"].startswith(_JPEG) and tile["map"].startswith(_JPEG[: len(tile["map"])]) for tile in pictures
+        )
+        return content if same and sound else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def audit_of(content: Content | None) -> dict[str, Any] | None:
+    """Return what the page says of an audit: the sentences, a row for each check that found something, where it is."""
+    if content is None:
+        return None
+    rows = [
+        (CHECKS[name].title, CHECKS[name].severity, count, content["examples"][name][0])
+        for name, count in content["counts"].items()
+        if count and name in CHECKS
+    ]
+    place = "/".join(findings_folder(content["dataset"], content["labels"]).parts[-2:])
+    return {"summary": summary(content), "rows": rows, "place": f"{place}/audit.html"}
+
+
+def commands(results: Mapping[str, Any], extras: Extras) -> Sequence[str]:
+    """Return the commands that make the same page again."""
+    more = [content["command"] for content in (extras.audit, extras.learning) if content and content.get("command")]
+    return [*results["commands"], *more, report_command(results)]
+
+
+def report_command(results: Mapping[str, Any]) -> str:
+    """Return the command that makes the page with everything on it."""
+    return "make report" + str(results["commands"][-1]).removeprefix("make compare")
+
+
+def audit_command(results: Mapping[str, Any]) -> str:
+    """Return the command that makes the audit that is missing."""
+    key, words = results["runs"][0]["keys"][0], shlex.split(results["commands"][-1])
+    asked = [(name, value) for name, _, value in (word.partition("=") for word in words) if name in _AUDITED]
+    pixels = (("PREPROCESS", key["preprocess"].partition(":")[0]), ("PRECISION", key["precision"]))
+    return make_command("audit", *asked, ("BACKBONE", key["backbone"]), *pixels)
+
+
+FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy", "f1")}  # shown at once, by "two classes"
+HELP = {
+    "roc_auc": "area under the ROC curve",
+    "pr_auc": "area under the precision-recall curve (average precision)",
+    "accuracy": "share of right decisions",
+    "balanced_accuracy": "mean over the classes of the share found",
+    "sensitivity": "share of positives found",
+    "specificity": "share of negatives left alone",
+    "f1": "harmonic mean of precision and recall",
+    "brier": "mean squared error of the probabilities; less is better",
+    "ece": "expected calibration error; less is better",
+    "log_loss": "mean negative log probability of the true class; less is better",
+}
+
+
+class Column(NamedTuple):
+    """A column of scores."""
+
+    part: str  # "validation" or "test"
+    metric: str
+    label: str
+    about: str
+    falling: bool  # whether sorting starts with the largest
+    extra: bool  # shown only with all metrics
+
+
+class Bar(NamedTuple):
+    """An interval in per cent of the column's width; `chosen` is where the chosen run's value lies."""
+
+    low: float
+    value: float
+    high: float
+    chosen: float
+
+
+class Cell(NamedTuple):
+    """A score with its interval in words and as a bar."""
+
+    value: float | None
+    bounds: str
+    bar: Bar | None
+    extra: bool
+
+
+def ranking_columns(results: Mapping[str, Any]) -> list[Column]:
+    """Return validation ROC AUC, then every metric on the test pictures; validation throughout without them."""
+    metrics, tested = results["metrics"], results["runs"][0]["test"] is not None
+    first = ("roc_auc", *FIRST[results["dataset"]["positive"] is not None], "brier")
+    order = [*first, *(name for name in metrics if name not in first)]
+    part, before = ("test", "Test ") if tested else ("validation", "Validation ")
+    columns = [
+        Column(
+            part,
+            name,
+            before + metrics[name]["label"] if name == "roc_auc" else metrics[name]["label"],
+            HELP.get(name, metrics[name]["label"]),
+            metrics[name]["direction"] > 0,
+            name not in first,
+        )
+        for name in order
+    ]
+    choice = Column("validation", "roc_auc", "Validation ROC AUC", "out of fold; makes the choice", True, False)
+    return [choice, *columns] if tested else columns
+
+
+def ranking_rows(results: Mapping[str, Any]) -> list[list[Cell]]:
+    """Return the cells of each run, in the order of the results and of `ranking_columns`."""
+    columns, runs = ranking_columns(results), results["runs"]
+    scales = [_scale([row[column.part][column.metric] for row in runs]) for column in columns]
+    return [[_cell(row, runs[0], *pair) for pair in zip(columns, scales, strict=True)] for row in runs]
+
+
+def _scale(scores: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
+    """Return the ends of a column's axis: all intervals, with a little room."""
+    numbers = [number for score in scores for number in score.values() if number is not None]
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    room = 0.04 * (high - low) or 0.01
+    return low - room, high + room
+
+
+def _cell(row: Mapping[str, Any], chosen: Mapping[str, Any], column: Column, scale: tuple[float, float]) -> Cell:
+    score, best = (r[column.part][column.metric] for r in (row, chosen))
+    value, low, high = (score[name] for name in ("value", "low", "high"))
+    if value is None:
+        return Cell(None, "", None, column.extra)
+    if low is None or high is None:
+        return Cell(value, "", None, column.extra)
+    places = [
+        round(100 * (number - scale[0]) / (scale[1] - scale[0]), 2) for number in (low, value, high, best["value"])
+    ]
+    return Cell(value, f"[{low:.3f}, {high:.3f}]", Bar(*places), column.extra)
+
 
 FOLDER = Path(__file__).parent
 TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
@@ -158,3 +327,34 @@ def _versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for name, version in row["versions"].items():
             known.setdefault(name, {})[str(version)] = None
     return {name: ", ".join(found) for name, found in sorted(known.items())}
+
+
+def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
+    """Write results.json, predictions.csv, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
+
+    `results` is what compare_runs returned for `runs`. What other verbs have found of the same pictures is on the page
+    too (`load_extras`); `no_gallery` says why there is no gallery, where one was asked for. OSError (disk full,
+    read-only) passes through; a file is as before or whole.
+    """
+    text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(folder / "results.json", [text.encode()])
+    write_whole(folder / "predictions.csv", predictions_csv(runs))
+    for name, content in draw_plots(results, runs).items():
+        write_whole(folder / name, [content])
+    chosen = dict(zip(run_names(runs), runs, strict=True))[results["chosen"]]
+    extras = load_extras(folder, results, chosen)._replace(no_gallery=no_gallery)
+    page = folder / "report.html"
+    write_whole(page, [render_page(results, runs, extras).encode()])
+    return page
+
+
+def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
+    """Yield a header, then one line per picture of each run, probabilities with all their digits."""
+    classes = runs[0].facts["classes"]
+    yield csv_lines([["id", "group", "split", "fold", "label", *(f"p_{name}" for name in classes), "run"]])
+    for run, name in zip(runs, run_names(runs), strict=True):
+        columns = zip(*(column.tolist() for column in run.predictions), strict=True)
+        yield csv_lines(
+            [picture, group, *(("test", "") if fold < 0 else ("train", fold)), classes[label], *map(repr, proba), name]
+            for picture, group, label, proba, fold in columns
+        )

@@ -10,8 +10,6 @@ from features.progress import printable
 from models.predictor.manifest import Contents
 from models.runs.summary import with_interval
 
-__all__ = ["Exported", "render_card"]
-
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|&~-])")
 SCORES = {
     "roc_auc": "ROC AUC",

@@ -6,8 +6,6 @@ import csv
 import io
 from collections.abc import Iterable
 
-__all__ = ["csv_lines"]
-
 FORMULA = (
     "=",
     "+",

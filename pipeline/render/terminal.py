@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["print_table"]
-
 WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
 TIES = "≈ tie: on the {} pictures not distinguishable from the chosen run (Holm-corrected p ≥ 0.05)."

@@ -8,8 +8,6 @@ from typing import Any
 from features.progress import printable
 from models.runs.summary import with_interval
 
-__all__ = ["detour_lines"]
-
 WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie"}
 
 
