@@ -42,7 +42,7 @@ help: ## list these targets
 
 setup: $(SET_UP) ## make .venv from pyproject.toml (the other targets do it themselves)
 
-demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights needed
+demo: $(SET_UP) ## the whole road on synthetic images, no data and no weights needed
 	$(RUN) -m pipeline extract --dataset phantom --backbone squeezenet1_1 --maps 1
 	$(RUN) -m pipeline train-heads --dataset phantom --backbone squeezenet1_1
 	$(RUN) -m pipeline compare --dataset phantom
@@ -50,10 +50,10 @@ demo: $(SET_UP) ## the whole road on synthetic pictures, no data and no weights 
 doctor: $(SET_UP) ## before hours are spent: what is there, what the network sees, time, disk   DATASET BACKBONE MAPS
 	$(RUN) -m pipeline doctor $(COMMON) $(FEATURES) $(call flag,MAPS,maps)
 
-extract: $(SET_UP) ## pictures -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
+extract: $(SET_UP) ## images -> cached features      DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
 	$(RUN) -m pipeline extract $(EXTRACT)
 
-audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd pictures   DATASET BACKBONE LABELS
+audit: $(SET_UP) ## duplicates, leaks, doubtful labels, odd images   DATASET BACKBONE LABELS
 	$(RUN) -m pipeline audit $(COMMON) $(FEATURES) $(call flag,LABELS,labels)
 
 train-heads: $(SET_UP) ## cached features -> heads         DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET ENGINE
@@ -70,7 +70,7 @@ transfer: $(SET_UP) ## does a detour over a source domain help?  SOURCE TARGET S
 compare: $(SET_UP) ## heads -> ranked table, HTML page  DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline compare $(COMPARE)
 
-report: $(SET_UP) ## the page with pictures of errors, class maps, audit   DATASET BACKBONE LABELS PROTOCOL
+report: $(SET_UP) ## the page with images of errors, class maps, audit   DATASET BACKBONE LABELS PROTOCOL
 	$(RUN) -m pipeline report $(COMPARE) $(call flag,WEIGHTS,weights)
 
 explain: $(SET_UP) ## hits and misses under class maps  DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
@@ -79,7 +79,7 @@ explain: $(SET_UP) ## hits and misses under class maps  DATASET BACKBONE HEADS L
 bundle: $(SET_UP) ## a run -> one folder or .zip that predicts   DATASET MODEL HEADS CALIBRATION WITH_WEIGHTS OUT
 	$(RUN) -m pipeline bundle $(SOUGHT) $(call flag,CALIBRATION,calibration) $(if $(WITH_WEIGHTS),--with-weights)
 
-predict: $(SET_UP) ## new pictures -> predictions.csv   IMAGES MODEL (or DATASET) POINT OVERLAYS OUT
+predict: $(SET_UP) ## new images -> predictions.csv   IMAGES MODEL (or DATASET) POINT OVERLAYS OUT
 	$(RUN) -m pipeline predict $(SOUGHT) $(call flag,IMAGES,images) $(call flag,POINT,point) $(if $(OVERLAYS),--overlays) $(call flag,DEVICE,device) $(call flag,WORKERS,workers)
 
 export: $(SET_UP) ## a bundle -> ONNX or torch, with a model card   DATASET MODEL HEADS FORMAT IMAGES OUT

@@ -1,11 +1,11 @@
 """Does the audit find what is wrong? Plants leaks and wrong labels in a copy of a data set, and counts.
 
-Run: python -m benchmarks.audit [--data FOLDER] [--backbone resnet18] [--pictures 0] [--seed 0] [--keep FOLDER]
+Run: python -m benchmarks.audit [--data FOLDER] [--backbone resnet18] [--images 0] [--seed 0] [--keep FOLDER]
 
-FOLDER holds train and test with class folders (default: pneumonia below $FIRN_DATA). Twenty training pictures are
-copied into the test under another name: five byte for byte, the others as pictures leak in life, saved again as JPEG,
-resized, brightened, with another contrast, cropped. Twenty other training pictures go into a wrong class folder. The
-copy, with the pictures that have no fault planted, is extracted and audited like any data set.
+FOLDER holds train and test with class folders (default: pneumonia below $FIRN_DATA). Twenty training images are
+copied into the test under another name: five byte for byte, the others as images leak in life, saved again as JPEG,
+resized, brightened, with another contrast, cropped. Twenty other training images go into a wrong class folder. The
+copy, with the images that have no fault planted, is extracted and audited like any data set.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ CHANGES: Mapping[str, Callable[[Image.Image, random.Random], Image.Image]] = {
 
 
 def copy(source: Path, target: Path, most: int, rng: random.Random) -> list[Path]:
-    """Copy at most `most` pictures (0: all) into the target; return its training pictures."""
-    pictures = sorted(p for p in source.glob("*/*/*") if p.suffix.lower() in SUFFIXES)
-    rng.shuffle(pictures)
-    chosen = pictures[:most] if most else pictures
-    for picture in chosen:
-        place = target / picture.relative_to(source)
+    """Copy at most `most` images (0: all) into the target; return its training images."""
+    images = sorted(p for p in source.glob("*/*/*") if p.suffix.lower() in SUFFIXES)
+    rng.shuffle(images)
+    chosen = images[:most] if most else images
+    for image in chosen:
+        place = target / image.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, place)
+        shutil.copy(image, place)
     return sorted((target / "train").glob("*/*"))
 
 
-def plant_leaks(target: Path, pictures: list[Path], rng: random.Random) -> dict[str, tuple[str, str]]:
-    """Copy training pictures into the test; return id of the copy -> (id of the original, what was changed)."""
+def plant_leaks(target: Path, images: list[Path], rng: random.Random) -> dict[str, tuple[str, str]]:
+    """Copy training images into the test; return id of the copy -> (id of the original, what was changed)."""
     planted = {}
-    for i, original in enumerate(pictures):
+    for i, original in enumerate(images):
         name = "as it is" if i < IDENTICAL else list(CHANGES)[i % len(CHANGES)]
         place = target / "test" / original.parent.name / f"study_{rng.randrange(10**6):06d}_{i}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -80,21 +80,21 @@ def plant_leaks(target: Path, pictures: list[Path], rng: random.Random) -> dict[
     return planted
 
 
-def plant_flips(target: Path, pictures: list[Path], rng: random.Random) -> set[str]:
-    """Move training pictures into a wrong class folder; return their new ids."""
+def plant_flips(target: Path, images: list[Path], rng: random.Random) -> set[str]:
+    """Move training images into a wrong class folder; return their new ids."""
     classes = sorted(p.name for p in (target / "train").iterdir() if p.is_dir())
     flipped = set()
-    for picture in pictures:
-        wrong = rng.choice([name for name in classes if name != picture.parent.name])
-        place = picture.parents[1] / wrong / picture.name
-        picture.rename(place)
+    for image in images:
+        wrong = rng.choice([name for name in classes if name != image.parent.name])
+        place = image.parents[1] / wrong / image.name
+        image.rename(place)
         flipped.add(str(place.relative_to(target)))
     return flipped
 
 
 def report(rows: list[dict[str, str]], leaks: Mapping[str, tuple[str, str]], flips: set[str]) -> None:
     """Print what was caught, by kind, and how much else was found."""
-    found = {(row["picture"], row["other"]) for row in rows if row["check"] in ("exact-leak", "near-leak")}
+    found = {(row["image"], row["other"]) for row in rows if row["check"] in ("exact-leak", "near-leak")}
     print("| leak | planted | caught |\n|---|---|---|")
     for kind in ("as it is", *CHANGES):
         own = [copied for copied, (_, how) in leaks.items() if how == kind]
@@ -102,8 +102,8 @@ def report(rows: list[dict[str, str]], leaks: Mapping[str, tuple[str, str]], fli
     caught = sum((c, original) in found for c, (original, _) in leaks.items())
     others = len(found) - caught
     print(f"\nleaks caught: {caught} of {len(leaks)} (bar: 19); other pairs across splits reported: {others}")
-    doubted = [row["picture"] for row in rows if row["check"] == "label-error"]
-    hit = [picture in flips for picture in doubted]
+    doubted = [row["image"] for row in rows if row["check"] == "label-error"]
+    hit = [image in flips for image in doubted]
     top = sum(hit[: len(flips)])
     print(f"flips caught: {sum(hit)} of {len(flips)} (bar: 12) among {len(hit)} doubted labels;")
     print(f"of the first {len(flips)} doubted labels {top} are planted flips")
@@ -116,13 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=data_root() / "pneumonia")
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--pictures", type=int, default=0, help="0 is all")
+    parser.add_argument("--images", type=int, default=0, help="0 is all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="plant in this folder, and leave it there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         target, rng = options.keep or Path(scratch) / f"planted-{options.seed}", random.Random(options.seed)
-        drawn = rng.sample(copy(options.data, target, options.pictures, rng), LEAKS + FLIPS)
+        drawn = rng.sample(copy(options.data, target, options.images, rng), LEAKS + FLIPS)
         leaks = plant_leaks(target, drawn[:LEAKS], rng)
         flips = plant_flips(target, drawn[LEAKS:], rng)
         extract(str(target), options.backbone)

@@ -67,7 +67,7 @@ def in_turn(first: Callable[[], object], second: Callable[[], object]) -> tuple[
 
 
 def digests(n: int) -> np.ndarray:
-    """Return made-up picture digests."""
+    """Return made-up image digests."""
     return np.array([f"{i:064x}".encode() for i in range(n)])
 
 
@@ -172,9 +172,9 @@ def compare_reading(folder: Path, maps: np.ndarray) -> None:
 
 
 def fill_entry(folder: Path, maps: np.ndarray) -> tuple[Entry, object]:
-    """Return an entry with a master over maps and pooled features of as many made-up pictures."""
+    """Return an entry with a master over maps and pooled features of as many made-up images."""
     os.environ["FIRN_ARTIFACTS"] = str(folder / "artifacts")
-    dataset = numbered_files(folder / "pictures", len(maps))
+    dataset = numbered_files(folder / "images", len(maps))
     entry = open_entry(dataset.name, KEY)
     known = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
     known.sha256[:] = digests(len(maps))
@@ -231,9 +231,9 @@ def compare_compression(folder: Path, maps: np.ndarray) -> None:
 
 
 def no_op(folder: Path, n: int, limit: str) -> None:
-    """Print wall time and memory of `extract` on a ready entry of `n` pictures, interpreter start included."""
+    """Print wall time and memory of `extract` on a ready entry of `n` images, interpreter start included."""
     os.environ["FIRN_ARTIFACTS"] = str(folder / f"artifacts{n}")
-    dataset = numbered_files(folder / f"pictures{n}", n)
+    dataset = numbered_files(folder / f"images{n}", n)
     recipe = load_recipe("squeezenet1_1")
     entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32"))
     stamps = dataset.source.stamps(dataset.ids)
@@ -247,7 +247,7 @@ def no_op(folder: Path, n: int, limit: str) -> None:
         )
     entry.refresh(replace(dataset), known, {}, {})
     known.save(cache_root(dataset.name) / "digests.h5", clock=time.time_ns() + 10**10)
-    arguments = ["extract", "--dataset", str(folder / f"pictures{n}")]
+    arguments = ["extract", "--dataset", str(folder / f"images{n}")]
     arguments += ["--backbone", "squeezenet1_1", "--precision", "float32"]
     seconds, memory = [], 0
     for _ in range(3):
@@ -257,14 +257,14 @@ def no_op(folder: Path, n: int, limit: str) -> None:
         assert done.stdout.startswith("ready"), done.stdout
         memory = int(done.stdout.split()[-1]) / 1024
     wall = statistics.median(seconds)
-    print(f"| no-op extract of {n:,} pictures | {wall:.2f} s | {memory:,.0f} MB at most | | {limit} |")
+    print(f"| no-op extract of {n:,} images | {wall:.2f} s | {memory:,.0f} MB at most | | {limit} |")
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="", help="take real maps of layer4 from this data set's cache")
-    parser.add_argument("--million", action="store_true", help="also 1,000,000 pictures (minutes to prepare)")
+    parser.add_argument("--million", action="store_true", help="also 1,000,000 images (minutes to prepare)")
     parser.add_argument("--folder", help="where to write (default: a temporary folder)")
     arguments = parser.parse_args()
     maps = real_maps(arguments.dataset)[:ROWS] if arguments.dataset else drawn_maps(ROWS)

@@ -28,10 +28,10 @@ class World(NamedTuple):
 
     positives: int  # patients of class 1; of a mixed world, all patients
     negatives: int  # patients of class 0
-    pictures: int  # most pictures a patient; 1: no clusters
+    images: int  # most images a patient; 1: no clusters
     shift: float  # distance of the classes in standard deviations
     between: float = 0.0  # share of the variance between patients
-    mixed: bool = False  # a patient has pictures of both classes
+    mixed: bool = False  # a patient has images of both classes
     confidence: float = 1.5  # the log odds given out are this times the right ones
 
 
@@ -53,7 +53,7 @@ SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "f1", "brier", "ece", "
 def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Ints, Floats, Ints]:
     """Return y (n,), proba (n, 2) and groups (n,) of a test set with `times` the world's patients."""
     patients = times * (world.positives + world.negatives)
-    groups = np.repeat(np.arange(patients), random.integers(1, world.pictures + 1, patients))
+    groups = np.repeat(np.arange(patients), random.integers(1, world.images + 1, patients))
     y = (groups < times * world.positives).astype(np.int64)
     if world.mixed:
         y = (random.random(len(groups)) < random.beta(1, 1, patients)[groups]).astype(np.int64)
@@ -64,8 +64,8 @@ def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Int
 
 
 def truth(world: World, *, size: int = 1_000_000, seed: int = 12345) -> dict[str, float]:
-    """Return each metric in a test set of about `size` pictures with the same mix of classes."""
-    times = 1 + size // ((world.positives + world.negatives) * (world.pictures + 1) // 2)
+    """Return each metric in a test set of about `size` images with the same mix of classes."""
+    times = 1 + size // ((world.positives + world.negatives) * (world.images + 1) // 2)
     y, proba, _ = draw(world, np.random.default_rng(seed), times)
     return {name: METRICS[name](y, proba) for name in SHOWN}
 

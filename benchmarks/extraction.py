@@ -2,10 +2,10 @@
 
     python -m benchmarks.extraction [--quick] [--only loop limit large several memory fidelity gpu projection]
 
-Needs real pictures below FIRN_DATA (pneumonia, radiographs_fullsize, for fidelity colon and cervical) and weights in
+Needs real images below FIRN_DATA (pneumonia, radiographs_fullsize, for fidelity colon and cervical) and weights in
 FIRN_WEIGHTS. Every ratio is the median of several, each of two things done in turn in this one process. The loop keeps
-only the average of the last block; Firn keeps average and maximum of every block, digests each picture, and syncs. The
-stage limit is what the stages take when each is done alone on the same pictures: their sum on a CPU, where they share
+only the average of the last block; Firn keeps average and maximum of every block, digests each image, and syncs. The
+stage limit is what the stages take when each is done alone on the same images: their sum on a CPU, where they share
 the cores, the slowest with a GPU. "wall" is time; "cores" is the processor time of all threads and processes, which is
 steadier where the cores are shared with other work.
 """
@@ -35,10 +35,8 @@ BARS = {"float32": 1.4, "bfloat16": 3.0, "float16": 3.0}
 GPU_BARS = {"resnet18": 36_000, "resnet50": 12_400, "resnet101": 7_600}
 LIMIT_BARS = {"cpu": 0.95, "cuda": 0.8}
 STAGES = ("decode", "forward", "write")
-OF_LOOP = (
-    "| backbone | precision | pictures/s | the loop's | ratio, wall | cores | bar |\n|---|---|---|---|---|---|---|"
-)
-OF_LIMIT = """| backbone | pictures/s | decode alone | forward alone | write alone | of the limit, wall | cores | bar \
+OF_LOOP = "| backbone | precision | images/s | the loop's | ratio, wall | cores | bar |\n|---|---|---|---|---|---|---|"
+OF_LIMIT = """| backbone | images/s | decode alone | forward alone | write alone | of the limit, wall | cores | bar \
 | shares of decode, forward, write |\n|---|---|---|---|---|---|---|---|---|"""
 GPUS, TEN_MILLION = 8, 10_000_000
 
@@ -46,23 +44,23 @@ GPUS, TEN_MILLION = 8, 10_000_000
 class Bench:
     """What the sections share: the folder, the size of the run, the device."""
 
-    def __init__(self, folder: Path, quick: bool, backbones: list[str], pictures: int = 0) -> None:
+    def __init__(self, folder: Path, quick: bool, backbones: list[str], images: int = 0) -> None:
         from features.devices import device, precision
 
         self.folder, self.quick, self.backbones = folder, quick, backbones
         self.device = device("auto")
         self.half = precision("auto", self.device)
-        self.repeats, self.pictures = (1, 64) if quick else (3, 256)
-        self.some, self.many = pictures or self.pictures, pictures or 4 * self.pictures  # for the loop, for the limit
+        self.repeats, self.images = (1, 64) if quick else (3, 256)
+        self.some, self.many = images or self.images, images or 4 * self.images  # for the loop, for the limit
         self.rates: dict[str, float] = {}  # of the projection
 
-    def in_turn(self, works: dict[str, Callable[[], object]], pictures: int) -> dict[str, list[Spent]]:
+    def in_turn(self, works: dict[str, Callable[[], object]], images: int) -> dict[str, list[Spent]]:
         """Do every work once, again and again."""
         taken: dict[str, list[Spent]] = {name: [] for name in works}
         for _ in range(self.repeats):
             for name, work in works.items():
                 with stages.artifacts(self.folder / "artifacts"):
-                    taken[name].append(spent(work, pictures))
+                    taken[name].append(spent(work, images))
         return taken
 
     def precisions(self) -> list[str]:
@@ -77,8 +75,8 @@ def ratio(of: list[Spent], to: list[Spent]) -> str:
 
 def against_loop(bench: Bench) -> None:
     """Print (a): end to end against the loop that everyone writes."""
-    folder = stages.some_pictures(bench.folder / "pneumonia", bench.some)
-    print(f"\n## Against the loop that everyone writes, {bench.some} pneumonia pictures of 224 x 224\n\n{OF_LOOP}")
+    folder = stages.some_images(bench.folder / "pneumonia", bench.some)
+    print(f"\n## Against the loop that everyone writes, {bench.some} pneumonia images of 224 x 224\n\n{OF_LOOP}")
     ratios: dict[str, list[float]] = {}
     for name in bench.backbones:
         for precision, wall in to_loop(bench, folder, name).items():
@@ -103,10 +101,10 @@ def to_loop(bench: Bench, folder: Path, name: str) -> dict[str, float]:
 
 
 def against_limit(bench: Bench) -> None:
-    """Print (b): end to end against what the stages take alone; with many pictures, for loading weights is no stage."""
+    """Print (b): end to end against what the stages take alone; with many images, for loading weights is no stage."""
     count = bench.many
-    folder = stages.some_pictures(bench.folder / "many", count)
-    print(f"\n## Against the stage limit, {count} pneumonia pictures of 224 x 224, {bench.half}\n\n{OF_LIMIT}")
+    folder = stages.some_images(bench.folder / "many", count)
+    print(f"\n## Against the stage limit, {count} pneumonia images of 224 x 224, {bench.half}\n\n{OF_LIMIT}")
     for name in bench.backbones:
         bench.rates |= to_limit(bench, folder, [name], bench.half)
 
@@ -114,7 +112,7 @@ def against_limit(bench: Bench) -> None:
 def to_limit(bench: Bench, folder: Path, names: list[str], precision: str) -> dict[str, float]:
     """Print a row: end to end, the stages alone, the share of their limit that is reached, and their shares of it.
 
-    Returns the pictures per second and core of each stage.
+    Returns the images per second and core of each stage.
     """
     with stages.artifacts(bench.folder / "artifacts"):
         alone = stages.Alone(folder, names, precision, bench.device)
@@ -144,8 +142,8 @@ def shares(taken: dict[str, list[Spent]]) -> str:
 def large(bench: Bench) -> None:
     """Print (a) and (b) for full-size radiographs and a light network, and decoding alone against the loop's loader."""
     count = 40 if bench.quick else 120
-    folder = stages.large_pictures(bench.folder / "large", count)
-    print(f"\n## Full-size radiographs, {count} pictures of about 1,700 x 1,400\n\n{OF_LOOP}")
+    folder = stages.large_images(bench.folder / "large", count)
+    print(f"\n## Full-size radiographs, {count} images of about 1,700 x 1,400\n\n{OF_LOOP}")
     to_loop(bench, folder, LIGHT)
     print(f"\n{OF_LIMIT}")
     bench.rates["decode full-size"] = to_limit(bench, folder, [LIGHT], bench.half)["decode"]
@@ -163,21 +161,21 @@ def large(bench: Bench) -> None:
 
 def several(bench: Bench) -> None:
     """Print (c): one decode and three networks, against the limit and against one network after the other."""
-    folder = stages.some_pictures(bench.folder / "several", 2 * bench.pictures)
-    print(f"\n## One decode, {len(SEVERAL)} backbones, {2 * bench.pictures} pictures, {bench.half}\n\n{OF_LIMIT}")
+    folder = stages.some_images(bench.folder / "several", 2 * bench.images)
+    print(f"\n## One decode, {len(SEVERAL)} backbones, {2 * bench.images} images, {bench.half}\n\n{OF_LIMIT}")
     to_limit(bench, folder, SEVERAL, bench.half)
     works: dict[str, Callable[[], object]] = {
         "all": lambda: stages.firn(folder, SEVERAL, bench.half, bench.device),
         "in turn": lambda: [stages.firn(folder, [name], bench.half, bench.device) for name in SEVERAL],
     }
-    taken = bench.in_turn(works, 2 * bench.pictures)
+    taken = bench.in_turn(works, 2 * bench.images)
     print(f"\nagainst one backbone after the other, wall | cores: {ratio(taken['in turn'], taken['all'])}")
 
 
 def memory(bench: Bench) -> None:
-    """Print (d): the most memory that was resident, for few and for many pictures."""
-    print(f"\n## Peak resident memory, drawn pictures of 64 x 64, {LIGHT}, {bench.half}\n")
-    print("| pictures | peak, MB | seconds |\n|---|---|---|")
+    """Print (d): the most memory that was resident, for few and for many images."""
+    print(f"\n## Peak resident memory, drawn images of 64 x 64, {LIGHT}, {bench.half}\n")
+    print("| images | peak, MB | seconds |\n|---|---|---|")
     for count in (200, 1_000) if bench.quick else (1_000, 20_000):
         code = f"from benchmarks.extraction import drawn_run; drawn_run({str(bench.folder)!r}, {count})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -186,7 +184,7 @@ def memory(bench: Bench) -> None:
 
 
 def drawn_run(folder: str, count: int) -> None:
-    """Draw so many pictures, extract them, and print the peak memory of this process as JSON."""
+    """Draw so many images, extract them, and print the peak memory of this process as JSON."""
     from PIL import Image
 
     from features.devices import device, precision
@@ -204,16 +202,16 @@ def drawn_run(folder: str, count: int) -> None:
 
 
 def fidelity(bench: Bench) -> None:
-    """Print (e): half precision against float32, by picture at the last block and by the score of a head."""
+    """Print (e): half precision against float32, by image at the last block and by the score of a head."""
     from benchmarks.fidelity import compare
 
-    print(f"\n## Fidelity: {bench.half} against float32, resnet18, last block, logistic head on the test pictures\n")
-    print("| set | pictures | least cosine | bar | AUC float32 | AUC half | difference | bar |\n" + "|---" * 8 + "|")
+    print(f"\n## Fidelity: {bench.half} against float32, resnet18, last block, logistic head on the test images\n")
+    print("| set | images | least cosine | bar | AUC float32 | AUC half | difference | bar |\n" + "|---" * 8 + "|")
     for name in ("pneumonia", "colon", "cervical"):
         with stages.artifacts(bench.folder / "artifacts"):
             found = compare(name, "resnet18", bench.half, bench.device, most=200 if bench.quick else 0)
         areas = f"{found.full:.4f} | {found.half:.4f} | {found.half - found.full:+.4f} | 0.002"
-        print(f"| {name} | {found.pictures:,} | {found.cosine:.5f} | 0.999 | {areas} |", flush=True)
+        print(f"| {name} | {found.images:,} | {found.cosine:.5f} | 0.999 | {areas} |", flush=True)
 
 
 def gpu(bench: Bench) -> None:
@@ -226,7 +224,7 @@ def gpu(bench: Bench) -> None:
 
     from benchmarks.fidelity import forward_rate
 
-    print(f"{torch.cuda.get_device_name()}\n\n| backbone | pictures/s | bar |\n|---|---|---|")
+    print(f"{torch.cuda.get_device_name()}\n\n| backbone | images/s | bar |\n|---|---|---|")
     for name, bar in GPU_BARS.items():
         rate = forward_rate(name, bench.device)
         bench.rates[f"gpu {name}"] = rate
@@ -234,7 +232,7 @@ def gpu(bench: Bench) -> None:
 
 
 def projection(bench: Bench) -> None:
-    """Print what ten million pictures of 224 x 224 would take on eight GPUs, from the rates measured above.
+    """Print what ten million images of 224 x 224 would take on eight GPUs, from the rates measured above.
 
     Time is that of the slowest stage: forward on 8 GPUs, decode and write on the cores beside them (16 per GPU here).
     """
@@ -243,11 +241,11 @@ def projection(bench: Bench) -> None:
     if "decode" not in bench.rates:
         bench.backbones = [LIGHT]
         against_limit(bench)
-    print(f"\n## {TEN_MILLION:,} pictures on {GPUS} GPUs, 16 cores beside each: projected from measured rates\n")
+    print(f"\n## {TEN_MILLION:,} images on {GPUS} GPUs, 16 cores beside each: projected from measured rates\n")
     minutes = {}
     for stage in [stage for stage in ("decode", "decode full-size", "write") if stage in bench.rates]:
         minutes[stage] = TEN_MILLION / bench.rates[stage] / (16 * GPUS) / 60
-        print(f"{stage}: {bench.rates[stage]:,.0f} pictures/s and core, {minutes[stage]:,.1f} min on {16 * GPUS} cores")
+        print(f"{stage}: {bench.rates[stage]:,.0f} images/s and core, {minutes[stage]:,.1f} min on {16 * GPUS} cores")
     for name in GPU_BARS:
         size = TEN_MILLION * 4 * sum(c for c, _, _ in load_recipe(name).blocks.values())  # two poolings of two bytes
         rate, forward = bench.rates.get(f"gpu {name}"), "needs a GPU rate: not measured yet"
@@ -273,13 +271,13 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few pictures, one repeat: does it run, not how fast")
+    parser.add_argument("--quick", action="store_true", help="few images, one repeat: does it run, not how fast")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
-    parser.add_argument("--pictures", type=int, default=0, help="of loop and limit; 256 and 1,024 without")
+    parser.add_argument("--images", type=int, default=0, help="of loop and limit; 256 and 1,024 without")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.quick, options.backbones, options.pictures)
+        bench = Bench(Path(folder), options.quick, options.backbones, options.images)
         os.environ["FIRN_ARTIFACTS"] = str(Path(folder) / "artifacts")
         stages.give_weights(Path(folder) / "weights", [*{*BACKBONES, *GPU_BARS}])
         print(f"device {bench.device}, half precision is {bench.half}, {os.cpu_count()} cores")

@@ -16,8 +16,8 @@ from features.views import View, pooled_view
 class Fidelity(NamedTuple):
     """Half precision beside float32."""
 
-    pictures: int
-    cosine: float  # the least of all pictures
+    images: int
+    cosine: float  # the least of all images
     full: float  # ROC AUC of a logistic head on float32 features
     half: float  # the same on the others
 
@@ -32,7 +32,7 @@ def compare(name: str, backbone: str, half: str, device: str, most: int = 0) -> 
 
 
 def thinned(dataset: Dataset, step: int) -> Dataset:
-    """Return every so many-th picture."""
+    """Return every so many-th image."""
     columns = {name: getattr(dataset, name)[::step] for name in ("ids", "labels", "splits", "groups")}
     return replace(dataset, **columns)
 
@@ -48,7 +48,7 @@ def view_in(dataset: Dataset, backbone: str, precision: str, device: str) -> Vie
 
 
 def area(view: View) -> float:
-    """Return the ROC AUC of a logistic head on the test pictures, of several classes the mean of one against rest."""
+    """Return the ROC AUC of a logistic head on the test images, of several classes the mean of one against rest."""
     from sklearn.metrics import roc_auc_score
 
     from models.heads import make_head
@@ -61,7 +61,7 @@ def area(view: View) -> float:
 
 
 def forward_rate(backbone: str, device: str, seconds: float = 5.0) -> float:
-    """Return pictures per second of the forward stage alone, from pixels in memory to features on the device."""
+    """Return images per second of the forward stage alone, from pixels in memory to features on the device."""
     import torch
 
     from features.backbones import load_recipe

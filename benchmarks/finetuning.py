@@ -2,8 +2,8 @@
 
     FIRN_DATA=../shared/data FIRN_WEIGHTS=../shared/weights python -m benchmarks.finetuning [--device cuda --files]
 
-Both train the same tail and classifier with the same optimiser on the same pictures, batch and precision, in turn. The
-ordinary epoch has its pictures decoded, resized and normalised in memory (with --files: reads them from the disk);
+Both train the same tail and classifier with the same optimiser on the same images, batch and precision, in turn. The
+ordinary epoch has its images decoded, resized and normalised in memory (with --files: reads them from the disk);
 the other reads maps from a cache entry, every row checked. The limit is what the operation counts allow,
 (trunk + 3 tail) / (3 tail): a backward pass costs two forward ones. Networks without weights at hand get random ones.
 """
@@ -32,7 +32,7 @@ from features.cache import open_entry
 from features.datasets import load_dataset
 from features.extraction.job import Job
 from features.extraction.loop import extract
-from features.streams import MapStream, PictureStream
+from features.streams import ImageStream, MapStream
 from models.finetuning.batches import Inputs
 from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
 from models.finetuning.settings import RECIPES, choose_settings
@@ -41,18 +41,18 @@ from models.finetuning.train import Task, train
 NETWORKS = ("resnet18", "resnet50", "resnet101")
 PLAIN: dict[str, Any] = {"mixup": 0.0, "dropout": 0.0, "average": "none"}  # the ordinary loop has none of these
 SHARE = 0.9  # of the limit, the bar
-WATCHED = 8  # pictures that the training looks at after its epoch; not timed
+WATCHED = 8  # images that the training looks at after its epoch; not timed
 
 
-def pictures(n: int, folder: Path) -> str:
-    """Return a folder with about n pictures of pneumonia, half of each class."""
+def images(n: int, folder: Path) -> str:
+    """Return a folder with about n images of pneumonia, half of each class."""
     source = Path(os.environ.get("FIRN_DATA", "data")) / "pneumonia" / "train"
     for name in ("NORMAL", "PNEUMONIA"):
-        target = folder / "pictures" / "train" / name
+        target = folder / "images" / "train" / name
         target.mkdir(parents=True)
         for path in sorted((source / name).iterdir())[: n // 2]:
             shutil.copy(path, target)
-    return str(folder / "pictures")
+    return str(folder / "images")
 
 
 def weights(name: str, folder: Path) -> Path | None:
@@ -70,7 +70,7 @@ def weights(name: str, folder: Path) -> Path | None:
 
 
 class Case:
-    """One network on the pictures, with both ways to train its last block."""
+    """One network on the images, with both ways to train its last block."""
 
     def __init__(self, name: str, data: str, folder: Path, precision: str, device: str, files: bool) -> None:
         self.recipe = load_recipe(name, weights(name, folder))
@@ -79,7 +79,7 @@ class Case:
         entry = open_entry(f"{dataset.name}-{precision}", self.recipe.key(preprocess="squash", precision=precision))
         extract(dataset, [Job(entry, self.recipe, "squash", (self.after,))], device=device)
         self.maps = MapStream(entry, self.after)
-        self.stream = PictureStream(dataset.source, self.maps.ids.tolist(), self.recipe, "squash")
+        self.stream = ImageStream(dataset.source, self.maps.ids.tolist(), self.recipe, "squash")
         n = len(self.maps)
         self.pixels = None if files else self.stream.read(np.arange(n))
         self.y = np.array([int("PNEUMONIA" in i) for i in self.maps.ids])
@@ -158,17 +158,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--pictures", type=int, default=392)
+    parser.add_argument("--images", type=int, default=392)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--files", action="store_true", help="the ordinary epoch reads its pictures from the disk")
+    parser.add_argument("--files", action="store_true", help="the ordinary epoch reads its images from the disk")
     asked = parser.parse_args()
     print("| network, precision | ordinary epoch, s | from the cache, s | ratio | limit by operations | share | bar |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["FIRN_ARTIFACTS"] = str(folder / "artifacts")
-        data = pictures(asked.pictures, folder)
+        data = images(asked.images, folder)
         for backbone in asked.networks:
             for precision in asked.precisions:
                 case = Case(backbone, data, folder, precision, asked.device, asked.files)

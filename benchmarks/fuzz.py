@@ -1,4 +1,4 @@
-"""Do strangers' files do harm? Damaged pictures, manifests, archives, caches and weights, by the thousand.
+"""Do strangers' files do harm? Damaged images, manifests, archives, caches and weights, by the thousand.
 
 Run: python -m benchmarks.fuzz [--inputs 24000] [--seed 0] [--only "PNG,DICOM"]
 

@@ -2,7 +2,7 @@
 
 Run: python -m benchmarks.kills [--kills 200] [--cuts 60] [--seed 0]
 
-Each death is that of a process that extracts 24 pictures (real X-rays where ../shared/data lies) with squeezenet1_1:
+Each death is that of a process that extracts 24 images (real X-rays where ../shared/data lies) with squeezenet1_1:
 at a system call chosen at random, before, inside or after it, or at a random time. A cut takes the power with it: what
 was not synced is cut short, zeroed or gone. Every time a reader looks, the run is resumed, and all arrays, ids, labels
 and maps must be those of an undisturbed run bit for bit, with no file of the dead left; the first difference ends the
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from faults_for_tests import ROWS, Fault, Nursery, Trial, Undisturbed, moments, pictures, trial, undisturbed
+from faults_for_tests import ROWS, Fault, Nursery, Trial, Undisturbed, images, moments, trial, undisturbed
 
 COLUMNS = ("when", "call", "on", "deaths", "power cut", "files left", "kept", "lost at most", "rows seen")
 Cell = tuple[str, str, str]
@@ -39,7 +39,7 @@ def main() -> None:
     nursery = Nursery(folder / "nursery")
     try:
         start = time.perf_counter()
-        like = undisturbed(nursery, pictures(folder / "set"), folder / "undisturbed")
+        like = undisturbed(nursery, images(folder / "set"), folder / "undisturbed")
         span = time.perf_counter() - start
         rng = np.random.default_rng(options.seed)
         done = [one(nursery, like, folder, rng, i, i >= options.kills) for i in range(options.kills + options.cuts)]

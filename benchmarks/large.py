@@ -27,7 +27,7 @@ BAR = 2e9  # bytes
 
 
 def fill(rows: int) -> None:
-    """Write the entry of a drawn data set of so many pictures, which are never looked at, shard by shard."""
+    """Write the entry of a drawn data set of so many images, which are never looked at, shard by shard."""
     from features.cache import Digests, Key, open_entry
     from features.datasets.dataset import Dataset, Stamps
 

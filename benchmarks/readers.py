@@ -41,7 +41,7 @@ class Reader(NamedTuple):
     repair: Repair = plain
 
 
-def _picture(_: Path) -> Read:
+def _image(_: Path) -> Read:
     def read(data: bytes) -> object:
         describe(data, "fuzzed")
         return pixels(data, SMALL, name="fuzzed")
@@ -129,7 +129,7 @@ def _manifest(folder: Path) -> Read:
     def read(data: bytes) -> object:
         (folder / "manifest.csv").write_bytes(data)
         dataset = load_dataset(str(folder / "manifest.csv"))
-        return [dataset.source.read(picture) for picture in dataset.ids]
+        return [dataset.source.read(image) for image in dataset.ids]
 
     return read
 
@@ -150,7 +150,7 @@ def _npz(folder: Path) -> Read:
     def read(data: bytes) -> object:
         (folder / "set.npz").write_bytes(data)
         dataset = load_dataset(str(folder / "set.npz"))
-        return [pixels(dataset.source.read(picture), SMALL, name=picture) for picture in dataset.ids[:2]]
+        return [pixels(dataset.source.read(image), SMALL, name=image) for image in dataset.ids[:2]]
 
     return read
 
@@ -162,11 +162,11 @@ def _entry(folder: Path) -> Entry:
     entry = Entry(folder / "entry", KEY)
     if entry.master.exists():
         return entry
-    pictures = folder / "pictures"
+    images = folder / "images"
     for i in range(8):
-        (pictures / f"{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_noise(8, 8 + i)).save(pictures / "ab"[i % 2] / f"{i}.png")
-    dataset: Dataset = load_dataset(str(pictures))
+        (images / f"{'ab'[i % 2]}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(_noise(8, 8 + i)).save(images / "ab"[i % 2] / f"{i}.png")
+    dataset: Dataset = load_dataset(str(images))
     sha256 = np.array([f"{i:064x}" for i in range(8)], "S64")
     pooled = {f"pooled/{b}/{how}": _noise(8, 6).astype("float16") for b in KEY.blocks for how in ("avg", "max")}
     entry.commit("pooled", sha256, pooled)
@@ -375,13 +375,13 @@ def _forest(folder: Path) -> Read:
 
 
 READERS: dict[str, Reader] = {
-    "JPEG": Reader(_jpeg, _picture),
-    "PNG": Reader(_png, _picture, png_sums),
-    "TIFF": Reader(_tiff, _picture),
-    "BMP": Reader(lambda _: _saved("BMP", "1 L P RGB"), _picture),
-    "GIF": Reader(lambda _: _saved("GIF", "L P RGB RGBA"), _picture),
-    "DICOM": Reader(_dicom, _picture),
-    "NPY": Reader(_npy, _picture),
+    "JPEG": Reader(_jpeg, _image),
+    "PNG": Reader(_png, _image, png_sums),
+    "TIFF": Reader(_tiff, _image),
+    "BMP": Reader(lambda _: _saved("BMP", "1 L P RGB"), _image),
+    "GIF": Reader(lambda _: _saved("GIF", "L P RGB RGBA"), _image),
+    "DICOM": Reader(_dicom, _image),
+    "NPY": Reader(_npy, _image),
     "manifest CSV": Reader(_manifests, _manifest),
     "MedMNIST npz": Reader(_npzs, _npz, in_zip),
     "cache master": Reader(_masters, _master, sealed),

@@ -28,17 +28,17 @@ _TELLING = 2.1  # seconds until the times of new files tell; the extraction woul
 
 
 class Spent(NamedTuple):
-    """What a piece of work took, per picture."""
+    """What a piece of work took, per image."""
 
     wall: float  # seconds
     processor: float  # seconds of all cores, of this process and its children
 
 
-def spent(work: Callable[[], object], pictures: int) -> Spent:
+def spent(work: Callable[[], object], images: int) -> Spent:
     """Do a piece of work and return what it took. Processor time is the figure that other work on the cores spares."""
     before, start = _processor(), time.perf_counter()
     work()
-    return Spent((time.perf_counter() - start) / pictures, (_processor() - before) / pictures)
+    return Spent((time.perf_counter() - start) / images, (_processor() - before) / images)
 
 
 def _processor() -> float:
@@ -69,24 +69,24 @@ def give_weights(folder: Path, names: list[str]) -> None:
     os.environ["FIRN_WEIGHTS"] = str(folder)
 
 
-def some_pictures(folder: Path, count: int) -> Path:
-    """Return class folders with copies of `count` pneumonia pictures of the training split, half of each class."""
+def some_images(folder: Path, count: int) -> Path:
+    """Return class folders with copies of `count` pneumonia images of the training split, half of each class."""
     for name in ("NORMAL", "PNEUMONIA"):
         (folder / name).mkdir(parents=True)
-        for picture in sorted((data_root() / "pneumonia" / "train" / name).iterdir())[: count // 2]:
-            shutil.copy(picture, folder / name)
+        for image in sorted((data_root() / "pneumonia" / "train" / name).iterdir())[: count // 2]:
+            shutil.copy(image, folder / name)
     time.sleep(_TELLING)
     return folder
 
 
-def large_pictures(folder: Path, count: int) -> Path:
+def large_images(folder: Path, count: int) -> Path:
     """Return class folders with `count` full-size radiographs: the 40 over and over, told apart at the end."""
     real = sorted((data_root() / "radiographs_fullsize").iterdir())
     for i in range(count):
-        picture = real[i % len(real)]
-        target = folder / ("virus" if "virus" in picture.name else "other") / f"{i:05d}.jpeg"
+        image = real[i % len(real)]
+        target = folder / ("virus" if "virus" in image.name else "other") / f"{i:05d}.jpeg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(picture.read_bytes() + i.to_bytes(4, "little"))
+        target.write_bytes(image.read_bytes() + i.to_bytes(4, "little"))
     time.sleep(_TELLING)
     return folder
 
@@ -177,7 +177,7 @@ class Alone:
         self._named = [self._features(network) for network in self.networks]
 
     def _prepared(self) -> Iterator[Any]:
-        """Read, digest, decode and preprocess all pictures as the extraction does."""
+        """Read, digest, decode and preprocess all images as the extraction does."""
         from features.extraction.prefetch import prepare
 
         source, ids = self.dataset.source, self.dataset.ids
@@ -193,12 +193,12 @@ class Alone:
         )
 
     def decode(self) -> None:
-        """Decode all pictures and drop them."""
+        """Decode all images and drop them."""
         for _ in self._prepared():
             pass
 
     def forward(self) -> None:
-        """Run every network on as many pictures as the set has, from memory."""
+        """Run every network on as many images as the set has, from memory."""
         for network in self.networks:
             self._features(network)
 
@@ -227,5 +227,5 @@ class Alone:
 
 
 def limit(parts: list[float], device: str) -> float:
-    """Return the least seconds per picture that the stages allow: one after the other where they share the cores."""
+    """Return the least seconds per image that the stages allow: one after the other where they share the cores."""
     return sum(parts) if device == "cpu" else max(parts)

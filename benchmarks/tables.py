@@ -27,7 +27,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def judged(run: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores on test pictures, out of fold where there are none."""
+    """Return the scores on test images, out of fold where there are none."""
     scores: dict[str, Any] = run["test"] or run["validation"]
     return scores
 

@@ -1,4 +1,4 @@
-"""STAGE 1: pictures -> cached features. Imports nothing of ours.
+"""STAGE 1: images -> cached features. Imports nothing of ours.
 
-pictures --datasets--> bytes --images--> pixels --backbones--> feature maps --extraction--> cache(HDF5) --views--> X, y
+images --datasets--> bytes --images--> pixels --backbones--> feature maps --extraction--> cache(HDF5) --views--> X, y
 """

@@ -9,7 +9,7 @@ from features.errors import FirnError, unknown
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-BATCH = {"cpu": 8, "cuda": 256}  # pictures per forward pass; on a CPU few, so that maps stay in reused memory
+BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
 
 def device(wanted: str) -> str:

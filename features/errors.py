@@ -26,7 +26,7 @@ class BadDownload(FirnError):
     """A download that did not arrive whole."""
 
 
-class BadPicture(FirnError):
+class BadImage(FirnError):
     """A file that cannot be decoded into pixels."""
 
 

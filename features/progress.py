@@ -43,7 +43,7 @@ def heard() -> Iterator[list[str]]:
 
 
 @contextmanager
-def shown(what: str, unit: str = "pictures") -> Iterator[Callable[[int, int], None]]:
+def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
     """Give a function (done, total) that shows how far `what` is."""
     if _deaf:
         yield lambda done, total: None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from features.errors import FirnError
 
 TRIES = 3  # of a task after its worker died
-_LOCAL_STORE = 128 << 20  # bytes of shared memory of a local Ray; neither pictures nor features go through it
+_LOCAL_STORE = 128 << 20  # bytes of shared memory of a local Ray; neither images nor features go through it
 
 
 class Home(NamedTuple):

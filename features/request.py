@@ -32,11 +32,11 @@ class Request:
     entry: Entry
 
     def state(self, parts: tuple[str, ...] = ("pooled",)) -> State:
-        """Return what the cache has of it; reads no picture."""
+        """Return what the cache has of it; reads no image."""
         return self.entry.state(self.dataset, self.digests(), parts)
 
     def digests(self) -> Digests:
-        """Return the digests of all pictures that are as they were when last read."""
+        """Return the digests of all images that are as they were when last read."""
         memo = Digests.load(cache_root(self.dataset.name) / "digests.h5")
         return Digests.of(self.dataset.ids, self.dataset.source.stamps(self.dataset.ids), memo)
 
@@ -86,7 +86,7 @@ def resolve(
     device_: str = "auto",
 ) -> list[Request]:
     """Return one request per backbone. Raises UnknownName, BadWeights or FirnError for what does not fit."""
-    dataset.source.stamps([])  # a pack has no pictures and says so before anything is made ready
+    dataset.source.stamps([])  # a pack has no images and says so before anything is made ready
     names = names_in(backbones.replace("+", " "))
     if not names:
         raise FirnError("no backbone given; for example BACKBONE=resnet18")

@@ -1,4 +1,4 @@
-"""Feature maps out of the cache, or pictures off the disk, row by row: for training that streams its input."""
+"""Feature maps out of the cache, or images off the disk, row by row: for training that streams its input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MapStream:
         self._open: dict[int, Shard] = {}
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.ids)
 
     def _shard(self, index: int) -> Shard:
@@ -42,7 +42,7 @@ class MapStream:
         return self._open[index]
 
     def read(self, at: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Return the maps of pictures `at`, (len(at), C, H, W) as stored."""
+        """Return the maps of images `at`, (len(at), C, H, W) as stored."""
         rows = self._rows.take(np.asarray(at, dtype=np.intp))
         column = self._shard(0).column(self._name)
         out = np.empty((len(at), *column.shape[1:]), column.dtype)
@@ -68,27 +68,27 @@ class MapStream:
         self.close()
 
 
-class PictureStream:
-    """Pictures as a backbone sees them, decoded whenever they are read; threads decode side by side."""
+class ImageStream:
+    """Images as a backbone sees them, decoded whenever they are read; threads decode side by side."""
 
     def __init__(
         self, source: Source, ids: Sequence[str], recipe: Recipe, preprocess: str, *, workers: int = 2
     ) -> None:
-        """Take the names of the pictures, sorted, and the recipe that says size, mean and standard deviation."""
+        """Take the names of the images, sorted, and the recipe that says size, mean and standard deviation."""
         self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
         self._source, self._geometry, self._workers = source, recipe.geometry(preprocess), workers
         self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.ids)
 
     def read(self, at: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Return pictures `at`, (len(at), 3, S, S) float32, normalised. Raises BadPicture, OSError."""
+        """Return images `at`, (len(at), 3, S, S) float32, normalised. Raises BadImage, OSError."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as threads:
             return np.stack(list(threads.map(self._one, self.ids[at].tolist())))
 
-    def _one(self, picture: str) -> NDArray[np.float32]:
-        values = pixels(self._source.read(picture), self._geometry, name=picture).astype(np.float32)
-        normal = (values / np.float32(255) - self._mean) / self._std  # grey pictures become three channels here
+    def _one(self, image: str) -> NDArray[np.float32]:
+        values = pixels(self._source.read(image), self._geometry, name=image).astype(np.float32)
+        normal = (values / np.float32(255) - self._mean) / self._std  # grey images become three channels here
         return np.asarray(normal, dtype=np.float32)

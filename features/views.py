@@ -92,7 +92,7 @@ _STRETCH = 64 << 20  # bytes of one array read at once
 
 
 class View(NamedTuple):
-    """What a head sees. Rows are pictures, sorted by id."""
+    """What a head sees. Rows are images, sorted by id."""
 
     X: Any  # (n, d) float32, an array or `features.cache.reader.FeatureRows`; (n, C, H, W) for maps
     y: NDArray[np.int64]  # (n,)
@@ -226,7 +226,7 @@ def _stretches(rows: Rows, shard: int, row_bytes: int) -> list[NDArray[np.intp]]
 
 
 def join(views: Sequence[View]) -> View:
-    """Return views of several backbones side by side, joined by id; pictures that some view lacks are dropped."""
+    """Return views of several backbones side by side, joined by id; images that some view lacks are dropped."""
     ids = views[0].ids
     for view in views[1:]:
         ids = np.intersect1d(ids, view.ids)

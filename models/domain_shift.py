@@ -1,6 +1,6 @@
-"""How far two sets of pictures lie apart, and how much a detour changed what a backbone sees, from cached features.
+"""How far two sets of images lie apart, and how much a detour changed what a backbone sees, from cached features.
 
-`measure` gives all of it; nothing here reads a label of the pictures, only their groups.
+`measure` gives all of it; nothing here reads a label of the images, only their groups.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from models.folds import grouped_folds
 from models.logistic_path import balanced, out_of_fold, sweep
 from models.metrics import Interval, score
 
-Features: TypeAlias = NDArray[Any]  # (n, d) floating point, a row a picture
+Features: TypeAlias = NDArray[Any]  # (n, d) floating point, a row an image
 Groups: TypeAlias = NDArray[np.str_]  # (n,) patients, slides
 Floats: TypeAlias = NDArray[np.float64]
 
-MOST = 2_000  # pictures a side
+MOST = 2_000  # images a side
 DIRECTIONS = 64  # principal directions that Gaussians are fitted in
-A_DIRECTION = 8  # pictures of the smaller side for each direction, so that the halves of it have four
+A_DIRECTION = 8  # images of the smaller side for each direction, so that the halves of it have four
 HALVINGS = 10  # of each side, whose mean is the floor
 _STRENGTH = 0.01  # C; within 0.001 of the best of 1e-4 to 1e-1 on four real pairs; choosing takes ten times as long
 _STILL = 0.01  # least deviation within the sets that a feature is measured by, as a share of that over both
@@ -29,24 +29,24 @@ _DUST = 1e-20  # share of its sum of squares that rounding leaves of a constant 
 
 
 class Distances(NamedTuple):
-    """How far the pictures of a target lie from those of a source, in the features of one backbone."""
+    """How far the images of a target lie from those of a source, in the features of one backbone."""
 
-    frechet: float  # squared; 1 is a shift as large as a picture's typical distance from the mean of its own set
+    frechet: float  # squared; 1 is a shift as large as an image's typical distance from the mean of its own set
     floor: float  # what `frechet` would come to by chance for two samples of one domain, as large and grouped as these
     directions: int  # principal directions that `frechet` looks at
     auc: Interval  # of a classifier that tells the sets apart, out of fold: 0.5 one domain, 1 told apart always
     cka: float | None  # likeness of the target's features before and after the detour: 1 unchanged, 0 unrelated
-    pictures: tuple[int, int]  # looked at on either side
+    images: tuple[int, int]  # looked at on either side
     groups: tuple[int, int]
 
 
 def measure(
     X: Features, groups_x: Groups, Z: Features, groups_z: Groups, *, after: Features | None = None, seed: int = 0
 ) -> Distances:
-    """Return how far the target's features Z (m, d) lie from the source's X (n, d), with the group of each picture.
+    """Return how far the target's features Z (m, d) lie from the source's X (n, d), with the group of each image.
 
-    `after` (m, e) are features of the target's pictures from the backbone that was thawed on the source. At most 2,000
-    pictures a side are looked at, drawn one by one: that keeps more groups, and so tells more, than whole groups would,
+    `after` (m, e) are features of the target's images from the backbone that was thawed on the source. At most 2,000
+    images a side are looked at, drawn one by one: that keeps more groups, and so tells more, than whole groups would,
     and folds keep what was drawn of a group together all the same. Raises BadDataset for a side of a single group.
     """
     at, to = (_drawn(len(F), seed) for F in (X, Z))
@@ -55,7 +55,7 @@ def measure(
     if min(counts) < 2:
         raise BadDataset(
             "domains are compared by groups (patients): two or more expected on either side, got "
-            f"{counts[0]} in the source and {counts[1]} in the target; add pictures of other groups"
+            f"{counts[0]} in the source and {counts[1]} in the target; add images of other groups"
         )
     F, G = _directions(X, Z)
     return Distances(
@@ -64,25 +64,25 @@ def measure(
         directions=F.shape[1],
         auc=domain_auc(X, groups_x, Z, groups_z, seed=seed),
         cka=None if after is None else linear_cka(Z, after[to]),
-        pictures=(len(X), len(Z)),
+        images=(len(X), len(Z)),
         groups=counts,
     )
 
 
 def _drawn(n: int, seed: int) -> NDArray[np.intp]:
-    """Return the places of at most MOST of n pictures, in order."""
+    """Return the places of at most MOST of n images, in order."""
     if n <= MOST:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, MOST, replace=False))
 
 
 def linear_cka(X: Features, Z: Features, *, unbiased: bool = True) -> float:
-    """Return how alike two representations (n, d) and (n, e) of the same pictures are: 1 alike, 0 unrelated.
+    """Return how alike two representations (n, d) and (n, e) of the same images are: 1 alike, 0 unrelated.
 
     Linear centred kernel alignment (Kornblith et al. 2019, arXiv:1905.00414). The plain estimate nears 1 for unrelated
     features where d and e exceed n; the unbiased one of HSIC (Song et al. 2012, JMLR 13:1393; Nguyen et al. 2021,
     arXiv:2010.15327) does not, and may come out a little below 0 or above 1. NaN where a representation is constant, or
-    so nearly noise that its own HSIC is not positive, and for fewer than four pictures.
+    so nearly noise that its own HSIC is not positive, and for fewer than four images.
     """
     F, G = _centred(X), _centred(Z)
     if not F.any() or not G.any() or len(F) < 4:
@@ -117,14 +117,14 @@ def _unbiased_hsic(F: Floats, G: Floats) -> float:
 
 
 def frechet_distance(X: Features, Z: Features) -> float:
-    """Return the squared Fréchet distance of Gaussians fitted to two sets of pictures, (n, d) and (m, d).
+    """Return the squared Fréchet distance of Gaussians fitted to two sets of images, (n, d) and (m, d).
 
-    Dowson & Landau 1982 (J. Multivariate Anal. 12:450), for pictures Heusel et al. 2017 (arXiv:1706.08500), but in
+    Dowson & Landau 1982 (J. Multivariate Anal. 12:450), for images Heusel et al. 2017 (arXiv:1706.08500), but in
     units of the data: features are scaled by their deviation within the sets and seen in at most 64 leading principal
-    directions of both sets together, one for every eight pictures of the smaller set; the whole is divided by the mean
-    variance of a set in these. A covariance of d directions from n < d pictures is singular, and the plug-in estimate
+    directions of both sets together, one for every eight images of the smaller set; the whole is divided by the mean
+    variance of a set in these. A covariance of d directions from n < d images is singular, and the plug-in estimate
     grows with d / n (Chong & Forsyth 2020, arXiv:1911.07023); what is left of that bias is `Distances.floor`. Both
-    sets count alike, however many pictures they have. NaN where nothing varies within either set.
+    sets count alike, however many images they have. NaN where nothing varies within either set.
     """
     return _between_gaussians(*_directions(X, Z))
 
@@ -138,7 +138,7 @@ def _floor(F: Floats, groups_f: Groups, G: Floats, groups_g: Groups, seed: int) 
 
 
 def _share_of_floor(F: Floats, groups: Groups, seed: int) -> float:
-    """Return the bias that a set brings: a distance between halves of a and b pictures counts a b / n^2 of itself."""
+    """Return the bias that a set brings: a distance between halves of a and b images counts a b / n^2 of itself."""
     rng = np.random.default_rng(seed)
     names, group = np.unique(groups, return_inverse=True)
     found = np.zeros(HALVINGS)
@@ -156,7 +156,7 @@ def _directions(X: Features, Z: Features) -> tuple[Floats, Floats]:
     F, G = _scaled(np.asarray(X, dtype=np.float64), np.asarray(Z, dtype=np.float64))
     k = max(1, min(DIRECTIONS, F.shape[1], min(len(F), len(G)) // A_DIRECTION))
     both = np.concatenate([F / np.sqrt(len(F)), G / np.sqrt(len(G))])
-    # not transposed, the sketch is of features, so that the order of the sets and of their pictures plays no part
+    # not transposed, the sketch is of features, so that the order of the sets and of their images plays no part
     axes = randomized_svd(both, k, random_state=0, transpose=False)[2].T
     F, G = F @ axes, G @ axes
     spread = float(_variance(F).sum() + _variance(G).sum()) / 2
@@ -198,7 +198,7 @@ def _between_gaussians(F: Floats, G: Floats) -> float:
 def domain_auc(X: Features, groups_x: Groups, Z: Features, groups_z: Groups, *, seed: int = 0) -> Interval:
     """Return the ROC AUC, with its 95 % interval by group, of logistic regression that tells Z (m, d) from X (n, d).
 
-    Each picture is judged by a model that saw nothing of its group (five grouped folds); the interval takes these
+    Each image is judged by a model that saw nothing of its group (five grouped folds); the interval takes these
     models as given. 0.5 is one domain, 1 told apart always. Both sets weigh the same in every fold, or else a model
     that learned nothing but the shares would rank folds the wrong way round. A name of a group on both sides is two
     groups. Raises BadDataset for a side of a single group.

@@ -31,7 +31,7 @@ def _grouped(labels: bytes, groups: bytes, k: int, seed: int) -> NDArray[np.int6
     y, names = (np.frombuffer(column, dtype=np.int64) for column in (labels, groups))
     fewest = min(len(np.unique(names[y == c])) for c in np.unique(y))
     if fewest < 2:
-        raise BadDataset("a class has pictures of one group (patient) only in the training split; add more groups")
+        raise BadDataset("a class has images of one group (patient) only in the training split; add more groups")
     if names.max() >= _MANY:
         return _dealt(y, names, min(k, fewest), seed)
     folds = np.zeros(len(y), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""audit: cached features and pictures -> duplicates, leaks, doubtful labels, odd pictures, and the score without."""
+"""audit: cached features and images -> duplicates, leaks, doubtful labels, odd images, and the score without."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def audit(
 ) -> str:
     """Audit a data set whose features are cached, or a pack; print the summary and return the path of the page.
 
-    findings.csv, audit.json and audit.html are written to `artifacts/audit/<dataset>`; an audit of the same pictures,
+    findings.csv, audit.json and audit.html are written to `artifacts/audit/<dataset>`; an audit of the same images,
     labels and features that is there is shown again.
     """
-    pictures = load_dataset(dataset, seed=seed)
+    images = load_dataset(dataset, seed=seed)
     recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
-    entries = open_features(pictures, backbone, **recipe)
+    entries = open_features(images, backbone, **recipe)
     subject = _subject(entries, labels)
-    folder = findings_folder(pictures.name, labels)
+    folder = findings_folder(images.name, labels)
     identity = _identity(entries, subject, labels, seed)
     results = _results_in(folder, identity)
     if results is None:
-        results = _examine(pictures, entries, subject, folder, {"asked": dataset, "labels": labels, "seed": seed})
+        results = _examine(images, entries, subject, folder, {"asked": dataset, "labels": labels, "seed": seed})
     print_findings(results)
     return str(folder / "audit.html")
 
@@ -104,31 +104,31 @@ def _results_in(folder: Path, identity: str) -> dict[str, Any] | None:
 
 
 def _examine(
-    pictures: Dataset, entries: Sequence[Cached], subject: Subject, folder: Path, asked: Mapping[str, Any]
+    images: Dataset, entries: Sequence[Cached], subject: Subject, folder: Path, asked: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Look at everything, write the three files, audit.json last, and return what it holds."""
-    packed = isinstance(pictures.source, Packed)
+    packed = isinstance(images.source, Packed)
     if not packed:
-        memo = cache_root(pictures.name) / "thumbnails.h5"
-        with shown(f"look at {pictures.name}") as progress:
-            thumbnails = load_thumbnails(pictures, subject.ids, subject.sha256, memo, progress=progress)
+        memo = cache_root(images.name) / "thumbnails.h5"
+        with shown(f"look at {images.name}") as progress:
+            thumbnails = load_thumbnails(images, subject.ids, subject.sha256, memo, progress=progress)
         subject = replace(subject, thumbnails=thumbnails)
-    with _steps(pictures.name) as step:
+    with _steps(images.name) as step:
         evidence = Evidence(subject, seed=asked["seed"], step=step)
         found, left_out = find_all(evidence)
-        step("fit the head on the training pictures")
+        step("fit the head on the training images")
         leakage = measure_leakage(subject, evidence.leaked, seed=asked["seed"])
     findings = [finding for each in found.values() for finding in each]
     results = {
-        "dataset": pictures.name,
+        "dataset": images.name,
         **asked,
         "classes": list(subject.classes),
         "backbone": " ".join(entry.key.backbone for entry in entries),
         "entries": [entry.key.folder() for entry in entries],
-        "pictures": {str(s): int(k) for s, k in zip(*np.unique(subject.splits, return_counts=True), strict=True)},
+        "images": {str(s): int(k) for s, k in zip(*np.unique(subject.splits, return_counts=True), strict=True)},
         "grouped_by": subject.grouped_by,
-        "split_by": pictures.split_by,
-        "note": pictures.note,
+        "split_by": images.split_by,
+        "note": images.note,
         "counts": {name: len(each) for name, each in found.items()},
         "left_out": left_out,
         "examples": {name: [finding._asdict() for finding in each[:_EXAMPLES]] for name, each in found.items()},
@@ -141,7 +141,7 @@ def _examine(
         "identity": _identity(entries, subject, asked["labels"], asked["seed"]),
     }
     write_whole(folder / "findings.csv", [findings_csv(findings)])
-    write_whole(folder / "audit.html", [findings_page(results, found, None if packed else pictures.source).encode()])
+    write_whole(folder / "audit.html", [findings_page(results, found, None if packed else images.source).encode()])
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "audit.json", [text.encode()])
     return results
@@ -173,7 +173,7 @@ def _steps(name: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 
 def _thresholds(evidence: Evidence) -> dict[str, float | list[float] | None]:
-    """Return what findings were measured against; those of pairs of pictures are missing in an audit of a pack."""
+    """Return what findings were measured against; those of pairs of images are missing in an audit of a pack."""
     near = evidence.thresholds
     measured: dict[str, Any] = {} if near is None else near._asdict()
     return {**measured, "margin": MARGIN, "robust_z": FAR, "black": BLACK, "flat": FLAT}
@@ -187,11 +187,11 @@ def _accuracy(evidence: Evidence, left_out: Mapping[str, str]) -> float | None:
 
 
 def _scores(leakage: Leakage | None) -> dict[str, Any] | None:
-    """Return the test scores with and without leaked pictures; None where the head cannot be trained or tested."""
+    """Return the test scores with and without leaked images; None where the head cannot be trained or tested."""
     if leakage is None:
         return None
     told = {
         name: {bound: None if math.isnan(value) else value for bound, value in interval._asdict().items()}
         for name, interval in (("everything", leakage.everything), ("clean", leakage.clean))
     }
-    return {**told, "pictures": leakage.pictures, "leaked": leakage.leaked}
+    return {**told, "images": leakage.images, "leaked": leakage.leaked}

@@ -20,7 +20,7 @@ from models.runs.record import Run, load_facts, load_run, load_runs, runs_root
 from models.validation.cross_validation import choose_protocol
 
 _CLOSE = 0.05  # mean distance of probabilities: a run in half precision may have been made on another processor
-_CHECKED = 8  # test pictures on which a new bundle has to say what the run said
+_CHECKED = 8  # test images on which a new bundle has to say what the run said
 
 
 class Sought:
@@ -102,21 +102,21 @@ def _is_current(place: Path, run: Run, wish: Wish) -> bool:
 
 
 def _agreement(run: Run, predictor: Predictor) -> str:
-    """Return how well a bundle gives test pictures the run's own probabilities. CacheError where it does not."""
+    """Return how well a bundle gives test images the run's own probabilities. CacheError where it does not."""
     test = run.predictions.part(test=True)
     some = np.unique(np.linspace(0, len(test.ids) - 1, min(_CHECKED, len(test.ids))).astype(int))
     if not len(some):
-        return "no test pictures to try it on"
+        return "no test images to try it on"
     try:
         source = load_dataset(run.facts["asked"], seed=int(run.facts["seed"])).source
-        data = [source.read(picture) for picture in test.ids[some].tolist()]
+        data = [source.read(image) for image in test.ids[some].tolist()]
     except FirnError as error:
-        return f"not tried on test pictures ({error})"
+        return f"not tried on test images ({error})"
     apart = np.abs(predictor(data).proba - test.proba[some])
     by = float(apart.max())
     if not apart.mean() <= _CLOSE:
         raise CacheError(
-            f"the bundle of {run.name} differs by {by:.2g} from what the run said of its test pictures: pictures or "
+            f"the bundle of {run.name} differs by {by:.2g} from what the run said of its test images: images or "
             f"weights have changed since; run: make extract train-heads DATASET={run.facts['asked']}"
         )
-    return f"{len(some)} test pictures agree within {by:.1g}"
+    return f"{len(some)} test images agree within {by:.1g}"

@@ -68,11 +68,11 @@ def _verify_pack(path: Path) -> tuple[list[str], bool]:
 
 
 def _told(damage: Damage) -> str:
-    """Return a line for a damaged file with the pictures that it held."""
-    if not damage.pictures:
+    """Return a line for a damaged file with the images that it held."""
+    if not damage.images:
         return f"  {damage.path}: {damage.reason}"
-    shown = "\n".join(f"    {picture}" for picture in damage.pictures)
-    return f"  {damage.path}: {damage.reason}; it held {len(damage.pictures)} pictures:\n{shown}"
+    shown = "\n".join(f"    {image}" for image in damage.images)
+    return f"  {damage.path}: {damage.reason}; it held {len(damage.images)} images:\n{shown}"
 
 
 def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str]:
@@ -80,10 +80,10 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
 
     Raises CacheError where an entry's backbone has other weights now than when it was filled.
     """
-    pictures = load_dataset(dataset)
-    pictures.source.stamps([])  # a pack has no pictures and says so before anything is taken out
+    images = load_dataset(dataset)
+    images.source.stamps([])  # a pack has no images and says so before anything is taken out
     lines = []
-    for entry in find_entries(cache_root(pictures.name)):
+    for entry in find_entries(cache_root(images.name)):
         damages = verify(entry)
         blocks = tuple(block for block in entry.key.blocks if entry.files(f"maps/{block}"))
         if not damages:
@@ -104,35 +104,35 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
         if for_thawing:
             lines.append(f"taken out: {entry.folder.name}, {len(damages)} files; make finetune computes them again")
             continue
-        fill([(Request(pictures, recipe, way, device(device_), entry), blocks)], workers=workers)
+        fill([(Request(images, recipe, way, device(device_), entry), blocks)], workers=workers)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
-    return lines or [f"no entries of {pictures.name}"]
+    return lines or [f"no entries of {images.name}"]
 
 
 def collect(dataset: str, backbone: str = "", *, yes: bool = False, **recipe: str) -> list[str]:
     """Return what may go of the cache of a data set, one line each; with `yes` remove it.
 
-    That is: what dead writers left behind, shards whose pictures are gone, and entries of the backbones (those given,
-    else all) that today's weights, preprocessing and precision would not use. Never pictures, never what a living
+    That is: what dead writers left behind, shards whose images are gone, and entries of the backbones (those given,
+    else all) that today's weights, preprocessing and precision would not use. Never images, never what a living
     writer holds.
     """
-    pictures = load_dataset(dataset)
-    found = _survey(pictures, names_in(backbone), recipe)
+    images = load_dataset(dataset)
+    found = _survey(images, names_in(backbone), recipe)
     verb = "removed" if yes else "would remove"
     waste = remove(found.waste) if yes else found.waste
     lines = [f"{verb}: {item.path}, {megabytes(item.size)}: {item.why}" for item in waste]
     lines += [f"kept: {line}" for line in found.kept]
     total = f"{len(waste)} files and folders, {megabytes(sum(item.size for item in waste))}"
     if not waste:
-        return [*lines, f"nothing to remove of {pictures.name}"]
+        return [*lines, f"nothing to remove of {images.name}"]
     return [*lines, f"removed {total}" if yes else f"would remove {total}; to do so add YES=1"]
 
 
-def _survey(pictures: Dataset, backbones: list[str], recipe: dict[str, str]) -> Survey:
+def _survey(images: Dataset, backbones: list[str], recipe: dict[str, str]) -> Survey:
     """Look through everything that the cache has of a data set."""
-    root = cache_root(pictures.name)
+    root = cache_root(images.name)
     memo = Digests.load(root / "digests.h5")
-    digests = Digests.of(pictures.ids, pictures.source.stamps(pictures.ids), memo)
+    digests = Digests.of(images.ids, images.source.stamps(images.ids), memo)
     waste, kept = abandoned(root) + abandoned(artifacts_root() / "cache"), []
     by_backbone: dict[str, list[Entry]] = {}
     for entry in find_entries(root):
@@ -141,29 +141,29 @@ def _survey(pictures: Dataset, backbones: list[str], recipe: dict[str, str]) -> 
         if backbones and name not in backbones:
             continue
         try:
-            asked = _asked(pictures, name, recipe)
+            asked = _asked(images, name, recipe)
         except BadWeights as error:
             kept += [f"{entry.folder}: {error}" for entry in found]
             continue
         for entry in found:
-            part = survey(entry, pictures, digests, asked.key)
+            part = survey(entry, images, digests, asked.key)
             waste, kept = waste + part.waste, kept + part.kept
     return Survey(waste, kept)
 
 
-def _asked(pictures: Dataset, backbone: str, recipe: dict[str, str]) -> Entry:
+def _asked(images: Dataset, backbone: str, recipe: dict[str, str]) -> Entry:
     """Return the entry that a run would use today. BadWeights where that cannot be told without a download."""
     row = BACKBONES.get(backbone)
     if row is None or weights.find(backbone, row.file, recipe.get("weights") or None) is None:
         raise BadWeights(f"no weights of {backbone} here, so it cannot be told whether a run would use it")
-    return resolve(pictures, backbone, **recipe)[0].entry
+    return resolve(images, backbone, **recipe)[0].entry
 
 
 class Listed(NamedTuple):
     """One line of the list."""
 
     entry: str  # data set and folder
-    pictures: str  # rows of pictures wanted when the master was written
+    images: str  # rows of images wanted when the master was written
     parts: str
     size: str
     state: str
@@ -171,9 +171,9 @@ class Listed(NamedTuple):
 
 
 def list_entries(dataset: str = "") -> list[Listed]:
-    """Return one line per entry of a data set, or of all; reads no picture and writes nothing.
+    """Return one line per entry of a data set, or of all; reads no image and writes nothing.
 
-    The state is that against the data set as it is now, where its pictures are here.
+    The state is that against the data set as it is now, where its images are here.
     """
     found = find(dataset)
     given = [load_dataset(dataset)] if dataset else []
@@ -197,14 +197,14 @@ def _listed(entry: Entry, dataset: Dataset | None, digests: Digests | None) -> L
         state = _state(entry, manifest, dataset, digests)
     except CacheError:
         return Listed(place(entry), "", "", size, "damaged master; run: make cache-repair", used)
-    pictures = f"{len(manifest.ids):,} of {manifest.about['wanted']:,}" if manifest else "no master"
-    return Listed(place(entry), pictures, ", ".join(manifest.parts) if manifest else "", size, state, used)
+    images = f"{len(manifest.ids):,} of {manifest.about['wanted']:,}" if manifest else "no master"
+    return Listed(place(entry), images, ", ".join(manifest.parts) if manifest else "", size, state, used)
 
 
 def _state(entry: Entry, manifest: Manifest | None, dataset: Dataset | None, digests: Digests | None) -> str:
     """Return the state in words; "ready" without any more."""
     if dataset is None or digests is None:
-        return "pictures not here"
+        return "images not here"
     state = entry.state(dataset, digests, manifest.parts if manifest else ("pooled",))
     return state.word if state.word == "ready" else f"{state.word}: {state.why}"
 
@@ -254,7 +254,7 @@ def _packed(request: Request, path: Path, maps: str) -> str:
     entry = request.ready(parts)
     with shown(f"pack {request.dataset.name} with {request.recipe.name}", "bytes") as progress:
         manifest = write_pack(entry, path, parts, progress=progress)
-    return f"packed: {len(manifest.ids):,} pictures, {', '.join(parts)}, {megabytes(bytes_below(path))} {path}"
+    return f"packed: {len(manifest.ids):,} images, {', '.join(parts)}, {megabytes(bytes_below(path))} {path}"
 
 
 def _default(request: Request) -> Path:
@@ -270,14 +270,14 @@ def _checked(path: Path) -> Path:
     return path
 
 
-_NAMED = 3  # pictures named of each kind
+_NAMED = 3  # images named of each kind
 _NEAREST = 3  # entries compared with
 
 
 def why(dataset: str, backbone: str, **recipe: str) -> list[str]:
     """Return the state of each request in words, with what changed in the data set or in the recipe since.
 
-    Pictures whose size or times changed are read, to tell whether their bytes did; nothing is written.
+    Images whose size or times changed are read, to tell whether their bytes did; nothing is written.
     """
     lines = []
     for request in resolve(load_dataset(dataset), backbone, **recipe):
@@ -286,7 +286,7 @@ def why(dataset: str, backbone: str, **recipe: str) -> list[str]:
         if state.word == "missing":
             lines += _other_entries(request)
         elif state.word != "ready":
-            lines += _changed_pictures(request)
+            lines += _changed_images(request)
         if state.word != "ready":
             lines.append(f"run: {request.command()}")
     return lines
@@ -303,17 +303,17 @@ def _other_entries(request: Request) -> list[str]:
     return lines
 
 
-def _changed_pictures(request: Request) -> list[str]:
-    """Count what changed since the master was written and name the first few pictures of each kind."""
+def _changed_images(request: Request) -> list[str]:
+    """Count what changed since the master was written and name the first few images of each kind."""
     manifest = request.entry.manifest()
     if manifest is None:
         return []
     with shown(f"read {request.dataset.name}") as progress:
         digests = read_unknown(request.dataset, request.digests(), progress=progress)
     found = changes(manifest, request.dataset, digests)
-    return [f"  {kind}: {_some(pictures)}" for kind, pictures in found.items()]
+    return [f"  {kind}: {_some(images)}" for kind, images in found.items()]
 
 
-def _some(pictures: list[str]) -> str:
-    more = ", ..." if len(pictures) > _NAMED else ""
-    return f"{len(pictures):,} ({', '.join(pictures[:_NAMED])}{more})"
+def _some(images: list[str]) -> str:
+    more = ", ..." if len(images) > _NAMED else ""
+    return f"{len(images):,} ({', '.join(images[:_NAMED])}{more})"

@@ -10,7 +10,7 @@ from pipeline import options as o
 
 
 def cache_ls(dataset: o.Dataset = "") -> None:
-    """Every cache entry: pictures, parts, bytes, state, when last used."""
+    """Every cache entry: images, parts, bytes, state, when last used."""
     from pipeline import cache as verb
 
     verb.print_entries(verb.list_entries(dataset))
@@ -74,7 +74,7 @@ def cache_pack(
     weights: o.Weights = "",
     seed: o.Seed = 0,
 ) -> None:
-    """Write features into one HDF5 file that serves train-heads and compare without the pictures."""
+    """Write features into one HDF5 file that serves train-heads and compare without the images."""
     from pipeline import cache as verb
 
     recipe = {"preprocess": preprocess, "precision_": precision, "device_": device, "weights": weights}

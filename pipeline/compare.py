@@ -15,7 +15,7 @@ def compare(
 ) -> str:
     """Compare all runs of a data set under one protocol, or those of the given backbones; return the page's path.
 
-    The choice is made by out-of-fold predictions; test pictures are only reported. Raises CacheError where there is
+    The choice is made by out-of-fold predictions; test images are only reported. Raises CacheError where there is
     no run.
     """
     from rich.console import Console

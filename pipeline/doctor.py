@@ -23,10 +23,10 @@ from features.request import DEFAULT_PREPROCESS, Request, resolve
 from features.storage import artifacts_root, write_whole
 from features.views import choose_blocks
 
-HEADERS, PICTURES, TIMED, SHOWN = 2000, 256, 384, 8  # looked at, decoded, sent through the network, on the sheet
+HEADERS, IMAGES, TIMED, SHOWN = 2000, 256, 384, 8  # looked at, decoded, sent through the network, on the sheet
 CLASSES = 24  # on the sheet and in the table
 PATIENCE = 15.0  # seconds for each of these
-ROW = 200  # bytes of ids, digests and labels that a picture takes beside its features
+ROW = 200  # bytes of ids, digests and labels that an image takes beside its features
 VERDICTS = {"fault": "not ready", "warning": "ready with warnings", "note": "ready"}
 
 
@@ -36,8 +36,8 @@ class _Cost(NamedTuple):
     pooled: int  # bytes
     maps: int  # bytes more for the maps of the last block
     asked: int  # bytes with the maps that were asked for
-    rate: float | None  # pictures per second, measured
-    timed: int  # pictures that it was measured on
+    rate: float | None  # images per second, measured
+    timed: int  # images that it was measured on
     device: str
     precision: str
 
@@ -58,23 +58,23 @@ def doctor(
     doctor.json and sheet.png are written to `artifacts/doctor/<dataset>`; no feature is computed for keeps. Raises
     BadDataset for what is no data set at all.
     """
-    pictures = load_dataset(dataset, seed=seed)
-    pictures.source.stamps([])  # a pack has no pictures and says so
+    images = load_dataset(dataset, seed=seed)
+    images.source.stamps([])  # a pack has no images and says so
     way, troubles = preprocess or DEFAULT_PREPROCESS, list[str]()
     try:
         recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
-        requests = resolve(pictures, backbone, **recipe)
-        cost: _Cost | None = _cost(pictures, requests, maps, seed)
+        requests = resolve(images, backbone, **recipe)
+        cost: _Cost | None = _cost(images, requests, maps, seed)
     except FirnError as error:
         requests, cost, troubles = [], None, [str(error)]
     geometry = requests[0].recipe.geometry(way) if requests else Geometry(DEFAULT_PREPROCESS, 224, 256, "bilinear")
-    with shown(f"look at {pictures.name}") as progress:
-        limits: dict[str, Any] = {"headers": HEADERS, "pictures": PICTURES, "shown": SHOWN, "most_seconds": PATIENCE}
-        found = examine(pictures, geometry, **limits, seed=seed, progress=progress)
+    with shown(f"look at {images.name}") as progress:
+        limits: dict[str, Any] = {"headers": HEADERS, "images": IMAGES, "shown": SHOWN, "most_seconds": PATIENCE}
+        found = examine(images, geometry, **limits, seed=seed, progress=progress)
     size, free = max((r.recipe.size for r in requests), default=0), _free(artifacts_root())
-    case = Case(pictures, found, size, geometry.how, cost.asked if cost else 0, free, troubles)
+    case = Case(images, found, size, geometry.how, cost.asked if cost else 0, free, troubles)
     diagnoses = diagnose(case)
-    folder = artifacts_root() / "doctor" / pictures.name
+    folder = artifacts_root() / "doctor" / images.name
     write_whole(folder / "sheet.png", [_sheet(case)])
     verdict = VERDICTS[diagnoses[0].level] if diagnoses else "ready"
     told = _told(case, cost, diagnoses, verdict)
@@ -112,7 +112,7 @@ def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -
     )
     asked = sum(size(r, kept) for r, kept in zip(requests, wanted, strict=True))
     measured = rate.per_second or None
-    return _Cost(pooled, last - pooled, asked, measured, rate.pictures, first.device, first.entry.key.precision)
+    return _Cost(pooled, last - pooled, asked, measured, rate.images, first.device, first.entry.key.precision)
 
 
 def _free(folder: Path) -> int:
@@ -122,7 +122,7 @@ def _free(folder: Path) -> int:
 
 
 def _sheet(case: Case) -> bytes:
-    """Draw some pictures of each class as the network will see them."""
+    """Draw some images of each class as the network will see them."""
     from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
 
     dataset, strips = case.dataset, []
@@ -142,7 +142,7 @@ def _sheet(case: Case) -> bytes:
             if one.square is not None
         ]
         count = int((dataset.labels == label).sum())
-        strips.append(Strip(f"{name}: {count:,} pictures", tiles))
+        strips.append(Strip(f"{name}: {count:,} images", tiles))
     side = case.size or "224 (no network could be made ready)"
     note = f"What the network will see: {case.preprocess} to {side} pixels. Below each its own size and depth."
     return draw_sheet(Sheet(f"{dataset.name}: before the network", [note], strips, SHOWN))
@@ -156,17 +156,17 @@ def _lines(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[
     )
     looked = len(found.facts) + len(found.unreadable)
     return [
-        f"{dataset.name}: {len(dataset):,} pictures of {len(dataset.classes)} classes, {of_groups}",
+        f"{dataset.name}: {len(dataset):,} images of {len(dataset.classes)} classes, {of_groups}",
         f"split by {dataset.split_by}",
         *_table(dataset),
-        f"looked at {looked:,} headers of {len(dataset):,} pictures, and at {len(found.seen):,} pictures whole",
+        f"looked at {looked:,} headers of {len(dataset):,} images, and at {len(found.seen):,} images whole",
         *_of_files(found),
         *_of_cost(case, requests, cost),
     ]
 
 
 def _table(dataset: Dataset) -> list[str]:
-    """Return pictures of each class by split, and groups."""
+    """Return images of each class by split, and groups."""
     splits = [split for split in SPLITS if (dataset.splits == split).any()]
     width = max(8, *(len(name) for name in dataset.classes))
     unit = ["groups"] if dataset.grouped_by else []
@@ -210,7 +210,7 @@ def _of_cost(case: Case, requests: Sequence[Request], cost: _Cost | None) -> lis
     ]
     if cost.rate:
         lines.append(
-            f"time      about {_duration(len(case.dataset) / cost.rate)}: an estimate from {cost.timed:,} pictures, "
+            f"time      about {_duration(len(case.dataset) / cost.rate)}: an estimate from {cost.timed:,} images, "
             f"{cost.rate:,.0f} a second"
         )
     return lines
@@ -229,7 +229,7 @@ def _told(case: Case, cost: _Cost | None, diagnoses: Sequence[Diagnosis], verdic
         "schema": 1,
         "dataset": dataset.name,
         "classes": list(dataset.classes),
-        "pictures": len(dataset),
+        "images": len(dataset),
         "counts": {
             split: {
                 name: int(((dataset.splits == split) & (dataset.labels == k)).sum())

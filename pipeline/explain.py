@@ -1,4 +1,4 @@
-"""explain: a contact sheet of what a run got right and wrong, with what spoke for it laid over each picture."""
+"""explain: a contact sheet of what a run got right and wrong, with what spoke for it laid over each image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from features.errors import CacheError, FirnError, unknown
 from features.progress import say
 from features.request import names_in
 from features.storage import artifacts_root, slug, write_whole
-from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, picture_seen
+from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, image_seen
 from models.heads import HEADS
 from models.runs.compare import choose
 from models.runs.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
@@ -24,10 +24,10 @@ from models.validation.cross_validation import choose_protocol
 from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
 
 CAUTION = (
-    "Grad-CAM averages gradients over the picture: compare positions inside a picture, never pictures; before a whole "
+    "Grad-CAM averages gradients over the image: compare positions inside an image, never images; before a whole "
     "block its level can run against the decision."
 )
-MOST_HIGHEST = 3  # positions of the highest evidence that are told of each picture
+MOST_HIGHEST = 3  # positions of the highest evidence that are told of each image
 
 
 def explain(
@@ -42,14 +42,14 @@ def explain(
 ) -> list[str]:
     """Draw a sheet for the run chosen by validation, or for the best of each head that is named; return a line each.
 
-    Raises FirnError for heads without class maps, CacheError where no run, or no maps of its pictures, are there.
+    Raises FirnError for heads without class maps, CacheError where no run, or no maps of its images, are there.
     """
     named = _named(heads)
     choose_protocol(protocol)
-    pictures = load_dataset(dataset)
-    pictures.source.stamps([])  # a pack has no pictures and says so
+    images = load_dataset(dataset)
+    images.source.stamps([])  # a pack has no images and says so
     wanted = names_in(backbone)
-    every = [run for run in load_runs(pictures.name, labels, protocol) if can_be_explained(run.facts)]
+    every = [run for run in load_runs(images.name, labels, protocol) if can_be_explained(run.facts)]
     runs = [run for run in every if not wanted or run.facts["backbone"] in wanted]
     chosen = []
     for some in named:
@@ -57,7 +57,7 @@ def explain(
         if not fitting:
             raise CacheError(_missing(dataset, backbone, protocol, some))
         chosen.append(choose(fitting))
-    return [_shown(run, pictures, per_row, weights) for run in chosen]
+    return [_shown(run, images, per_row, weights) for run in chosen]
 
 
 def _named(heads: str) -> list[tuple[str, ...]]:
@@ -87,7 +87,7 @@ def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     case = Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(classes)))
     evidence = evidence_of(case, None if found.seen else found.proba[at])
     geometry = recipe.geometry(run.facts["keys"][0]["preprocess"].partition(":")[0])
-    seen = [picture_seen(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
+    seen = [image_seen(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
     root = runs_root(run.facts["dataset"], run.facts["labels"], run.facts["protocol"])
     stem = slug("-".join(run.folder.relative_to(root).parts))
     png = artifacts_root() / "explain" / root.name / f"{stem}.png"
@@ -96,7 +96,7 @@ def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     write_whole(png.with_suffix(".json"), [json.dumps(content, indent=1).encode()])
     if found.seen:
         say(origin(found))
-    return f"ready: {run.name} explained on {len(at)} pictures {png.with_suffix('.json')} {png}"
+    return f"ready: {run.name} explained on {len(at)} images {png.with_suffix('.json')} {png}"
 
 
 def _sheet(
@@ -130,7 +130,7 @@ def _caption(found: Judged, place: int, classes: Sequence[str]) -> tuple[str, st
 
 
 def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
-    """Return the lines below the title: whose pictures these are, how was decided, what is seen."""
+    """Return the lines below the title: whose images these are, how was decided, what is seen."""
     classes, (first, *others) = run.facts["classes"], evidence.maps
     rule = "called the most probable class"
     if found.threshold is not None:
@@ -138,12 +138,12 @@ def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
     below = (
         f"Below each its probability of {classes[1] if len(classes) == 2 else 'what it was called'}, and what it is."
     )
-    exact = "their mean is the logit of the picture" if evidence.exact else "the strongest positions count most"
+    exact = "their mean is the logit of the image" if evidence.exact else "the strongest positions count most"
     kinds = [f"{first}, the votes of its positions ({exact})", *others]
     notes = [
         origin(found),
         f"The most confident first, {rule}. {below}",
-        f"Downwards: the picture; {'; '.join(kinds)}.",
+        f"Downwards: the image; {'; '.join(kinds)}.",
     ]
     return notes + ([CAUTION] if any("Grad-CAM" in kind for kind in others) else [])
 
@@ -176,12 +176,12 @@ def _told(run: Run, found: Judged, lines: Sequence[Outcome], evidence: Evidence,
         "exact": evidence.exact,
         "map": {"kind": kind, "shape": list(shown.shape[1:]), "side": size},
         "notes": _notes(run, found, evidence),
-        "pictures": told,
+        "images": told,
     }
 
 
 def _highest(values: NDArray[np.float64], size: int) -> list[dict[str, float]]:
-    """Return the middles of the positions of highest evidence, in pixels of the picture as the network saw it."""
+    """Return the middles of the positions of highest evidence, in pixels of the image as the network saw it."""
     height, width = values.shape
     best = np.argsort(-values, axis=None, kind="stable")[:MOST_HIGHEST]
     return [

@@ -1,4 +1,4 @@
-"""export: a bundle -> one graph from pixels to probabilities, checked on pictures, with a model card beside it."""
+"""export: a bundle -> one graph from pixels to probabilities, checked on images, with a model card beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets import load_dataset
-from features.datasets.image_list import list_images
+from features.datasets.image_list import find_images
 from features.datasets.load import at_hand
 from features.errors import BadBundle, BadDataset, FirnError, unknown
 from features.images import Geometry, pixels
@@ -23,7 +23,7 @@ from models.predictor.archive import is_bundle, opened
 from models.predictor.build import Wish
 from models.predictor.export import FORMATS, NAMES, Runner
 from models.predictor.manifest import Contents
-from models.predictor.self_test import draw_pictures
+from models.predictor.self_test import draw_images
 from pipeline.bundle import Sought, bundled
 from pipeline.render.model_card import Exported, render_card
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from models.predictor import Predictor
 
 PARITY = 1e-4  # in probability, between the exported graph and torch
-MOST = 24  # pictures that it is checked on
+MOST = 24  # images that it is checked on
 
 
 class _Trial(NamedTuple):
-    """Pictures to check with."""
+    """Images to check with."""
 
     words: str
-    pictures: list[bytes | NDArray[Any]]
+    images: list[bytes | NDArray[Any]]
 
 
 def export(sought: Sought, format_: str, *, images: str = "", weights: str = "", out: str = "") -> list[str]:
     """Write a bundle in one of FORMATS, with its card (.md) and facts (.json); return a summary and the path.
 
-    It is opened in the runtime that it is for and compared on pictures: those of `images`, else test pictures of the
+    It is opened in the runtime that it is for and compared on images: those of `images`, else test images of the
     data set, else drawn ones. Raises FirnError where it differs, in float32, by more than PARITY; UnknownName.
     """
     if format_ not in FORMATS:
@@ -84,17 +84,17 @@ def _module(model: Path) -> Any:
 
 
 def _check(run: Runner, module: Any, predictor: Predictor, trial: _Trial) -> str:
-    """Compare the graph with torch, all pictures at once and one alone, and with the bundle in its own precision."""
+    """Compare the graph with torch, all images at once and one alone, and with the bundle in its own precision."""
     import torch
 
-    squares = _squares(trial.pictures, predictor.geometry)
+    squares = _squares(trial.images, predictor.geometry)
     with torch.inference_mode():
         expected = [out.numpy() for out in module(torch.from_numpy(squares))]
     together, alone = run(squares), run(squares[:1])
     off = max(float(np.abs(a - b).max()) for a, b in zip(together, expected, strict=True))
     off = max(off, *(float(np.abs(a - b[:1]).max()) for a, b in zip(alone, expected, strict=True)))
     precisions = {network.key.precision for network in predictor.contents.networks}
-    own = float(np.abs(together[0] - predictor(trial.pictures).proba).max())
+    own = float(np.abs(together[0] - predictor(trial.images).proba).max())
     if not off <= PARITY or (precisions == {"float32"} and not own <= PARITY):
         raise FirnError(
             f"the exported graph differs by {max(off, own):.2g} from the bundle on {trial.words}, more than "
@@ -104,11 +104,11 @@ def _check(run: Runner, module: Any, predictor: Predictor, trial: _Trial) -> str
     return f"on {trial.words} it agrees with torch within {off:.1g}, with the bundle in {names} within {own:.1g}"
 
 
-def _squares(pictures: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> NDArray[np.float32]:
-    """Return pictures as the graph takes them, (n, 3, S, S) float32 on the scale 0..255."""
+def _squares(images: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> NDArray[np.float32]:
+    """Return images as the graph takes them, (n, 3, S, S) float32 on the scale 0..255."""
     from models.predictor.predictor import encoded
 
-    each = [pixels(encoded(picture), geometry, name="a picture").astype(np.float32) for picture in pictures]
+    each = [pixels(encoded(image), geometry, name="an image").astype(np.float32) for image in images]
     return np.stack([np.broadcast_to(square, (3, *square.shape[1:])) for square in each])
 
 
@@ -121,24 +121,24 @@ def _card(contents: Contents, exported: Exported) -> str:
 
 
 def _trial(images: str, contents: Contents, given: Path | None) -> _Trial:
-    """Return the pictures to check with; a bundle that was `given` names no path and starts no download."""
+    """Return the images to check with; a bundle that was `given` names no path and starts no download."""
     if images:
-        paths = [one.path for one in list_images(images)]
+        paths = [one.path for one in find_images(images)]
         at = np.unique(np.linspace(0, len(paths) - 1, min(MOST, len(paths))).astype(int))
-        return _Trial(f"{len(at)} pictures of {images}", [paths[i].read_bytes() for i in at])
-    data, drawn = contents.card.get("data"), draw_pictures(seed=1)
+        return _Trial(f"{len(at)} images of {images}", [paths[i].read_bytes() for i in at])
+    data, drawn = contents.card.get("data"), draw_images(seed=1)
     asked = str(data.get("asked", "")) if isinstance(data, dict) else ""
     try:
-        pictures = load_dataset(asked) if given is None else at_hand(asked)
-        if pictures is None:
+        dataset = load_dataset(asked) if given is None else at_hand(asked)
+        if dataset is None:
             raise BadDataset(f"no {asked[:40]!r} on this disk")
-        rows = np.flatnonzero(pictures.splits == "test") if "test" in pictures.splits else np.arange(len(pictures))
+        rows = np.flatnonzero(dataset.splits == "test") if "test" in dataset.splits else np.arange(len(dataset))
         at = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int))]
-        read = [pictures.source.read(pictures.ids[i]) for i in at]
+        read = [dataset.source.read(dataset.ids[i]) for i in at]
     except FirnError as error:
-        say(f"the data set is not at hand ({error}); the export is checked on drawn pictures")
-        return _Trial(f"{len(drawn)} drawn pictures", [*drawn])
-    return _Trial(f"{len(read)} pictures of {pictures.name}", [*read])
+        say(f"the data set is not at hand ({error}); the export is checked on drawn images")
+        return _Trial(f"{len(drawn)} drawn images", [*drawn])
+    return _Trial(f"{len(read)} images of {dataset.name}", [*read])
 
 
 def _facts(contents: Contents, geometry: Geometry) -> str:

@@ -1,4 +1,4 @@
-"""extract: pictures -> cached features."""
+"""extract: images -> cached features."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def extract(
 ) -> list[str]:
     """Fill the cache entries of a data set for one or several backbones; return one line per entry.
 
-    What is ready is left alone; a stale master is refreshed; what is missing is computed, each picture decoded once.
+    What is ready is left alone; a stale master is refreshed; what is missing is computed, each image decoded once.
     """
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    pictures = load_dataset(dataset, seed=seed)
-    requests = resolve(pictures, backbone, weights=weights, preprocess=preprocess, precision_=precision, device_=device)
+    images = load_dataset(dataset, seed=seed)
+    requests = resolve(images, backbone, weights=weights, preprocess=preprocess, precision_=precision, device_=device)
     wanted = [(r, choose_blocks(list(r.recipe.blocks), maps) if maps else ()) for r in requests]
     states = [r.state(_parts(blocks)) for r, blocks in wanted]
     todo = [(r, blocks) for (r, blocks), state in zip(wanted, states, strict=True) if state.word != "ready"]
     for (r, _), state in zip(wanted, states, strict=True):
-        say(f"{pictures.name} with {r.recipe.name}: {state.word} ({state.why})")
+        say(f"{images.name} with {r.recipe.name}: {state.word} ({state.why})")
     if todo:
         fill(todo, batch_size=batch_size, workers=workers, strict=strict, engine=engine)
     return [_line(r, r.state(_parts(blocks))) for r, blocks in wanted]

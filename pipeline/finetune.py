@@ -76,7 +76,7 @@ def finetuned(ask: Ask, backbone: str, features: Mapping[str, str], thaw: Callab
 def thawed_once(
     ask: Ask, backbone: str, features: Mapping[str, str], thaw: Callable[[str], Thaw]
 ) -> tuple[Thawing, Fit, View]:
-    """Thaw one backbone on all pictures to learn from, without folds; return what it says of the test pictures too."""
+    """Thaw one backbone on all images to learn from, without folds; return what it says of the test images too."""
     (thawing,) = _thawings(ask, backbone, features, thaw)
     train = learned(thawing.view.splits, choose_protocol(ask.protocol))
     with thawing.crossfit(1) as run:
@@ -86,8 +86,8 @@ def thawed_once(
 
 def _thawings(ask: Ask, backbone: str, features: Mapping[str, str], thaw: Callable[[str], Thaw]) -> Iterator[Thawing]:
     """Yield the backbones of a data set, each ready to be thawed; `thaw` makes what was asked for from a precision."""
-    pictures = load_dataset(ask.dataset, seed=ask.seed)
-    for request in resolve(pictures, backbone, **features):
+    images = load_dataset(ask.dataset, seed=ask.seed)
+    for request in resolve(images, backbone, **features):
         checked(request.device)
         yield Thawing(request, ask, thaw(request.entry.key.precision))
 
@@ -110,7 +110,7 @@ def _save(thawing: Thawing, found: Fitted) -> None:
         "repeats": repeats,
         "seconds": found.seconds,
         "features": int(thawing.view.X.shape[1]),
-        "pictures_per_second": sum(e.pictures for e in trained) / sum(e.seconds for e in trained),
+        "images_per_second": sum(e.images for e in trained) / sum(e.seconds for e in trained),
         "thaw": {"views": thawing.thaw.views, "flip": thawing.thaw.flip, **thawing.thaw.settings.as_dict()},
         "history": histories,
         "identity": thawing.identity(),

@@ -40,15 +40,15 @@ def learning_curve(
 ) -> list[str]:
     """Fit heads on growing parts of the training patients; print a table, write JSON and plots; return their paths.
 
-    Test pictures have no part in it: it is made to decide whether to collect more.
+    Test images have no part in it: it is made to decide whether to collect more.
     """
     from rich.console import Console
 
-    pictures = load_dataset(dataset, seed=seed)
+    images = load_dataset(dataset, seed=seed)
     recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
     curves = []
     for term in names_in(backbone) or [""]:
-        stage = Stage(open_features(pictures, term.replace("+", " "), **recipe), Ask(dataset, labels, seed=seed))
+        stage = Stage(open_features(images, term.replace("+", " "), **recipe), Ask(dataset, labels, seed=seed))
         for name in choose_heads(heads):
             if HEADS[name].input != "runs":
                 described, view = stage.view(name, blocks, pool)
@@ -57,8 +57,8 @@ def learning_curve(
                 with shown(words, "fits") as progress:
                     points = learning.learning_curve(make, dev, seed=seed, progress=progress)
                 curves.append(_curve(f"{name} on {described}", points, seed, n_bootstrap))
-    folder = artifacts_root() / "compare" / runs_root(pictures.name, labels).name
-    unit = pictures.grouped_by or "picture"
+    folder = artifacts_root() / "compare" / runs_root(images.name, labels).name
+    unit = images.grouped_by or "image"
     settings = {
         "DATASET": dataset,
         "BACKBONE": backbone,
@@ -81,7 +81,7 @@ def _curve(name: str, points: Sequence[Point], seed: int, n_bootstrap: int) -> d
     for point in points:
         p = point.predictions
         area = score(p.y, p.proba, p.groups, n_bootstrap=n_bootstrap, level=LEVEL, seed=seed)["roc_auc"]
-        rows.append({"groups": point.groups, "pictures": round(point.pictures, 1), "roc_auc": as_dict(area)})
+        rows.append({"groups": point.groups, "images": round(point.images, 1), "roc_auc": as_dict(area)})
     return {"name": name, "points": rows}
 
 
@@ -89,7 +89,7 @@ def _lines(curve: dict[str, Any], unit: str) -> str:
     """Return the curve as text."""
     points, units = curve["points"], plural(unit)
     rows = [
-        f"{row['groups']:>7,} {units} {row['pictures']:>9,.0f} pictures   ROC AUC {with_interval(row['roc_auc'])}"
+        f"{row['groups']:>7,} {units} {row['images']:>9,.0f} images   ROC AUC {with_interval(row['roc_auc'])}"
         for row in points
     ]
     return "\n".join([curve["name"], *rows])

@@ -19,7 +19,7 @@ def doctor(
     weights: o.Weights = "",
     seed: o.Seed = 0,
 ) -> None:
-    """Before hours are spent: what the pictures are, what the network will see, time, disk, and a verdict."""
+    """Before hours are spent: what the images are, what the network will see, time, disk, and a verdict."""
     from pipeline import doctor as verb
 
     recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}
@@ -37,7 +37,7 @@ def report(
     weights: o.Weights = "",
     seed: o.Seed = 0,
 ) -> None:
-    """The HTML page of a comparison with pictures of the most confident errors, class maps and the audit."""
+    """The HTML page of a comparison with images of the most confident errors, class maps and the audit."""
     from pipeline import report as verb
 
     typer.echo(verb.report(dataset, backbone=backbone, labels=labels, protocol=protocol, weights=weights, seed=seed))
@@ -52,7 +52,7 @@ def explain(
     per_row: o.PerRow = 6,
     weights: o.Weights = "",
 ) -> None:
-    """Contact sheet of what a run got right and wrong, with class maps laid over the pictures."""
+    """Contact sheet of what a run got right and wrong, with class maps laid over the images."""
     from pipeline import explain as verb
 
     lines = verb.explain(

@@ -1,4 +1,4 @@
-"""predict: pictures -> predictions.csv by a bundle, and pictures under class maps where that is asked for."""
+"""predict: images -> predictions.csv by a bundle, and images under class maps where that is asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.datasets.image_list import Listed, list_images
-from features.errors import BadPicture
+from features.datasets.image_list import Listed, find_images
+from features.errors import BadImage
 from features.images import pixels
 from features.progress import printable, say, shown
 from features.storage import artifacts_root, slug, write_whole
@@ -37,20 +37,20 @@ def predict(
     weights: str = "",
     out: str = "",
 ) -> list[str]:
-    """Predict the pictures of a folder, a file or a CSV; return a summary and the path of predictions.csv.
+    """Predict the images of a folder, a file or a CSV; return a summary and the path of predictions.csv.
 
-    Unreadable files are left out and listed in unreadable.csv; with `overlays` there is a picture with its class map
-    for each. Raises BadBundle, BadDataset; BadPicture where nothing can be read; FirnError for a model without maps.
+    Unreadable files are left out and listed in unreadable.csv; with `overlays` there is an image with its class map
+    for each. Raises BadBundle, BadDataset; BadImage where nothing can be read; FirnError for a model without maps.
     """
     from models.predictor import load
 
-    listed = list_images(images)
+    listed = find_images(images)
     model = bundled(sought, Wish(weights=weights))
     predictor = load(model, device_=device, explained=overlays)
     folder = Path(out) if out else artifacts_root() / "predict" / _name(Path(images).resolve())
     found = _predicted(predictor, listed, point, workers)
     if not found.names:
-        raise BadPicture(f"no picture could be read; the first: {next(iter(found.left_out.values()))}")
+        raise BadImage(f"no image could be read; the first: {next(iter(found.left_out.values()))}")
     names = {str(one.path): one.name for one in listed}
     write_whole(folder / "predictions.csv", [csv_lines(predictions_table(found, names))])
     unreadable = [(names[path], why.removeprefix(f"{path}: ")) for path, why in found.left_out.items()]
@@ -80,7 +80,7 @@ def _predicted(predictor: Predictor, listed: Sequence[Listed], point: str, worke
 
 
 def predictions_table(found: Prediction, names: dict[str, str]) -> Iterator[list[object]]:
-    """Yield the header and a line for each picture, probabilities with all their digits."""
+    """Yield the header and a line for each image, probabilities with all their digits."""
     classes = found.classes
     ends = ("decision", "outlier", "distance")
     yield ["path", *(f"p_{name}" for name in classes), *(f"calibrated_{name}" for name in classes), *ends]
@@ -99,14 +99,12 @@ def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -
     if threshold is not None:
         named = point or next(iter(predictor.points), "0.5")
         rule = f"{found.classes[1]} from {threshold:.6g} up ({named})"
-    odd = f"{int(found.outlier.sum()):,} unlike the training pictures, {len(found.left_out):,} unreadable"
-    return printable(
-        f"{len(found.names):,} pictures: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}"
-    )
+    odd = f"{int(found.outlier.sum()):,} unlike the training images, {len(found.left_out):,} unreadable"
+    return printable(f"{len(found.names):,} images: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}")
 
 
 def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> None:
-    """Write each picture beside itself under its class map, all with one scale."""
+    """Write each image beside itself under its class map, all with one scale."""
     from pipeline.render.contact_sheet import overlaid
 
     if found.votes is None:
@@ -116,17 +114,17 @@ def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, st
     with shown("overlays") as progress:
         for i, path in enumerate(found.names):
             square = np.rint(pixels(Path(path).read_bytes(), predictor.geometry, name=path)).astype(np.uint8)
-            picture = np.broadcast_to(square.transpose(1, 2, 0), (*square.shape[1:], 3)).copy()
-            both = np.concatenate([picture, overlaid(picture, maps[i], scale)], axis=1)
+            image = np.broadcast_to(square.transpose(1, 2, 0), (*square.shape[1:], 3)).copy()
+            both = np.concatenate([image, overlaid(image, maps[i], scale)], axis=1)
             write_whole(folder / f"{i:05d}-{slug(names.get(path, path))[-80:]}.png", [_png(both)])
             progress(i + 1, len(found.names))
 
 
-def _png(picture: NDArray[Any]) -> bytes:
+def _png(image: NDArray[Any]) -> bytes:
     import io
 
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="png")
+    Image.fromarray(image).save(file, format="png")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The commands that carry a result to new pictures, as the command line offers them: parse, call the verb, print."""
+"""The commands that carry a result to new images, as the command line offers them: parse, call the verb, print."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def predict(
     weights: o.Weights = "",
     out: o.FolderOut = "",
 ) -> None:
-    """New pictures -> predictions.csv: probabilities, decisions, what looks unlike the training pictures."""
+    """New images -> predictions.csv: probabilities, decisions, what looks unlike the training images."""
     from pipeline import predict as verb
     from pipeline.bundle import Sought
 

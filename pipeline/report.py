@@ -1,4 +1,4 @@
-"""The verb: all runs of a data set -> the page, with pictures of what the chosen run got wrong."""
+"""The verb: all runs of a data set -> the page, with images of what the chosen run got wrong."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def report(
 ) -> str:
     """Compare as `compare` does and write the page with a gallery of errors; return the page's path.
 
-    Where pictures or their maps are missing the page says which command brings them. Raises CacheError where there is
+    Where images or their maps are missing the page says which command brings them. Raises CacheError where there is
     no run.
     """
     from pipeline.render.gallery import make_gallery
 
-    pictures = load_dataset(dataset, seed=seed)
-    runs = choose_runs(pictures.name, dataset, backbone=backbone, labels=labels, protocol=protocol)
+    images = load_dataset(dataset, seed=seed)
+    runs = choose_runs(images.name, dataset, backbone=backbone, labels=labels, protocol=protocol)
     results = compare_runs(runs, seed=seed)
-    folder, why_not = artifacts_root() / "compare" / runs_root(pictures.name, labels, protocol).name, ""
+    folder, why_not = artifacts_root() / "compare" / runs_root(images.name, labels, protocol).name, ""
     try:
-        gallery = make_gallery(results, runs, pictures, weights)
+        gallery = make_gallery(results, runs, images, weights)
         write_whole(folder / GALLERY, [json.dumps(gallery, indent=1).encode()])
     except FirnError as error:
         why_not = str(error)

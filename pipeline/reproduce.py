@@ -62,7 +62,7 @@ def bases_of(run: Run) -> list[Run]:
 def make_again(run: Run, bases: Sequence[Run], *, device: str = "auto", weights: str = "") -> Run:
     """Extract and train as the facts say, wherever artifacts go now, and return the new run.
 
-    CacheError where what comes out is another run: the pictures, or Firn's recipes, have changed.
+    CacheError where what comes out is another run: the images, or Firn's recipes, have changed.
     """
     for base in bases:
         say(f"again: {base.name}")
@@ -196,7 +196,7 @@ def compared(run: Run, again: Run, budget: tuple[str, Budget]) -> tuple[list[str
     lines = [f"{run.name}, {run.folder}", *_differences(run, again)]
     ours, theirs = run.predictions, again.predictions
     if not all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("ids", "y", "fold")):
-        return [*lines, "verdict: DIFFERS: other pictures, labels or folds were predicted"], False
+        return [*lines, "verdict: DIFFERS: other images, labels or folds were predicted"], False
     apart = np.abs(ours.proba - theirs.proba)
     before, now = (METRICS["roc_auc"](part.y, part.proba) for part in (shown(run), shown(again)))
     words, limit = budget
@@ -211,9 +211,9 @@ def compared(run: Run, again: Run, budget: tuple[str, Budget]) -> tuple[list[str
 
 
 def _differences(run: Run, again: Run) -> Iterator[str]:
-    """Yield what is otherwise than it was: pictures, features, what was chosen, versions."""
+    """Yield what is otherwise than it was: images, features, what was chosen, versions."""
     if run.facts["manifest"] != again.facts["manifest"]:
-        yield "pictures, labels, splits or groups have changed since"
+        yield "images, labels, splits or groups have changed since"
     for old, new in zip(run.facts["keys"], again.facts["keys"], strict=False):
         yield from Key.from_json(json.dumps(old)).differences(Key.from_json(json.dumps(new)))
     old_choice, new_choice = (json.dumps(r.facts["chosen"], sort_keys=True) for r in (run, again))

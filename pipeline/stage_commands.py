@@ -23,7 +23,7 @@ def extract(
     strict: o.Strict = False,
     engine: o.Engine = "local",
 ) -> None:
-    """Stage one: pictures -> cached features."""
+    """Stage one: images -> cached features."""
     from pipeline import extract as verb
 
     lines = verb.extract(
@@ -53,7 +53,7 @@ def audit(
     weights: o.Weights = "",
     seed: o.Seed = 0,
 ) -> None:
-    """Duplicates, leaks between splits, doubtful labels, odd pictures; the score with and without the leaks."""
+    """Duplicates, leaks between splits, doubtful labels, odd images; the score with and without the leaks."""
     from pipeline import audit as verb
 
     recipe = {"preprocess": preprocess, "precision": precision, "device": device, "weights": weights}

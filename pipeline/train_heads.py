@@ -40,8 +40,8 @@ def train_heads(
 ) -> list[str]:
     """Train heads on the cached features of one or several backbones, or on a pack; return one line per run.
 
-    Each head is fitted on four fifths of the training pictures' groups to predict the fifth, five times, and once on
-    all of them to predict the test pictures; `protocol` "cv" takes all pictures instead, three times over. Runs that
+    Each head is fitted on four fifths of the training images' groups to predict the fifth, five times, and once on
+    all of them to predict the test images; `protocol` "cv" takes all images instead, three times over. Runs that
     are there already are not trained again. Backbones joined by + are one view. With a `budget` in seconds views and
     heads are searched; blocks and pool are then the search's own. The `engine` "ray" trains runs side by side.
     """
@@ -49,13 +49,13 @@ def train_heads(
     _check_engine(engine, budget)
     choose_pool(pool)
     choose_protocol(protocol)
-    pictures = load_dataset(dataset, seed=seed)
+    images = load_dataset(dataset, seed=seed)
     recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
     ask = Ask(dataset, labels, protocol, seed, until=begun + budget if budget else math.inf)
     terms = names_in(backbone) or [""]
-    stages = [Stage(open_features(pictures, term.replace("+", " "), **recipe), ask) for term in terms]
+    stages = [Stage(open_features(images, term.replace("+", " "), **recipe), ask) for term in terms]
     if budget:
-        return search(pictures.name, stages, ask, names)
+        return search(images.name, stages, ask, names)
     insist = heads != "all"
     if engine == "ray":
         with heard():  # what is left out is said below
@@ -67,7 +67,7 @@ def train_heads(
     for stage in stages:
         trained = ((name, stage.train(name, blocks, pool, insist=insist)) for name in _of_features(names))
         lines += [f"ready: {name} on {stage.name} {folder}" for name, folder in trained if folder]
-    return lines + _stacked(pictures.name, ask, [stage.name for stage in stages], names, insist)
+    return lines + _stacked(images.name, ask, [stage.name for stage in stages], names, insist)
 
 
 def _check_engine(engine: str, budget: float) -> None:

@@ -55,7 +55,7 @@ def transfer(
     Heads are trained on the target's features of both, in the same folds; with `thaw` both are thawed on the target
     too. Returns the report's lines, the last two with the paths of transfer.md and transfer.json. `features` are
     preprocess, precision_ and device_ as `resolve` takes them, `given` replaces settings of the recipe. Raises
-    FirnError for a target that is among the domains, BadDataset for pictures of the target that lie in one of them.
+    FirnError for a target that is among the domains, BadDataset for images of the target that lie in one of them.
     """
     choose_protocol(protocol)
     passed, names = [source, *([shared] if shared else [])], _of_features(heads)
@@ -82,7 +82,7 @@ def transfer(
         "seed": seed,
         "n_bootstrap": n_bootstrap,
         "level": LEVEL,
-        "pictures": len(np.unique(scored.ids)),
+        "images": len(np.unique(scored.ids)),
         "groups": len(np.unique(scored.groups)),
         "steps": steps,
         "distances": [
@@ -170,12 +170,12 @@ class _How:
 
 
 def _check_apart(titles: Sequence[str], found: Sequence[tuple[Cached, View]]) -> None:
-    """Raise BadDataset where bytes of a target's picture lie in a domain too: its label would be known already."""
+    """Raise BadDataset where bytes of a target's image lie in a domain too: its label would be known already."""
     *domains, target = [set(load_manifest(entry).sha256.tolist()) for entry, _ in found]
     for title, digests in zip(titles, domains, strict=False):
         if both := len(digests & target):
             raise BadDataset(
-                f"{both} pictures of {titles[-1]} are in {title} too, so that a network thawed there has seen their "
+                f"{both} images of {titles[-1]} are in {title} too, so that a network thawed there has seen their "
                 f"labels; take them out of one of the two"
             )
 
@@ -189,7 +189,7 @@ def _told(found: Distances) -> dict[str, Any]:
     """Return distances ready for JSON."""
     plain = {name: number(getattr(found, name)) for name in ("frechet", "floor")}
     cka = None if found.cka is None or math.isnan(found.cka) else found.cka
-    sides = {"pictures": list(found.pictures), "groups": list(found.groups)}
+    sides = {"images": list(found.images), "groups": list(found.groups)}
     return {**plain, "directions": found.directions, "auc": as_dict(found.auc), "cka": cka, **sides}
 
 

@@ -141,7 +141,7 @@ class Browser:
         self.call("Emulation.clearDeviceMetricsOverride")
 
     def screenshot(self, file: Path) -> None:
-        """Write a picture of the whole page."""
+        """Write an image of the whole page."""
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
 

@@ -1,4 +1,4 @@
-"""Tiny real things for all tests: drawn pictures on the disk, artifacts in a folder of their own."""
+"""Tiny real things for all tests: drawn images on the disk, artifacts in a folder of their own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[2] / "shared"
-needs_pictures = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no ../shared/data: real pictures missing")
+needs_images = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no ../shared/data: real images missing")
 needs_weights = pytest.mark.skipif(
     not (SHARED / "weights").is_dir(), reason="no ../shared/weights: real weights missing"
 )
@@ -47,7 +47,7 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 
 def draw(folder: Path, *, per_class: int = 12, test: int = 4, seed: int = 0, size: int = 48) -> Path:
-    """Draw `per_class` pictures of two classes (bright disc or not) into train/ and test/ class folders."""
+    """Draw `per_class` images of two classes (bright disc or not) into train/ and test/ class folders."""
     rng = np.random.default_rng(seed)
     yy, xx = np.mgrid[:size, :size]
     for split, count in (("train", per_class), ("test", test)):
@@ -64,7 +64,7 @@ def draw(folder: Path, *, per_class: int = 12, test: int = 4, seed: int = 0, siz
 
 @pytest.fixture(scope="session")
 def trained_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `spots`, drawn pictures, and `artifacts`: features and a few runs on them, made once."""
+    """Return a folder with `spots`, drawn images, and `artifacts`: features and a few runs on them, made once."""
     from pipeline.extract import extract
     from pipeline.finetune import finetune
     from pipeline.train_heads import train_heads
@@ -90,5 +90,5 @@ def workshop(trained_spots: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def spots(tmp_path: Path) -> Path:
-    """Return a folder of 32 drawn pictures: 12 + 4 of each of two classes."""
+    """Return a folder of 32 drawn images: 12 + 4 of each of two classes."""
     return draw(tmp_path / "spots")

@@ -54,8 +54,8 @@ class Fault(NamedTuple):
 NO_FAULT = Fault()
 
 
-def pictures(folder: Path) -> Path:
-    """Put 24 pictures of two classes into `folder`: real X-rays where there are any, else drawn ones."""
+def images(folder: Path) -> Path:
+    """Put 24 images of two classes into `folder`: real X-rays where there are any, else drawn ones."""
     source = SHARED / "data" / "pneumonia"
     if not source.is_dir():
         return draw(folder, per_class=9, test=3)
@@ -140,14 +140,14 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
     from features.extraction.job import Job
     from features.extraction.loop import extract
 
-    lane._BEHIND = 0  # as for maps that fill the memory: so few pictures tell what a kill costs
+    lane._BEHIND = 0  # as for maps that fill the memory: so few images tell what a kill costs
     fault = Fault(*order["fault"])
     if fault.how == "alarm":
         signal.setitimer(signal.ITIMER_REAL, fault.at / 1000)  # not handled, so it ends the process as SIGKILL does
     if order["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"],) * 2)
     recipe = load_recipe("squeezenet1_1")
-    dataset = load_dataset(order["pictures"])
+    dataset = load_dataset(order["images"])
     entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32"))
     saboteur = _Saboteur(fault, Path(order["journal"]))
     for name in CALLS[:-1]:
@@ -169,7 +169,7 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
         workers=2,
         progress=lambda done, total: saboteur.note(0, "progress", done),
     )
-    return {"pictures": done.pictures, "key": entry.key.to_json(), "folder": str(entry.folder)}
+    return {"images": done.images, "key": entry.key.to_json(), "folder": str(entry.folder)}
 
 
 def _child(order: Mapping[str, Any]) -> None:
@@ -201,7 +201,7 @@ def _nursery() -> None:
         _, status = os.waitpid(child, 0)
         answer = json.loads(Path(order["answer"]).read_text() or "{}")
         killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        sys.stdout.write(json.dumps({"killed": killed, "error": "", "pictures": -1} | answer) + "\n")
+        sys.stdout.write(json.dumps({"killed": killed, "error": "", "images": -1} | answer) + "\n")
         sys.stdout.flush()
 
 
@@ -227,7 +227,7 @@ class Nursery:
         journal = self._folder / f"{number}.journal"
         journal.touch()
         order = {
-            "pictures": str(data),
+            "images": str(data),
             "artifacts": str(artifacts),
             "fault": list(fault),
             "file_size": file_size,
@@ -338,7 +338,7 @@ def hidden(root: Path) -> list[Path]:
 
 
 def committed(entry: Entry) -> int:
-    """Return how many pictures have rows in every part."""
+    """Return how many images have rows in every part."""
     return len(np.intersect1d(entry.scan("pooled")[0], entry.scan(f"maps/{MAPS}")[0]))
 
 
@@ -349,8 +349,8 @@ class Trial(NamedTuple):
     answer: Mapping[str, Any]  # of the child that met the fault; "killed" is the signal that ended it
     left: list[Path]  # temporary files and claims between death and resumption
     seen: int  # rows that a reader saw between death and resumption
-    kept: int  # pictures with all their rows on the disk
-    lost: int  # pictures that had gone into the network and were not on the disk
+    kept: int  # images with all their rows on the disk
+    lost: int  # images that had gone into the network and were not on the disk
 
 
 class Undisturbed(NamedTuple):
@@ -391,9 +391,9 @@ def trial(
 
 
 def resume(nursery: Nursery, like: Undisturbed, artifacts: Path, missing: int) -> None:
-    """Extract what is missing, so many pictures, and compare all with the truth."""
+    """Extract what is missing, so many images, and compare all with the truth."""
     answer, _ = nursery.extract(like.data, artifacts)
-    assert (answer["error"], answer["pictures"]) == ("", missing)
+    assert (answer["error"], answer["images"]) == ("", missing)
     entry = like.entry_in(artifacts)
     assert all(np.array_equal(now, wanted) for now, wanted in zip(everything(entry), like.truth, strict=True))
     assert not hidden(artifacts)

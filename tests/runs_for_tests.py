@@ -1,4 +1,4 @@
-"""Synthetic runs: grouped pictures of two or seven classes, and what several heads would say of them."""
+"""Synthetic runs: grouped images of two or seven classes, and what several heads would say of them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ HEADS = ("logistic", "sgd", "lda", "lightgbm", "knn", "mlp")
 def draw_predictions(
     k: int, *, strength: float, train: int = 160, test: int = 80, seed: int = 0, noise: int = 0
 ) -> Predictions:
-    """Return predictions of `k` classes for two pictures a group.
+    """Return predictions of `k` classes for two images a group.
 
-    `seed` draws the pictures, `noise` what a head gets wrong. A group is of one class. The pictures of equal `seed`
+    `seed` draws the images, `noise` what a head gets wrong. A group is of one class. The images of equal `seed`
     have shared difficulty, so heads make correlated mistakes.
     """
-    pictures, heads = np.random.default_rng(seed), np.random.default_rng([seed, noise])
+    images, heads = np.random.default_rng(seed), np.random.default_rng([seed, noise])
     n = train + test
-    y = np.repeat(pictures.permutation(np.arange(n // 2) % k), 2)
-    hard = pictures.normal(size=(n // 2, k)).repeat(2, axis=0) + 0.5 * pictures.normal(size=(n, k))
+    y = np.repeat(images.permutation(np.arange(n // 2) % k), 2)
+    hard = images.normal(size=(n // 2, k)).repeat(2, axis=0) + 0.5 * images.normal(size=(n, k))
     logits = strength * np.eye(k)[y] + hard + 0.5 * heads.normal(size=(n, k))
     proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     names = np.arange(n) // 2
@@ -91,7 +91,7 @@ def draw_runs(
     test: int = 80,
     **changed: Any,
 ) -> list[Run]:
-    """Return runs of different heads on the same pictures; more strength makes a better head."""
+    """Return runs of different heads on the same images; more strength makes a better head."""
     runs = []
     for i, strength in enumerate(strengths):
         predictions = draw_predictions(k, strength=strength, train=train, test=test, noise=i + 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, draw, needs_pictures
+from conftest import SHARED, draw, needs_images
 from PIL import Image, ImageEnhance
 
 from features.errors import UnknownName
@@ -40,7 +40,7 @@ def rows_of(name: str) -> list[dict[str, str]]:
 
 
 def structure(seed: int = 0, size: int = 128) -> Image.Image:
-    """Return a grey picture with structure at several scales, as an X-ray has."""
+    """Return a grey image with structure at several scales, as an X-ray has."""
     rng = np.random.default_rng(seed)
     layers = [np.array(Image.fromarray(rng.random((n, n)).astype(np.float32)).resize((size, size), 3)) for n in (4, 24)]
     image = layers[0] + layers[1]
@@ -48,12 +48,12 @@ def structure(seed: int = 0, size: int = 128) -> Image.Image:
 
 
 def small(image: Image.Image) -> np.ndarray:
-    """Return the thumbnail of a picture."""
+    """Return the thumbnail of an image."""
     return thumbnail(np.asarray(image.resize((SIDE, SIDE), 2, reducing_gap=3.0))[None])
 
 
 def test_the_planted_faults_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A leak of each kind, a conflict, a black picture and a file that is no picture; the second look is the same."""
+    """A leak of each kind, a conflict, a black image and a file that is no image; the second look is the same."""
     folder = draw(tmp_path / "faulty", per_class=16, test=6)
     train, test = folder / "train", folder / "test"
     shutil.copy(train / "normal" / "train000.png", test / "normal" / "same.png")
@@ -61,10 +61,10 @@ def test_the_planted_faults_are_found(tmp_path: Path, capsys: pytest.CaptureFixt
     ImageEnhance.Contrast(structure(1).crop((2, 3, 126, 127))).enhance(0.9).save(test / "spot" / "near.jpg", quality=80)
     shutil.copy(train / "normal" / "train001.png", train / "spot" / "conflict.png")
     Image.new("L", (48, 48), 3).save(train / "normal" / "black.png")
-    (train / "normal" / "broken.png").write_bytes(b"no picture")
+    (train / "normal" / "broken.png").write_bytes(b"no image")
     extract(str(folder), NET)
     page = Path(audit(str(folder), NET))
-    found = {(row["check"], row["picture"], row["other"]) for row in rows_of("faulty")}
+    found = {(row["check"], row["image"], row["other"]) for row in rows_of("faulty")}
     assert found >= {
         ("exact-leak", "test/normal/same.png", "train/normal/train000.png"),
         ("near-leak", "test/spot/near.jpg", "train/spot/near.png"),
@@ -76,7 +76,7 @@ def test_the_planted_faults_are_found(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(check in ("exact-leak", "near-leak") for check, _, _ in found) == 2
     results = json.loads((page.parent / "audit.json").read_text())
     assert results["test_roc_auc"]["leaked"] == 2
-    assert results["test_roc_auc"]["pictures"] == 14
+    assert results["test_roc_auc"]["images"] == 14
     shown = capsys.readouterr().out
     assert "same bytes in two splits" in shown
     assert "without the 2 known from training" in shown
@@ -94,7 +94,7 @@ def test_the_planted_faults_are_found(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_clean_set_is_a_short_story(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No leak, no repeat, no blank picture; one line says so. A pack is audited without its pictures, and says that."""
+    """No leak, no repeat, no blank image; one line says so. A pack is audited without its images, and says that."""
     extract(str(spots), NET)
     results = json.loads((Path(audit(str(spots), NET)).parent / "audit.json").read_text())
     quiet = set(CHECKS) - {"label-error", "outlier"}
@@ -103,18 +103,18 @@ def test_a_clean_set_is_a_short_story(spots: Path, capsys: pytest.CaptureFixture
     assert results["test_roc_auc"]["clean"] == results["test_roc_auc"]["everything"]
     shown = capsys.readouterr().out
     assert "Nothing found of: same bytes in two splits" in shown
-    assert "no test picture is known from training" in shown
+    assert "no test image is known from training" in shown
 
     packed = pack(str(spots), NET, out=str(spots.parent / "spots.h5"))[-1].split()[-1]
     shutil.rmtree(spots)
     results = json.loads((Path(audit(packed, "")).parent / "audit.json").read_text())
     assert set(results["left_out"]) == {"near-leak", "near-repeat", "blank"}
     assert results["counts"]["exact-leak"] == 0
-    assert "Left out: same picture in two splits (needs the pictures" in capsys.readouterr().out
+    assert "Left out: same image in two splits (needs the images" in capsys.readouterr().out
 
 
 def test_thumbnails_are_remembered_by_content(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only pictures that the memo lacks are decoded; a damaged memo is made anew with the same bytes."""
+    """Only images that the memo lacks are decoded; a damaged memo is made anew with the same bytes."""
     from features.cache.entry import cache_root
     from features.datasets import load_dataset
     from features.inspection.thumbnails import load_thumbnails
@@ -145,18 +145,18 @@ def test_thumbnails_are_remembered_by_content(spots: Path, monkeypatch: pytest.M
     ],
 )
 def test_likeness_sees_through_what_copies_go_through(change: object) -> None:
-    """Brightness, contrast, size, crop, a small turn; another picture and a flat one are not alike."""
-    picture, copied = small(structure(3)), small(change(structure(3)))  # type: ignore[operator]
-    assert likeness(picture, copied) > 0.93
-    assert likeness(picture, small(structure(4))) < 0.5
-    assert likeness(picture, np.full((SIDE, SIDE), 7, np.uint8)) == 0
+    """Brightness, contrast, size, crop, a small turn; another image and a flat one are not alike."""
+    image, copied = small(structure(3)), small(change(structure(3)))  # type: ignore[operator]
+    assert likeness(image, copied) > 0.93
+    assert likeness(image, small(structure(4))) < 0.5
+    assert likeness(image, np.full((SIDE, SIDE), 7, np.uint8)) == 0
 
 
-def test_hash_is_of_the_picture_and_not_of_its_light() -> None:
-    """Few bits differ after a change of contrast, about half between different pictures."""
-    picture = structure(5)
-    pale = Image.fromarray((np.asarray(picture) * 0.5 + 60).astype(np.uint8))
-    a, b, c = hash_bits(np.stack([small(picture), small(pale), small(structure(6))]))
+def test_hash_is_of_the_image_and_not_of_its_light() -> None:
+    """Few bits differ after a change of contrast, about half between different images."""
+    image = structure(5)
+    pale = Image.fromarray((np.asarray(image) * 0.5 + 60).astype(np.uint8))
+    a, b, c = hash_bits(np.stack([small(image), small(pale), small(structure(6))]))
     assert a.shape == (HASH_BITS,)
     assert (a != b).sum() <= 4
     assert 15 < (a != c).sum() < 48
@@ -182,7 +182,7 @@ def test_neighbours_by_blocks_are_those_of_the_whole(monkeypatch: pytest.MonkeyP
 
 
 def make_subject(n: int = 200, *, seed: int = 0, **changed: object) -> Subject:
-    """Return drawn features of two classes that are apart, two pictures a group, three quarters of them in train."""
+    """Return drawn features of two classes that are apart, two images a group, three quarters of them in train."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) // 2 % 2
     names = np.array([f"{i:03d}" for i in range(n)])
@@ -200,7 +200,7 @@ def make_subject(n: int = 200, *, seed: int = 0, **changed: object) -> Subject:
 
 
 def test_labels_groups_and_outliers_of_drawn_features() -> None:
-    """Flipped labels come first among the doubted, a group in two splits and a far picture are found."""
+    """Flipped labels come first among the doubted, a group in two splits and a far image are found."""
     clean = make_subject()
     y, X, groups = clean.y.copy(), clean.X.copy(), clean.groups.copy()
     flipped = np.array([4, 30, 61, 99])
@@ -208,12 +208,12 @@ def test_labels_groups_and_outliers_of_drawn_features() -> None:
     X[10, 7] += 12
     groups[199] = "p000"
     found, left_out = find_all(Evidence(make_subject(y=y, X=X, groups=groups)))
-    doubted = [int(finding.picture) for finding in found["label-error"]]
+    doubted = [int(finding.image) for finding in found["label-error"]]
     assert set(doubted[:3]) < set(flipped.tolist())
     assert len(set(doubted) & set(flipped.tolist())) >= 3
     assert "looks like" in found["label-error"][0].value
-    assert [finding.picture for finding in found["outlier"]] == ["010"]
-    assert [(f.picture, f.value) for f in found["straddling-group"]] == [("199", "patient p000: 3 pictures")]
+    assert [finding.image for finding in found["outlier"]] == ["010"]
+    assert [(f.image, f.value) for f in found["straddling-group"]] == [("199", "patient p000: 3 images")]
     assert set(left_out) == {"near-leak", "near-repeat", "blank"}
     clean_found, _ = find_all(Evidence(clean))
     assert not clean_found["straddling-group"]
@@ -235,7 +235,7 @@ def test_confident_joint_and_neighbours_by_hand() -> None:
 
 
 def test_duplicates_share_a_fold_and_leaks_leave_the_score() -> None:
-    """Bytes in train and test join their groups; without the leaked pictures the score is of the others."""
+    """Bytes in train and test join their groups; without the leaked images the score is of the others."""
     clean = make_subject()
     sha256, X = clean.sha256.copy(), clean.X.copy()
     sha256[150:170], X[150:170] = sha256[2:22], X[2:22]
@@ -246,9 +246,9 @@ def test_duplicates_share_a_fold_and_leaks_leave_the_score() -> None:
     assert len(np.unique(evidence.bundles)) == 90
     leakage = measure_leakage(subject, evidence.leaked)
     assert leakage is not None
-    assert (leakage.pictures, leakage.leaked) == (50, 20)
+    assert (leakage.images, leakage.leaked) == (50, 20)
     assert leakage.clean.value > 0.95
-    assert leakage.clean.low < leakage.everything.low, "fewer pictures tell less"
+    assert leakage.clean.low < leakage.everything.low, "fewer images tell less"
 
 
 def test_blank_and_far() -> None:
@@ -272,7 +272,7 @@ def test_names_do_no_harm() -> None:
         ids=np.array(["=1+1<b>.png", *(f"{i:03d}" for i in range(1, 200))]), sha256=np.array(["x"] * 200)
     )
     found, _ = find_all(Evidence(subject))
-    empty = ("note", "pictures", "grouped_by", "left_out", "counts")
+    empty = ("note", "images", "grouped_by", "left_out", "counts")
     results = {"dataset": "<i>", "backbone": "b", "labels": "classes", **{key: {} for key in empty}}
     results |= {"out_of_fold_accuracy": None, "test_roc_auc": None}
     page = findings_page(results, {"exact-repeat": found["exact-repeat"]}, None)
@@ -309,15 +309,15 @@ def test_labels_that_are_not_there(spots: Path) -> None:
         audit(str(spots), NET, labels="binary")
 
 
-@needs_pictures
+@needs_images
 def test_real_leaks_are_found_and_nothing_else(tmp_path: Path) -> None:
     """Six leaks among 60 real X-rays, each changed in another way."""
     source, folder = SHARED / "data" / "pneumonia", tmp_path / "xrays"
     for split, count in (("train", 20), ("test", 10)):
         for name in ("NORMAL", "PNEUMONIA"):
             (folder / split / name).mkdir(parents=True)
-            for picture in sorted((source / split / name).iterdir())[:count]:
-                shutil.copy(picture, folder / split / name)
+            for image in sorted((source / split / name).iterdir())[:count]:
+                shutil.copy(image, folder / split / name)
     originals = sorted((folder / "train").glob("*/*"))[::7][:6]
     changes = [
         lambda i: i,
@@ -334,5 +334,5 @@ def test_real_leaks_are_found_and_nothing_else(tmp_path: Path) -> None:
         expected.add((f"test/{original.parent.name}/study{k}.jpg", str(original.relative_to(folder))))
     extract(str(folder), NET)
     audit(str(folder), NET)
-    leaks = {(row["picture"], row["other"]) for row in rows_of("xrays") if row["check"] == "near-leak"}
+    leaks = {(row["image"], row["other"]) for row in rows_of("xrays") if row["check"] == "near-leak"}
     assert leaks == expected

@@ -1,4 +1,4 @@
-"""Views of pictures: drawn from the content, within their amplitudes, in the dtype of the picture."""
+"""Views of images: drawn from the content, within their amplitudes, in the dtype of the image."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_shape_dtype_and_scale_stay(dtype: type, channels: int) -> None:
 
 
 def test_a_shift_is_within_its_amplitude_and_drawn_both_ways() -> None:
-    """A bright dot moves by less than the amplitude; over many pictures up, down, left and right."""
+    """A bright dot moves by less than the amplitude; over many images up, down, left and right."""
     square = np.zeros((1, 101, 101), np.uint8)
     square[0, 50, 50] = 255
     only = replace(STILL, shift=0.1)
@@ -81,7 +81,7 @@ def test_a_shift_is_within_its_amplitude_and_drawn_both_ways() -> None:
 
 
 def test_a_turn_leaves_the_middle_and_mirrors_the_border() -> None:
-    """A constant picture stays constant: no black corner; the middle stays where it is."""
+    """A constant image stays constant: no black corner; the middle stays where it is."""
     only = replace(STILL, degrees=45.0, zoom=0.3)
     assert all((only(np.full((1, 50, 50), 90, np.uint8), str(i).encode()) == 90).all() for i in range(10))
     square = np.zeros((1, 51, 51), np.uint8)
@@ -157,7 +157,7 @@ def test_the_line_says_everything() -> None:
     other["zoom"] = 0.5
     lines = {replace(view, **{name: value}).describe() for name, value in other.items()} | {view.describe()}
     assert len(lines) == len(fields(view)) + 1
-    assert PLAIN.describe() == "squash: whole picture to 64 x 64 (bilinear, antialias)"
+    assert PLAIN.describe() == "squash: whole image to 64 x 64 (bilinear, antialias)"
     assert replace(PLAIN, augmentation=view).describe() == f"{PLAIN.describe()}; {view.describe()}"
     assert STILL.describe() == replace(STILL, shift=0.0, degrees=0.0).describe()
 
@@ -166,6 +166,6 @@ def test_the_line_says_everything() -> None:
     "wrong", [{"zoom": 1.0}, {"shift": -0.1}, {"shift": np.nan}, {"degrees": np.inf}, {"seed": -1}, {"number": -1}]
 )
 def test_numbers_that_make_no_view_are_refused(wrong: dict[str, Any]) -> None:
-    """In one line, before any picture is read."""
+    """In one line, before any image is read."""
     with pytest.raises(FirnError, match=r"expected .* got view number"):
         replace(STILL, **wrong)

@@ -23,7 +23,7 @@ from features.extraction.onednn import packs
 REAL = ("alexnet", "mobilenet_v2", "resnet18", "resnet50", "squeezenet1_1")
 
 
-SIDE = 128  # the networks are convolutional, so equality needs no full-size picture
+SIDE = 128  # the networks are convolutional, so equality needs no full-size image
 
 
 def random_network(name: str) -> nn.Module:
@@ -45,7 +45,7 @@ def random_weights(name: str, folder: Path) -> nn.Module:
 
 
 def expected(model: nn.Module, name: str, pixels: np.ndarray) -> dict[str, torch.Tensor]:
-    """Return what torchvision's create_feature_extractor gives on the same pictures, pooled."""
+    """Return what torchvision's create_feature_extractor gives on the same images, pooled."""
     recipe = load_recipe(name)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     extractor = create_feature_extractor(
@@ -109,7 +109,7 @@ def test_random_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @needs_weights
 @pytest.mark.parametrize("name", REAL)
 def test_real_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features equal torchvision's extractor with the real weights, on grey pictures."""
+    """Features equal torchvision's extractor with the real weights, on grey images."""
     monkeypatch.setenv("FIRN_WEIGHTS", str(SHARED / "weights"))
     model = network(row(name))
     state = torch.load(SHARED / "weights" / f"{name}.pth", weights_only=True)

@@ -38,7 +38,7 @@ def rows(n: int, seed: int = 0, width: int = 3) -> dict[str, np.ndarray]:
 
 
 def filled(dataset: Dataset, *, shard: int = 10) -> tuple[Entry, Digests, dict[str, np.ndarray]]:
-    """Return an entry with made-up features for every picture of a data set, in shards of a few rows."""
+    """Return an entry with made-up features for every image of a data set, in shards of a few rows."""
     entry = open_entry(dataset.name, KEY)
     digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
     digests.sha256[:] = [sha(i) for i in range(len(dataset))]
@@ -148,7 +148,7 @@ def test_states_in_words(spots: Path) -> None:
     digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
     assert open_entry(dataset.name, KEY).state(dataset, digests, ["pooled"]).word == "missing"
     entry, digests, _ = filled(dataset)
-    assert entry.state(dataset, digests, ["pooled"]) == ("ready", "32 pictures")
+    assert entry.state(dataset, digests, ["pooled"]) == ("ready", "32 images")
     assert entry.state(dataset, digests, ["pooled", "maps/late"]).word == "partial"
     relabelled = replace(dataset, labels=1 - dataset.labels)
     assert entry.state(relabelled, digests, ["pooled"]).word == "stale"
@@ -158,20 +158,20 @@ def test_states_in_words(spots: Path) -> None:
     assert sorted(os.listdir(entry.shards)) == before, "labels change without touching features"
     changed = digests._replace(sha256=digests.sha256.copy())
     changed.sha256[3] = sha(99)
-    assert entry.state(relabelled, changed, ["pooled"]).why.startswith("1 of 32 pictures are new")
+    assert entry.state(relabelled, changed, ["pooled"]).why.startswith("1 of 32 images are new")
     (entry.shards / before[0]).unlink()
     assert "shards are gone" in entry.state(relabelled, digests, ["pooled"]).why
 
 
 def test_rows_follow_content_not_names(spots: Path) -> None:
-    """After a rename, a removal and a duplicate every picture still has the features of its bytes."""
+    """After a rename, a removal and a duplicate every image still has the features of its bytes."""
     dataset = load_dataset(str(spots))
     entry, digests, features = filled(dataset)
     keep = np.array([i for i in range(len(dataset)) if i not in (5, 6)])
     ids = [dataset.ids[i] for i in keep]
     ids[0] = "train/spot/zzz.png"  # renamed, so it moves to another place in the order
     sha256 = digests.sha256[keep]
-    sha256[10] = sha256[11]  # two pictures with the same bytes
+    sha256[10] = sha256[11]  # two images with the same bytes
     order = np.argsort(ids)
     moved = replace(
         dataset,
@@ -191,7 +191,7 @@ def test_rows_follow_content_not_names(spots: Path) -> None:
 
 
 def test_partial_maps_are_not_shown(spots: Path) -> None:
-    """Maps appear in the master once every picture has them."""
+    """Maps appear in the master once every image has them."""
     dataset = load_dataset(str(spots))
     entry, digests, _ = filled(dataset)
     maps = np.arange(32 * 2 * 3 * 3, dtype=np.float16).reshape(32, 2, 3, 3)

@@ -1,4 +1,4 @@
-"""Random lives of a data set against a plain dictionary: what the cache shows is always what the pictures are."""
+"""Random lives of a data set against a plain dictionary: what the cache shows is always what the images are."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RECIPE = load_recipe("squeezenet1_1")
 BLOCKS = list(RECIPE.blocks)
 
 
-class Picture(NamedTuple):
+class Drawn(NamedTuple):
     """One line of the model."""
 
     content: str  # sha256 of the file
@@ -70,7 +70,7 @@ class Fold:
 
 
 class Life(RuleBasedStateMachine):
-    """A folder of pictures and its CSV, changed at random; `model` says what they are."""
+    """A folder of images and its CSV, changed at random; `model` says what they are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Life(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setenv("FIRN_ARTIFACTS", str(self.root / "artifacts"))
         self.folder = self.root / "home" / "set"
-        self.model: dict[str, Picture] = {}
+        self.model: dict[str, Drawn] = {}
         self.wanted: dict[str, np.ndarray] = {}  # content -> features
         self.stored: set[str] = set()  # contents whose rows are committed
         self.settled = False  # the last thing that happened was a whole extraction
@@ -92,7 +92,7 @@ class Life(RuleBasedStateMachine):
     # The world ---------------------------------------------------------------------------------------------------
 
     def draw(self, name: str, seed: int) -> str:
-        """Draw one picture; return the sha256 of its file."""
+        """Draw one image; return the sha256 of its file."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(seed).integers(0, 256, (6 + seed, 9), dtype=np.uint8)
@@ -104,34 +104,34 @@ class Life(RuleBasedStateMachine):
     def write(self) -> None:
         """Write the CSV anew."""
         self.settled = False
-        with (self.folder / "pictures.csv").open("w", newline="") as file:
+        with (self.folder / "images.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["path", "label", "split", "group"])
             table.writerows([name, p.label, p.split, p.group] for name, p in self.model.items())
 
     def one(self, number: int) -> str:
-        """Choose a picture that may change; the first four keep both classes in train and test."""
+        """Choose an image that may change; the first four keep both classes in train and test."""
         return sorted(name for name in self.model if not name.startswith("first"))[number % (len(self.model) - 4)]
 
     @initialize()
     def start(self) -> None:
-        """Start with four pictures."""
+        """Start with four images."""
         for i, (label, split) in enumerate((s, t) for s in ("cat", "dog") for t in ("train", "test")):
             name = f"first/{i}.png"
-            self.model[name] = Picture(self.draw(name, 100 + i), label, split, f"g{i}")
+            self.model[name] = Drawn(self.draw(name, 100 + i), label, split, f"g{i}")
         self.write()
 
     @rule(name=st.integers(0, 99), seed=st.integers(0, 20), dog=st.booleans(), split=st.sampled_from(["train", "test"]))
     def add(self, name: int, seed: int, dog: bool, split: str) -> None:
-        """Add a picture, or change one; its content may be that of another."""
+        """Add an image, or change one; its content may be that of another."""
         place = f"more/{name:02d}.png"
-        self.model[place] = Picture(self.draw(place, seed), "dog" if dog else "cat", split, f"g{seed % 3}")
+        self.model[place] = Drawn(self.draw(place, seed), "dog" if dog else "cat", split, f"g{seed % 3}")
         self.write()
 
     @precondition(lambda self: len(self.model) > 4)
     @rule(number=st.integers(0, 99), seed=st.integers(0, 20))
     def change(self, number: int, seed: int) -> None:
-        """Change the content of a picture."""
+        """Change the content of an image."""
         name = self.one(number)
         self.model[name] = self.model[name]._replace(content=self.draw(name, seed))
         self.write()
@@ -139,7 +139,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model) > 4)
     @rule(number=st.integers(0, 99), to=st.integers(0, 99))
     def rename(self, number: int, to: int) -> None:
-        """Rename a picture, also over another, so that its place in the order changes."""
+        """Rename an image, also over another, so that its place in the order changes."""
         name, target = self.one(number), f"aaa/{to:02d}.png"
         (self.folder / target).parent.mkdir(exist_ok=True)
         (self.folder / name).rename(self.folder / target)
@@ -149,7 +149,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model) > 4)
     @rule(number=st.integers(0, 99))
     def remove(self, number: int) -> None:
-        """Remove a picture."""
+        """Remove an image."""
         name = self.one(number)
         (self.folder / name).unlink()
         del self.model[name]
@@ -158,9 +158,9 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: len(self.model) > 4)
     @rule(number=st.integers(0, 99), label=st.sampled_from(["cat", "dog"]), group=st.sampled_from(["g0", "g7", "gü"]))
     def relabel(self, number: int, label: str, group: str) -> None:
-        """Give a picture another label, group and split."""
+        """Give an image another label, group and split."""
         name = self.one(number)
-        self.model[name] = Picture(self.model[name].content, label, "val" if group == "g7" else "train", group)
+        self.model[name] = Drawn(self.model[name].content, label, "val" if group == "g7" else "train", group)
         self.write()
 
     @rule()
@@ -202,7 +202,7 @@ class Life(RuleBasedStateMachine):
     def extract(self) -> None:
         """Compute what is new, and nothing else."""
         contents = {p.content for p in self.model.values()}
-        assert self.run().pictures == len(contents - self.stored)
+        assert self.run().images == len(contents - self.stored)
         self.stored |= contents
         self.settled = True
         assert self.state() == "ready"
@@ -224,7 +224,7 @@ class Life(RuleBasedStateMachine):
         after = self.seen()
         for name, content in before.items():
             if name in self.model and self.model[name].content == content:
-                assert after.get(name) == content, "an unfinished run took a picture out of the view"
+                assert after.get(name) == content, "an unfinished run took an image out of the view"
 
     @rule()
     def forget(self) -> None:
@@ -252,12 +252,12 @@ class Life(RuleBasedStateMachine):
     def verify(self) -> None:
         """Find nothing where nothing was damaged, and compute nothing where nothing is missing."""
         assert verify(self.entry()) == []
-        assert self.run().pictures == 0
+        assert self.run().images == 0
 
     # What always holds -------------------------------------------------------------------------------------------
 
     def seen(self) -> dict[str, str]:
-        """Return the pictures that the master lists, with their content; checks that no hidden file is left."""
+        """Return the images that the master lists, with their content; checks that no hidden file is left."""
         entry = self.entry()
         assert not [p for p in entry.folder.parent.rglob(".*") if p.is_file()]
         if not entry.master.exists():
@@ -292,7 +292,7 @@ class Life(RuleBasedStateMachine):
         assert view.groups.tolist() == [self.model[name].group for name in names]
 
 
-def test_cache_is_what_the_pictures_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_what_the_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Play random lives; one that breaks a rule is made as short as can be and printed."""
     monkeypatch.setattr(features.extraction.loop, "Forward", Fold)
     monkeypatch.setattr(features.cache.content, "RACY_NS", 0)  # no two seconds of waiting: no file changes during a run

@@ -37,7 +37,7 @@ ON = {"precision_": "float32"}
 
 @pytest.fixture(autouse=True)
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trust the times of pictures that were drawn a moment ago: tests change them by more than a tick."""
+    """Trust the times of images that were drawn a moment ago: tests change them by more than a tick."""
     monkeypatch.setattr("features.cache.content.RACY_NS", 0)
 
 
@@ -55,16 +55,16 @@ def dead_process() -> int:
 
 
 def test_ls_tells_the_state(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """ready, partial, stale, pictures not here, damaged master: each in words, with rows, parts and bytes."""
+    """ready, partial, stale, images not here, damaged master: each in words, with rows, parts and bytes."""
     entry = extracted(spots, maps="1")
     (listed,) = list_entries(str(spots))
     assert listed[:3] == (f"spots/{entry.folder.name}", "32 of 32", "maps/features.12, pooled")
     assert listed.state == "ready"
     bytes_ = sum(p.stat().st_size for p in entry.folder.rglob("*") if p.is_file())
     assert listed.size == f"{bytes_ / 1e6:.1f} MB"
-    assert list_entries()[0].state == "pictures not here", "a folder's place is not known from its name"
+    assert list_entries()[0].state == "images not here", "a folder's place is not known from its name"
     (spots / "train/spot/train000.png").rename(spots / "train/normal/x.png")
-    assert list_entries(str(spots))[0].state.startswith("partial: 1 of 32 pictures")
+    assert list_entries(str(spots))[0].state.startswith("partial: 1 of 32 images")
     (spots / "train/normal/x.png").unlink()
     assert list_entries(str(spots))[0].state.startswith("stale: ")
     flip(entry.master, 900)
@@ -72,12 +72,12 @@ def test_ls_tells_the_state(spots: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert damaged.state == "damaged master; run: make cache-repair"
     print_entries([listed, damaged])
     header, first, second = capsys.readouterr().out.splitlines()
-    assert header.split() == ["entry", "pictures", "parts", "size", "state", "used"]
+    assert header.split() == ["entry", "images", "parts", "size", "state", "used"]
     assert header.index("state") == first.index("ready") == second.index("damaged")
 
 
 def test_ls_loads_named_sets_that_are_here_and_makes_none() -> None:
-    """A row of the table is compared with where its pictures are at hand; nothing is downloaded or drawn for it."""
+    """A row of the table is compared with where its images are at hand; nothing is downloaded or drawn for it."""
     assert at_hand("phantom") is None
     assert at_hand("nothing") is None
     assert not data_root().exists()
@@ -91,7 +91,7 @@ def test_ls_loads_named_sets_that_are_here_and_makes_none() -> None:
     extract("pneumonia", "squeezenet1_1", precision="float32")
     assert [line.state for line in list_entries()] == ["ready"]
     shutil.rmtree(data_root())
-    assert [line.state for line in list_entries()] == ["pictures not here"]
+    assert [line.state for line in list_entries()] == ["images not here"]
 
 
 def test_training_leaves_a_sign_of_use(spots: Path) -> None:
@@ -107,7 +107,7 @@ def test_training_leaves_a_sign_of_use(spots: Path) -> None:
     assert last_used(Entry(Path("/proc/firn"), entry.key)) == 0
 
 
-def test_changes_are_named_picture_by_picture(spots: Path) -> None:
+def test_changes_are_named_image_by_image(spots: Path) -> None:
     """Every kind of change, alone and side by side; rows in any order."""
     dataset = load_dataset(str(spots))
     entry, digests, _ = filled(dataset)
@@ -144,7 +144,7 @@ def test_changes_are_named_picture_by_picture(spots: Path) -> None:
 def test_why_counts_what_changed(spots: Path) -> None:
     """New, changed, removed and renamed files of a real entry, told without computing or writing anything."""
     entry = extracted(spots)
-    assert why(str(spots), "squeezenet1_1", **ON)[0].startswith("ready: spots squeezenet1_1 32 pictures")
+    assert why(str(spots), "squeezenet1_1", **ON)[0].startswith("ready: spots squeezenet1_1 32 images")
     image = (spots / "train/spot/train001.png").read_bytes()
     (spots / "train/spot/new.png").write_bytes(image + b" ")
     (spots / "train/spot/train002.png").write_bytes(image + b"  ")
@@ -202,7 +202,7 @@ def surveyed(entry: Entry, folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def test_only_shards_without_a_needed_row_go(tmp_path: Path) -> None:
-    """A shard whose pictures are all gone goes, one with some left is told and stays; features stay as they were."""
+    """A shard whose images are all gone goes, one with some left is told and stays; features stay as they were."""
     folder = draw(tmp_path / "set", per_class=100, test=20)
     entry = extracted(folder)
     before = {path.name: path for path in entry.shards.iterdir()}
@@ -212,9 +212,9 @@ def test_only_shards_without_a_needed_row_go(tmp_path: Path) -> None:
     shard_of = [manifest.parts["pooled"].shards[i] for i in manifest.parts["pooled"].shard]
     of_test = {shard for shard, id in zip(shard_of, manifest.ids, strict=True) if id.startswith(b"test")}
     emptied, thinned = sorted({*shard_of} - of_test)[:2]  # names are drawn: a class folder must not run empty
-    for picture, shard in zip(manifest.ids.tolist(), shard_of, strict=True):
+    for image, shard in zip(manifest.ids.tolist(), shard_of, strict=True):
         if shard == emptied:
-            (folder / picture.decode()).unlink()
+            (folder / image.decode()).unlink()
     (folder / manifest.ids[shard_of.index(thinned)].decode()).unlink()
     waste, kept = surveyed(entry, folder)
     assert waste == []
@@ -247,7 +247,7 @@ def test_shards_of_an_unfinished_run_stay(spots: Path) -> None:
     grown = digests._replace(sha256=digests.sha256.copy())
     grown.sha256[0] = b""
     found = survey(entry, dataset, grown, KEY)
-    assert (found.waste, len(found.kept)) == ([], 1), "a picture was not read yet: its row may be in any shard"
+    assert (found.waste, len(found.kept)) == ([], 1), "an image was not read yet: its row may be in any shard"
     entry.master.unlink()
     assert survey(entry, dataset, digests, KEY).waste == []
     twin = open_entry(dataset.name, replace(KEY, backbone="other"))

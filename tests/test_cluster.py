@@ -74,7 +74,7 @@ def test_two_workers_one_of_them_killed(tmp_path: Path) -> None:
         len(spread.entry.digests_in(f)) for f in spread.entry.files("pooled")
     )
     assert not [name for name in os.listdir(spread.entry.shards) if name.startswith(".")]
-    assert extract(dataset, [spread]).pictures == 0
+    assert extract(dataset, [spread]).images == 0
 
 
 def test_without_ray_the_error_says_what_to_install(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_without_ray_the_error_says_what_to_install(spots: Path, monkeypatch: py
 
 
 def test_partitions_are_whole_units() -> None:
-    """Every lacking picture is in one partition, partitions begin where units do, finished ones are left out."""
+    """Every lacking image is in one partition, partitions begin where units do, finished ones are left out."""
     lacking = np.ones(100, dtype=bool)
     assert _partitions(lacking, 8, 4) == [(0, 24), (24, 48), (48, 72), (72, 100)]
     lacking[20:50] = False

@@ -57,7 +57,7 @@ def test_chosen_by_validation_not_by_test() -> None:
     assert [row["validation_rank"] for row in results["runs"]] == [1, 2]
     assert second["test"]["roc_auc"]["value"] > first["test"]["roc_auc"]["value"]
     assert second["against_chosen"]["verdict"] == "higher"
-    assert "the other run is better on the test pictures, which had no part in the choice" in results["summary"]
+    assert "the other run is better on the test images, which had no part in the choice" in results["summary"]
 
 
 def test_scores_are_those_of_the_metrics(two: tuple[list[Run], dict[str, Any]]) -> None:
@@ -128,7 +128,7 @@ def test_each_class_against_the_rest(seven: tuple[list[Run], dict[str, Any]]) ->
     third = results["classes"][2]
     decided = p.proba.argmax(axis=1) == 2
     assert third["name"] == "kind_2"
-    assert third["pictures"] == (p.y == 2).sum()
+    assert third["images"] == (p.y == 2).sum()
     assert third["recall"] == pytest.approx(decided[p.y == 2].mean())
     assert third["precision"] == pytest.approx((p.y == 2)[decided].mean())
 
@@ -138,7 +138,7 @@ def test_order_of_runs_changes_nothing(two: tuple[list[Run], dict[str, Any]]) ->
     assert compare_runs(runs[::-1], n_bootstrap=DRAWS, seed=3) == results
 
 
-def test_without_test_pictures_only_validation() -> None:
+def test_without_test_images_only_validation() -> None:
     runs = draw_runs(2, train=120, test=0)
     results = compare_runs(runs, n_bootstrap=DRAWS)
     first, *others = results["runs"]
@@ -147,11 +147,11 @@ def test_without_test_pictures_only_validation() -> None:
     assert first["validation"]["roc_auc"]["low"] < first["validation"]["roc_auc"]["value"]
     assert results["corrected"]["value"] < first["validation"]["roc_auc"]["value"], "choosing flatters"
     assert "when corrected for the choice" in results["summary"]
-    assert "there are no test pictures" in compare_runs(runs[:1], n_bootstrap=DRAWS)["summary"]
+    assert "there are no test images" in compare_runs(runs[:1], n_bootstrap=DRAWS)["summary"]
     assert "validation ROC AUC" in printed(results)
 
 
-def test_thresholds_without_test_pictures_come_from_the_other_folds() -> None:
+def test_thresholds_without_test_images_come_from_the_other_folds() -> None:
     """The sensitivity of a fold is at the threshold that the other folds of its repeat chose."""
     run = draw_runs(2, train=120, test=0)[2]
     held = run.predictions
@@ -168,7 +168,7 @@ def test_thresholds_without_test_pictures_come_from_the_other_folds() -> None:
     assert (decided != (held.proba[:, 1] >= whole)).any()
 
 
-def test_what_the_pictures_cannot_tell_is_null() -> None:
+def test_what_the_images_cannot_tell_is_null() -> None:
     runs = draw_runs(2)
     kept = [(run.predictions.fold >= 0) | (run.predictions.y == 1) for run in runs]
     runs = [
@@ -182,7 +182,7 @@ def test_what_the_pictures_cannot_tell_is_null() -> None:
     assert "–" in printed(results)
 
 
-def test_other_pictures_are_refused() -> None:
+def test_other_images_are_refused() -> None:
     first = make_run(draw_predictions(2, strength=1.0), "logistic")
     again = make_run(draw_predictions(2, strength=1.0), "knn", manifest="ef" * 32, backbone="alexnet")
     moved = make_run(draw_predictions(2, strength=1.0, seed=1), "mlp")

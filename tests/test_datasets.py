@@ -1,4 +1,4 @@
-"""Pictures, labels, groups and splits as they come out of folders, manifests, archives and the table of data sets."""
+"""Images, labels, groups and splits as they come out of folders, manifests, archives and the table of data sets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import pytest
 
 from features.datasets import DATASETS, SPLITS, Dataset, load_dataset
 from features.datasets.dataset import class_order
-from features.datasets.image_folder import PICTURES, FileSource, class_folders
+from features.datasets.image_folder import IMAGES, FileSource, class_folders
 from features.datasets.splits import split_by_group, straddling
-from features.errors import BadDataset, BadPicture, UnknownName
+from features.errors import BadDataset, BadImage, UnknownName
 from features.storage import slug
 
 REAL = Path("../shared/data")
-real_data = pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data: the real pictures are not here")
+real_data = pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data: the real images are not here")
 
 
 def put(root: Path, *paths: str) -> Path:
-    """Write a small file at each path; loading lists pictures and never opens one."""
+    """Write a small file at each path; loading lists images and never opens one."""
     for path in paths:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def split_of(dataset: Dataset) -> dict[str, str]:
 
 
 def label_of(dataset: Dataset) -> dict[str, str]:
-    return {picture: dataset.classes[label] for picture, label in zip(dataset.ids, dataset.labels, strict=True)}
+    return {image: dataset.classes[label] for image, label in zip(dataset.ids, dataset.labels, strict=True)}
 
 
 def group_of(dataset: Dataset) -> dict[str, str]:
@@ -98,22 +98,22 @@ def test_real_data_is_read_whole_and_no_group_is_on_both_sides(
 def test_no_series_of_patients_in_pneumonia_crosses_the_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRN_DATA", str(REAL))
     dataset = load_dataset("pneumonia")
-    series = [re.sub(r".*/((NORMAL2-)?IM-\d+|person\d+_[a-z]+).*", r"\1", picture) for picture in dataset.ids]
+    series = [re.sub(r".*/((NORMAL2-)?IM-\d+|person\d+_[a-z]+).*", r"\1", image) for image in dataset.ids]
     assert len(set(series)) == 4082
     assert straddling(np.array(series), dataset.splits) == []
 
 
 @real_data
-def test_real_pictures_are_read_and_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_images_are_read_and_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRN_DATA", str(REAL))
     dataset = load_dataset("cervical")
-    picture = dataset.ids[0]
-    assert dataset.source.read(picture)[:2] == b"\xff\xd8"
-    assert dataset.source.stamps(dataset.ids).size[0] == len(dataset.source.read(picture))
+    image = dataset.ids[0]
+    assert dataset.source.read(image)[:2] == b"\xff\xd8"
+    assert dataset.source.stamps(dataset.ids).size[0] == len(dataset.source.read(image))
 
 
 @real_data
-def test_real_folder_by_its_path_has_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_folder_by_its_path_has_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRN_DATA", str(REAL))
     assert load_dataset(str(REAL / "colon")).ids == load_dataset("colon").ids
     with pytest.raises(BadDataset, match="no class but a data set"):
@@ -328,7 +328,7 @@ def test_folder_without_splits_has_a_fifth_of_each_class_drawn(tmp_path: Path) -
     assert np.bincount(test).tolist() == [4, 10]
     assert split_of(load_dataset(str(tmp_path))) == split_of(dataset)
     assert split_of(load_dataset(str(tmp_path), seed=1)) != split_of(dataset)
-    assert dataset.split_by == "Firn, 20% of each class drawn as test by picture, seed 0"
+    assert dataset.split_by == "Firn, 20% of each class drawn as test by image, seed 0"
 
 
 def test_val_is_the_test_where_there_is_none(tmp_path: Path) -> None:
@@ -348,32 +348,32 @@ def test_train_alone_has_a_test_drawn_from_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("splits", [("test",), ("val", "test")])
 def test_test_without_train_is_refused(tmp_path: Path, splits: tuple[str, ...]) -> None:
     put(tmp_path, *(f"{split}/{label}/1.png" for split in splits for label in "ab"))
-    with pytest.raises(BadDataset, match="class 'a' has no picture in train"):
+    with pytest.raises(BadDataset, match="class 'a' has no image in train"):
         load_dataset(str(tmp_path))
 
 
 def test_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "train/b/1.png", "test/c/1.png")
-    with pytest.raises(BadDataset, match="class 'c' has no picture in train"):
+    with pytest.raises(BadDataset, match="class 'c' has no image in train"):
         load_dataset(str(tmp_path))
 
 
-def test_class_with_one_picture_cannot_be_drawn_from(tmp_path: Path) -> None:
+def test_class_with_one_image_cannot_be_drawn_from(tmp_path: Path) -> None:
     put(tmp_path, *many("a", 10), "b/1.png")
-    with pytest.raises(BadDataset, match="class 'b' lands on one side of a test split drawn by picture"):
+    with pytest.raises(BadDataset, match="class 'b' lands on one side of a test split drawn by image"):
         load_dataset(str(tmp_path))
 
 
-def test_pictures_of_every_kind_and_depth_are_listed_and_nothing_else(tmp_path: Path) -> None:
-    pictures = [f"a/deep/er/x{suffix}" for suffix in PICTURES] + ["a/UPPER.JPG", "b/ünï côdé.png", "b/1.png"]
+def test_images_of_every_kind_and_depth_are_listed_and_nothing_else(tmp_path: Path) -> None:
+    images = [f"a/deep/er/x{suffix}" for suffix in IMAGES] + ["a/UPPER.JPG", "b/ünï côdé.png", "b/1.png"]
     noise = ["a/Thumbs.db", "a/.hidden.png", "a/notes.txt", "a/x.npy", "b/.git/y.png", "b/__MACOSX/z.png", "files.csv"]
-    put(tmp_path, *pictures, *noise)
-    assert load_dataset(str(tmp_path)).ids == sorted(pictures)
+    put(tmp_path, *images, *noise)
+    assert load_dataset(str(tmp_path)).ids == sorted(images)
 
 
 def test_empty_class_folder_is_named(tmp_path: Path) -> None:
     put(tmp_path, *many("a", 3), *many("b", 3), "c/readme.txt")
-    with pytest.raises(BadDataset, match=rf"{re.escape(str(tmp_path / 'c'))} holds no picture"):
+    with pytest.raises(BadDataset, match=rf"{re.escape(str(tmp_path / 'c'))} holds no image"):
         load_dataset(str(tmp_path))
 
 
@@ -391,8 +391,8 @@ def test_folder_that_is_no_data_set_is_refused(tmp_path: Path, paths: list[str],
         load_dataset(str(put(tmp_path, *paths)))
 
 
-def test_link_out_of_the_folder_is_refused_and_one_inside_is_a_picture(tmp_path: Path) -> None:
-    put(tmp_path, "secret.png", *(f"set/{picture}" for picture in many("a", 3) + many("b", 3)))
+def test_link_out_of_the_folder_is_refused_and_one_inside_is_a_image(tmp_path: Path) -> None:
+    put(tmp_path, "secret.png", *(f"set/{image}" for image in many("a", 3) + many("b", 3)))
     root = tmp_path / "set"
     (root / "a/link.png").symlink_to(root / "b/000.png")
     dataset = load_dataset(str(root))
@@ -444,7 +444,7 @@ def test_stamps_of_the_listing_are_reused_and_those_of_a_part_are_fresh(tmp_path
     assert load_dataset(str(tmp_path)).source.stamps(dataset.ids).size[row] == 18
 
 
-def test_every_stamp_belongs_to_its_picture(tmp_path: Path) -> None:
+def test_every_stamp_belongs_to_its_image(tmp_path: Path) -> None:
     paths = many("b", 30) + many("a", 30) + ["a.b/1.png", "a.b/2.png", "a/1.png"]
     put(tmp_path, *paths)
     for n, path in enumerate(paths):
@@ -460,7 +460,7 @@ def test_file_gone_since_listing_is_named(tmp_path: Path) -> None:
     put(tmp_path, *many("a", 3), *many("b", 3))
     dataset = load_dataset(str(tmp_path))
     (tmp_path / "a/000.png").unlink()
-    with pytest.raises(BadPicture, match=r"a/000\.png"):
+    with pytest.raises(BadImage, match=r"a/000\.png"):
         dataset.source.read("a/000.png")
     with pytest.raises(BadDataset, match=r"a/000\.png is gone"):
         dataset.source.stamps(["a/000.png"])
@@ -502,7 +502,7 @@ def test_name_of_a_path_is_a_safe_folder_name(tmp_path: Path, monkeypatch: pytes
 
 
 def patients(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and groups of `count` patients with one to nine pictures, some with pictures of two classes."""
+    """Return labels and groups of `count` patients with one to nine images, some with images of two classes."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 10, count)
     groups = np.repeat([f"patient{n}" for n in range(count)], sizes)
@@ -551,8 +551,8 @@ def test_straddling_names_the_groups_in_more_than_one_split() -> None:
 # --- manifests ---
 
 
-def manifest(root: Path, text: str | bytes, pictures: Iterable[str] = ()) -> Path:
-    put(root, *pictures)
+def manifest(root: Path, text: str | bytes, images: Iterable[str] = ()) -> Path:
+    put(root, *images)
     path = root / "list.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
@@ -578,17 +578,15 @@ def test_manifest_gives_label_split_and_group(tmp_path: Path, encode: Callable[[
     assert dataset.source.read("a, b.png") == b"a, b.png"
 
 
-def test_manifest_stamps_belong_to_their_pictures(tmp_path: Path) -> None:
+def test_manifest_stamps_belong_to_their_images(tmp_path: Path) -> None:
     dataset = load_dataset(str(manifest(tmp_path, f"path,label,split,group\n{LINES}", FOUR)))
-    assert dataset.source.stamps(dataset.ids).size.tolist() == [len(picture) for picture in dataset.ids]
+    assert dataset.source.stamps(dataset.ids).size.tolist() == [len(image) for image in dataset.ids]
 
 
 def test_manifest_without_split_is_drawn_by_group(tmp_path: Path) -> None:
-    pictures = [f"{n}-{k}.png" for n in range(40) for k in range(3)]
-    lines = [
-        f"{picture},{'ill' if int(picture.split('-')[0]) % 2 else 'normal'},{picture[:-6]}" for picture in pictures
-    ]
-    dataset = load_dataset(str(manifest(tmp_path, "\n".join(["Path, Label ,Group", *lines, "", ""]), pictures)))
+    images = [f"{n}-{k}.png" for n in range(40) for k in range(3)]
+    lines = [f"{image},{'ill' if int(image.split('-')[0]) % 2 else 'normal'},{image[:-6]}" for image in images]
+    dataset = load_dataset(str(manifest(tmp_path, "\n".join(["Path, Label ,Group", *lines, "", ""]), images)))
     assert collections.Counter(dataset.splits.tolist()) == {"train": 96, "test": 24}
     assert straddling(dataset.groups, dataset.splits) == []
     assert dataset.grouped_by == "group"
@@ -652,7 +650,7 @@ def test_fault_in_a_manifest_names_the_csv_and_the_line(tmp_path: Path, text: st
 
 
 def arrays(n: int = 6, shape: tuple[int, ...] = (4, 4)) -> dict[str, np.ndarray]:
-    """Return the arrays of a small MedMNIST archive, every picture another one."""
+    """Return the arrays of a small MedMNIST archive, every image another one."""
     made: dict[str, np.ndarray] = {}
     for k, split in enumerate(SPLITS):
         images = np.arange(n * int(np.prod(shape)), dtype=np.uint8).reshape(n, *shape) + k
@@ -713,7 +711,7 @@ def test_pneumoniamnist_has_named_classes(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"train_labels": np.zeros((6, 14), np.uint8)}, "several a picture"),
+        ({"train_labels": np.zeros((6, 14), np.uint8)}, "several an image"),
         ({"train_labels": np.zeros((6, 1))}, "expected whole numbers"),
         ({"train_labels": np.zeros((5, 1), np.uint8)}, "6 rows of train_images but 5"),
         ({"test_images": np.zeros((6, 4, 4, 4), np.uint8)}, r"expected \(n, h, w\)"),

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, draw, needs_pictures, needs_weights
+from conftest import SHARED, draw, needs_images, needs_weights
 
 from features.backbones import BACKBONES
 from features.datasets import DATASETS
@@ -33,32 +33,32 @@ def run(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def few_real_pictures(tmp_path: Path) -> Path:
-    """Return a data folder with 24 + 8 real pictures per class of pneumonia, cervical and colon."""
+def few_real_images(tmp_path: Path) -> Path:
+    """Return a data folder with 24 + 8 real images per class of pneumonia, cervical and colon."""
     for name in ("pneumonia", "cervical", "colon"):
         source = SHARED / "data" / name
         for folder in sorted(p for p in source.glob("*/*") if p.is_dir()):
             target = tmp_path / "data" / folder.relative_to(SHARED / "data")
             target.mkdir(parents=True)
-            for picture in sorted(folder.iterdir())[: 24 if "train" in str(folder) else 8]:
-                shutil.copy(picture, target)
+            for image in sorted(folder.iterdir())[: 24 if "train" in str(folder) else 8]:
+                shutil.copy(image, target)
         if (source / "files.csv").exists():
             shutil.copy(source / "files.csv", tmp_path / "data" / name / "files.csv")
     return tmp_path / "data"
 
 
-@needs_pictures
+@needs_images
 @needs_weights
-def test_commands_run(few_real_pictures: Path, tmp_path: Path) -> None:
-    """Every command of README, in its order, on a few real pictures and with real weights."""
+def test_commands_run(few_real_images: Path, tmp_path: Path) -> None:
+    """Every command of README, in its order, on a few real images and with real weights."""
     assert len(COMMANDS) >= 6
-    draw(few_real_pictures / "my_pictures", per_class=12, test=4)
+    draw(few_real_images / "my_images", per_class=12, test=4)
     for command in COMMANDS:
         if command in (*NOT_TWICE, "make demo") or not re.search(r"\bmake\b", command):
             continue
-        command = re.sub(r"=\S+/my_pictures", f"={few_real_pictures / 'my_pictures'}", command)
+        command = re.sub(r"=\S+/my_images", f"={few_real_images / 'my_images'}", command)
         command = re.sub(r"FIRN_\w+=\S+ ", "", command)
-        done = run(command, FIRN_DATA=str(few_real_pictures), FIRN_WEIGHTS=str(SHARED / "weights"))
+        done = run(command, FIRN_DATA=str(few_real_images), FIRN_WEIGHTS=str(SHARED / "weights"))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -117,7 +117,7 @@ def test_variables_are_flags() -> None:
         assert flag in train
 
 
-def test_links_and_pictures_exist() -> None:
+def test_links_and_images_exist() -> None:
     """Relative links of README lead to files of the repository."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -48,7 +48,7 @@ def noise(low: int, high: int, shape: tuple[int, int] = (64, 64), seed: int = 0)
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """Return a manifest of pictures each of which has something wrong."""
+    """Return a manifest of images each of which has something wrong."""
     folder = tmp_path / "odd"
     folder.mkdir()
     rows = ["path,label,split,group"]
@@ -84,7 +84,7 @@ def test_a_clean_set(spots: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "pipeline", "doctor", "--dataset", str(spots), "--backbone", NET]
     done = subprocess.run([*command, "--maps", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "spots: 32 pictures of 2 classes, no groups"
+    assert done.stdout.splitlines()[0] == "spots: 32 images of 2 classes, no groups"
     assert "an estimate from" in done.stdout
     assert done.stdout.splitlines()[-1] == "verdict: ready with warnings"
     content = told("spots")
@@ -102,19 +102,19 @@ def test_a_clean_set(spots: Path) -> None:
 
 
 def test_an_odd_set(odd: Path) -> None:
-    """Each fault of the pictures is told by its own words, and none stops the rest."""
+    """Each fault of the images is told by its own words, and none stops the rest."""
     lines, ready = doctor(str(odd), NET)
     assert ready
     found = named(told("odd"))
     assert "12 of" in found["unused-bits"]
-    assert found["monochrome1"].startswith("12 of 12 DICOM pictures are MONOCHROME1")
+    assert found["monochrome1"].startswith("12 of 12 DICOM images are MONOCHROME1")
     assert found["dim"].startswith("1 of ")
-    assert found["blank"].startswith("2 of 28 pictures")
-    assert any("series.dcm: expected one picture, got 2 frames" in reason for reason in told("odd")["unreadable"])
-    assert "2 of 30 pictures" in found["unreadable"]
+    assert found["blank"].startswith("2 of 28 images")
+    assert any("series.dcm: expected one image, got 2 frames" in reason for reason in told("odd")["unreadable"])
+    assert "2 of 30 images" in found["unreadable"]
     assert "PREPROCESS=pad" in found["aspect"]
     assert "for example p1" in found["straddling-group"]
-    assert found["class-not-tested"] == "no test picture of b"
+    assert found["class-not-tested"] == "no test image of b"
     assert "small" in found
     telling = [one["words"] for one in told("odd")["diagnoses"] if one["name"] == "telling-files"]
     assert any(words.startswith("being a DICOM file alone tells") for words in telling)
@@ -122,7 +122,7 @@ def test_an_odd_set(odd: Path) -> None:
 
 
 def test_not_ready(spots: Path) -> None:
-    """What cannot work is a fault and the exit code 2: no weights, one patient only, pictures that do not open."""
+    """What cannot work is a fault and the exit code 2: no weights, one patient only, images that do not open."""
     command = [sys.executable, "-m", "pipeline", "doctor", "--dataset", str(spots), "--weights", "none.pth"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
@@ -130,12 +130,12 @@ def test_not_ready(spots: Path) -> None:
     assert "verdict: not ready" in done.stdout
     assert "Traceback" not in done.stderr
     for path in sorted(spots.rglob("*.png"))[::2]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     for path in sorted(spots.rglob("*.png"))[1:4:2]:
-        path.write_bytes(b"no picture either")
+        path.write_bytes(b"no image either")
     lines, ready = doctor(str(spots), NET)
     assert not ready
-    assert any(line.startswith("fault: 18 of 32 pictures looked at cannot be read") for line in lines)
+    assert any(line.startswith("fault: 18 of 32 images looked at cannot be read") for line in lines)
 
 
 def test_diagnoses_of_the_table(spots: Path) -> None:
@@ -152,7 +152,7 @@ def test_diagnoses_of_the_table(spots: Path) -> None:
     few = dataset.labels.copy()
     few[np.flatnonzero((dataset.splits == "train") & (few == 1))[2:]] = 0
     many = replace(dataset, labels=few)
-    assert "spot (2)" in {d.name: d.words for d in diagnose(Case(many, Examination()))}["few-pictures"]
+    assert "spot (2)" in {d.name: d.words for d in diagnose(Case(many, Examination()))}["few-images"]
     assert all(level in ("fault", "warning", "note") for level, _ in DIAGNOSES.values())
 
 
@@ -176,7 +176,7 @@ def test_a_sample_holds_every_class(tmp_path: Path) -> None:
 
 
 def test_a_look_tells_the_values_as_stored() -> None:
-    """Deep pictures are not judged by what they are stretched to."""
+    """Deep images are not judged by what they are stretched to."""
     geometry = Geometry("squash", 16, 16, "bilinear")
     deep = dicom(noise(100, 3000).astype(np.uint16))
     found = look(deep, geometry, name="deep")
@@ -188,9 +188,9 @@ def test_a_look_tells_the_values_as_stored() -> None:
 
 
 def test_a_pack_has_nothing_to_look_at(spots: Path, tmp_path: Path) -> None:
-    """The doctor needs the pictures, and says so."""
+    """The doctor needs the images, and says so."""
     extract(str(spots), NET)
     pack = tmp_path / "spots.h5"
     cache_pack(str(spots), NET, out=str(pack))
-    with pytest.raises(BadDataset, match="without the pictures"):
+    with pytest.raises(BadDataset, match="without the images"):
         doctor(str(pack), NET)

@@ -35,12 +35,12 @@ def exactly(n: int, mean: Floats, covariance: Floats, seed: int) -> Floats:
 
 
 def grouped(n: int, size: int) -> NDArray[np.str_]:
-    """Return names of groups of `size` pictures each, (n,)."""
+    """Return names of groups of `size` images each, (n,)."""
     return np.char.add("g", (np.arange(n) // size).astype(str))
 
 
 def clustered(n: int, size: int, d: int, seed: int, spread: float = 1.0) -> Floats:
-    """Return noise with a shift of `spread` of its own for each group of `size` pictures."""
+    """Return noise with a shift of `spread` of its own for each group of `size` images."""
     return noise(n, d, seed) + spread * np.repeat(noise(n // size, d, seed + 1), size, axis=0)
 
 
@@ -126,7 +126,7 @@ def test_frechet_counts_both_sets_alike() -> None:
     assert frechet_distance(X, np.tile(Z, (10, 1))) == pytest.approx(frechet_distance(X, Z), rel=0.02)
 
 
-def test_frechet_grows_with_the_shift_where_pictures_are_fewer_than_features() -> None:
+def test_frechet_grows_with_the_shift_where_images_are_fewer_than_features() -> None:
     X, Z = noise(40, 500, 0), noise(30, 500, 1)
     found = [frechet_distance(X, Z + shift) for shift in (0, 1, 3, 10)]
     assert np.isfinite(found).all()
@@ -172,7 +172,7 @@ def test_auc_of_shifted_domains_nears_1() -> None:
 
 
 def test_groups_that_differ_are_not_taken_for_domains() -> None:
-    """Pictures of a group are nearly copies, so that only folds by group keep their side from being known by heart."""
+    """Images of a group are nearly copies, so that only folds by group keep their side from being known by heart."""
     X, Z = clustered(200, 10, 40, 0, spread=10), clustered(200, 10, 40, 50, spread=10)
     singly = np.char.add("p", np.arange(200).astype(str))
     by_heart, honest = domain_auc(X, singly, Z, singly), domain_auc(X, grouped(200, 10), Z, grouped(200, 10))
@@ -208,7 +208,7 @@ def test_measure_says_all_and_again_the_same() -> None:
     groups_x, groups_z = grouped(2600, 2), grouped(90, 3)
     apart = measure(X, groups_x, Z, groups_z, after=Z @ rotation(12, 0), seed=4)
     assert apart == measure(X, groups_x, Z, groups_z, after=Z @ rotation(12, 0), seed=4)
-    assert apart.pictures == (MOST, 90)
+    assert apart.images == (MOST, 90)
     assert 1200 <= apart.groups[0] <= 1300
     assert apart.groups[1] == 30
     assert apart.directions == 11
@@ -220,8 +220,8 @@ def test_measure_says_all_and_again_the_same() -> None:
     assert other.frechet != apart.frechet
 
 
-def test_measure_pairs_the_pictures_it_drew() -> None:
-    """With more pictures than are looked at, those before and after the detour must be the same ones."""
+def test_measure_pairs_the_images_it_drew() -> None:
+    """With more images than are looked at, those before and after the detour must be the same ones."""
     Z = noise(MOST + 500, 6, 0)
     apart = measure(noise(60, 6, 1), grouped(60, 1), Z, grouped(len(Z), 1), after=2 * Z)
     assert apart.cka == pytest.approx(1, abs=1e-9)

@@ -112,7 +112,7 @@ def test_exact_class_maps_of_a_network(thawed: tuple[Thawed, Any]) -> None:
 
 
 def test_grad_cam_against_torch(thawed: tuple[Thawed, Any]) -> None:
-    """Backward on each picture's own logit, weights and sums by hand."""
+    """Backward on each image's own logit, weights and sums by hand."""
     network, maps = thawed
     called = [2, 0, 1]
     found, fine = (way(network, maps, np.eye(3)[called]) for way in (grad_cam, hires_cam))
@@ -148,7 +148,7 @@ def made(y: list[int], proba: list[list[float]], folds: list[int], classes: str)
 
 
 def test_outcomes_of_two_classes() -> None:
-    """The threshold comes from the pictures that were held out, the pictures are the test pictures, surest first."""
+    """The threshold comes from the images that were held out, the images are the test images, surest first."""
     held = [0.1, 0.2, 0.7, 0.9]
     tested = [0.3, 0.46, 0.6, 0.95, 0.44, 0.05]
     p = [[1 - x, x] for x in held + tested]
@@ -166,7 +166,7 @@ def test_outcomes_of_two_classes() -> None:
 
 
 def test_outcomes_of_more_classes_out_of_fold() -> None:
-    """Without test pictures each counts once, with the mean of its repeats; right ones before wrong ones."""
+    """Without test images each counts once, with the mean of its repeats; right ones before wrong ones."""
     y, first, again = [0, 1, 2, 1], np.eye(3)[[0, 1, 2, 0]], np.eye(3)[[0, 0, 2, 0]]
     one = made(y, (0.9 * first + 0.03).tolist(), [0, 0, 1, 1], "a b c")
     two = made(y, (0.1 * again + 0.3).tolist(), [2, 2, 3, 3], "a b c")
@@ -180,17 +180,17 @@ def test_outcomes_of_more_classes_out_of_fold() -> None:
 
 
 def test_overlay() -> None:
-    """Zero leaves the picture in grey, for is redder than blue, against bluer than red."""
-    picture = np.full((20, 20, 3), 120, np.uint8)
-    np.testing.assert_array_equal(overlaid(picture, np.zeros((2, 2)), 1.0), picture)
-    both = overlaid(picture, np.array([[2.0, -2.0]]), 1.0)
+    """Zero leaves the image in grey, for is redder than blue, against bluer than red."""
+    image = np.full((20, 20, 3), 120, np.uint8)
+    np.testing.assert_array_equal(overlaid(image, np.zeros((2, 2)), 1.0), image)
+    both = overlaid(image, np.array([[2.0, -2.0]]), 1.0)
     left, right = both[10, 0].astype(int), both[10, -1].astype(int)
     assert left[0] > left[2] + 50
     assert right[2] > right[0] + 50
 
 
 def test_the_sheet(spots: Path) -> None:
-    """The verb writes a picture and what is in it; its lines are the four outcomes of the test pictures."""
+    """The verb writes an image and what is in it; its lines are the four outcomes of the test images."""
     extract(str(spots), NET, maps="1", precision="float32")
     trained = train_heads(str(spots), NET, heads="logistic map knn", precision="float32")
     command = [sys.executable, "-W", "error", "-m", "pipeline", "explain", "--dataset", str(spots), "--per-row", "3"]
@@ -201,15 +201,15 @@ def test_the_sheet(spots: Path) -> None:
     found = judged(run)
     expected = {line.name: [str(found.ids[i]) for i in line.at] for line in outcomes(found, run.facts["classes"], 3)}
     shown: dict[str, list[str]] = {name: [] for name in expected}
-    for picture in content["pictures"]:
-        shown[picture["line"]].append(picture["id"])
-        odds = np.log(picture["proba"]["spot"] / picture["proba"]["normal"])
-        assert picture["mean"] == pytest.approx(odds, abs=0.02 * max(1, abs(odds)))
-        assert picture["highest"][0]["value"] >= picture["mean"]
-        assert 0 < picture["highest"][0]["x"] < content["map"]["side"]
+    for image in content["images"]:
+        shown[image["line"]].append(image["id"])
+        odds = np.log(image["proba"]["spot"] / image["proba"]["normal"])
+        assert image["mean"] == pytest.approx(odds, abs=0.02 * max(1, abs(odds)))
+        assert image["highest"][0]["value"] >= image["mean"]
+        assert 0 < image["highest"][0]["x"] < content["map"]["side"]
     assert shown == expected
     assert len(expected) == 4
-    assert {p["id"].split("/")[0] for p in content["pictures"]} == {"test"}
+    assert {p["id"].split("/")[0] for p in content["images"]} == {"test"}
     with Image.open(png) as image:
         assert image.format == "PNG"
         assert image.width > 700
@@ -221,16 +221,16 @@ def test_the_sheet(spots: Path) -> None:
 
 
 def test_the_sheet_of_a_thawed_network(spots: Path) -> None:
-    """Class map and both gradient maps, from the boundary; without blocks in the cache, from pictures."""
+    """Class map and both gradient maps, from the boundary; without blocks in the cache, from images."""
     quick: dict[str, Any] = {"epochs": 1, "batch": 8, "features": {"precision_": "float32"}}
     finetune(str(spots), NET, **quick)
     content, png = told(explain(str(spots), heads="finetuned"))
     assert any("Grad-CAM at features.8" in note for note in content["notes"])
     with Image.open(png) as image:
         boundary = image.height
-    for picture in content["pictures"]:
-        odds = np.log(picture["proba"]["spot"] / picture["proba"]["normal"])
-        assert picture["mean"] == pytest.approx(odds, abs=1e-3 * max(1, abs(odds)))
+    for image in content["images"]:
+        odds = np.log(image["proba"]["spot"] / image["proba"]["normal"])
+        assert image["mean"] == pytest.approx(odds, abs=1e-3 * max(1, abs(odds)))
     for path in Path(os.environ["FIRN_ARTIFACTS"]).rglob("run.json"):
         path.unlink()
     finetune(str(spots), NET, blocks="all", **quick)
@@ -240,8 +240,8 @@ def test_the_sheet_of_a_thawed_network(spots: Path) -> None:
     assert not any("Grad-CAM" in note for note in content["notes"])
 
 
-def test_cross_validation_says_that_the_pictures_were_seen(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No test pictures: outcomes are out of fold, and the sheet says what the maps are of."""
+def test_cross_validation_says_that_the_images_were_seen(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No test images: outcomes are out of fold, and the sheet says what the maps are of."""
     extract(str(spots), NET, maps="1", precision="float32")
     train_heads(str(spots), NET, heads="lda", precision="float32", protocol="cv")
     content, _ = told(explain(str(spots), protocol="cv"))
@@ -251,7 +251,7 @@ def test_cross_validation_says_that_the_pictures_were_seen(spots: Path, capsys: 
 
 
 def test_what_cannot_be_explained(spots: Path, tmp_path: Path) -> None:
-    """One clear line with the command to type: no run, no class maps, no cached maps, no pictures."""
+    """One clear line with the command to type: no run, no class maps, no cached maps, no images."""
     with pytest.raises(CacheError, match="run: make train-heads DATASET="):
         explain(str(spots))
     with pytest.raises(CacheError, match="run: make finetune DATASET="):
@@ -266,20 +266,20 @@ def test_what_cannot_be_explained(spots: Path, tmp_path: Path) -> None:
         explain(str(spots))
     pack = tmp_path / "spots.h5"
     cache_pack(str(spots), NET, out=str(pack), precision_="float32")
-    with pytest.raises(BadDataset, match="without the pictures"):
+    with pytest.raises(BadDataset, match="without the images"):
         explain(str(pack))
 
 
 def test_what_does_not_belong_together(spots: Path) -> None:
-    """A changed picture, and a head that is not the one behind the predictions, are not shown."""
+    """A changed image, and a head that is not the one behind the predictions, are not shown."""
     extract(str(spots), NET, maps="1", precision="float32")
     (line,) = train_heads(str(spots), NET, heads="lda", precision="float32")
-    picture = spots / "test" / "spot" / "test000.png"
-    before = picture.read_bytes()
-    Image.new("L", (48, 48)).save(picture)
+    image = spots / "test" / "spot" / "test000.png"
+    before = image.read_bytes()
+    Image.new("L", (48, 48)).save(image)
     with pytest.raises(CacheError, match=r"test000\.png has changed.*make extract"):
         explain(str(spots), per_row=8)
-    picture.write_bytes(before)
+    image.write_bytes(before)
     explain(str(spots), per_row=8)
     head = Path(line.split()[-1]) / "head.safetensors"
     from safetensors.numpy import load_file, save_file

@@ -109,7 +109,7 @@ class AllHeads(nn.Module):
 
 
 def test_heads_in_onnxruntime(tmp_path: Path) -> None:
-    """All heads in one graph, for one picture and for several."""
+    """All heads in one graph, for one image and for several."""
     import onnxruntime
 
     found = {name: learn(name, 3, tmp_path) for name in EXPORTED}
@@ -133,14 +133,14 @@ def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "pipeline", "export", "--model", sought("finetuned").model]
     done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "on 8 pictures of spots it agrees with torch within" in done.stdout
+    assert "on 8 images of spots it agrees with torch within" in done.stdout
     assert done.stdout.splitlines()[-1] == str(out)
-    pictures = sorted((workshop / "spots" / "test").rglob("*.png"))
+    images = sorted((workshop / "spots" / "test").rglob("*.png"))
     run = sought("finetuned").run()
     predictor = load(write_bundle(run, tmp_path / "b", Wish()))
     from features.images import pixels
 
-    squares = np.stack([pixels(p.read_bytes(), predictor.geometry, name="").repeat(3, axis=0) for p in pictures])
+    squares = np.stack([pixels(p.read_bytes(), predictor.geometry, name="").repeat(3, axis=0) for p in images])
     np.save(tmp_path / "squares.npy", squares.astype(np.float32))
     code = (
         "import sys, json, numpy as np, onnxruntime\n"
@@ -151,7 +151,7 @@ def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
         "assert not {'features', 'models', 'torch'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, check=True)
-    found = predictor(pictures)
+    found = predictor(images)
     np.testing.assert_allclose(np.load(tmp_path / "proba.npy"), found.proba, rtol=0, atol=1e-4)
     facts = json.loads((tmp_path / "m.json").read_text())
     assert facts["classes"] == ["normal", "spot"]
@@ -173,7 +173,7 @@ def test_torch_formats(format_: str, head: str, workshop: Path, tmp_path: Path) 
     """A stack and trees go along; the file is checked where it will be opened."""
     out = tmp_path / f"m{FORMATS[format_].suffix}"
     line, path = export(sought(head), format_, out=str(out), images=str(workshop / "spots" / "test"))
-    assert "on 8 pictures of" in line
+    assert "on 8 images of" in line
     assert path == str(out)
     assert out.stat().st_size > 1_000_000
     assert not list(tmp_path.glob(".*"))
@@ -192,7 +192,7 @@ def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_card_that_is_none(workshop: Path, tmp_path: Path) -> None:
-    """A stranger's bundle may say anything of itself; drawn pictures check it, for it names no path to read."""
+    """A stranger's bundle may say anything of itself; drawn images check it, for it names no path to read."""
     folder = write_bundle(sought("logistic").run(), tmp_path / "b", Wish())
     values = json.loads((folder / "bundle.json").read_text())
     for card in ({"data": 5}, {"results": {"test": {"roc_auc": 1}}}, {"data": {"asked": "/etc", "counts": [1]}}):

@@ -1,4 +1,4 @@
-"""Stage one as a whole: every picture once, interruptions lose nothing, the end is the same to the bit."""
+"""Stage one as a whole: every image once, interruptions lose nothing, the end is the same to the bit."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from features.backbones import load_recipe
 from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
-from features.errors import BadPicture
+from features.errors import BadImage
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
 from features.extraction.onednn import Peaks, never_negative, packs
 from features.extraction.shard_writer import Lane
 from features.extraction.workers import Crew
-from features.images import Augmentation, Geometry, Picture, pixels
+from features.images import Augmentation, DecodedImage, Geometry, pixels
 from features.images import decode as decoding
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def job(folder: Path, *, precision: str = "float32", maps: tuple[str, ...] = (), name: str = "", view: int = 0) -> Job:
-    """Return the job of filling a squeezenet1_1 entry, of a view of the pictures where `view` is not 0."""
+    """Return the job of filling a squeezenet1_1 entry, of a view of the images where `view` is not 0."""
     recipe = replace(load_recipe("squeezenet1_1"), augmentation=Augmentation(view) if view else None)
     entry = open_entry(name or load_dataset(str(folder)).name, recipe.key(preprocess="squash", precision=precision))
     return Job(entry, recipe, "squash", maps)
@@ -66,19 +66,19 @@ def same(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> bool:
 
 
 def test_features_are_those_of_the_network(spots: Path) -> None:
-    """What comes out of the cache is what the network says of the decoded picture, in float16."""
+    """What comes out of the cache is what the network says of the decoded image, in float16."""
     one = job(spots, maps=("features.12",))
     outcome = run(spots, one)
-    assert outcome.pictures == 32
+    assert outcome.images == 32
     view, maps = pooled_view(one.entry, ["features.5", "features.12"]), map_view(one.entry, "features.12")
     recipe, dataset = one.recipe, load_dataset(str(spots))
     network = load_backbone(recipe)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
     for i in (0, 13, 31):
         data = (spots / dataset.ids[i]).read_bytes()
-        picture = torch.from_numpy(pixels(data, Geometry("squash", 224, 256, "bilinear"), name="x")).float()
+        image = torch.from_numpy(pixels(data, Geometry("squash", 224, 256, "bilinear"), name="x")).float()
         with torch.inference_mode():
-            out = network((picture[None].expand(-1, 3, -1, -1) / 255 - mean) / std)
+            out = network((image[None].expand(-1, 3, -1, -1) / 255 - mean) / std)
         wanted = torch.cat([out[b].mean((2, 3)) for b in ("features.5", "features.12")], 1)[0].numpy()
         np.testing.assert_allclose(view.X[i], wanted, rtol=2e-3, atol=2e-4)
         np.testing.assert_allclose(maps.X[i].astype(np.float32), out["features.12"][0], rtol=2e-3, atol=2e-3)
@@ -87,22 +87,22 @@ def test_features_are_those_of_the_network(spots: Path) -> None:
 
 
 def test_second_run_computes_nothing(spots: Path) -> None:
-    """Ready is ready: no picture goes through the network twice."""
+    """Ready is ready: no image goes through the network twice."""
     one = job(spots)
-    assert run(spots, one).pictures == 32
+    assert run(spots, one).images == 32
     shards = sorted(os.listdir(one.entry.shards))
     again = run(spots, one)
-    assert (again.pictures, again.skipped) == (0, 0)
+    assert (again.images, again.skipped) == (0, 0)
     assert sorted(os.listdir(one.entry.shards)) == shards
 
 
-def test_pictures_of_this_moment_are_ready_at_once(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_this_moment_are_ready_at_once(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that were written just before the run are read again when their times tell, and are then known."""
     monkeypatch.setattr("features.cache.content.RACY_NS", 2_000_000_000)
     (spots / "train" / "spot" / "train000.png").touch()
     run(spots, job(spots))
     again = run(spots, job(spots))
-    assert (again.pictures, again.skipped) == (0, 0), "no byte had to be read"
+    assert (again.images, again.skipped) == (0, 0), "no byte had to be read"
 
 
 def test_maps_can_be_added_later(spots: Path) -> None:
@@ -111,7 +111,7 @@ def test_maps_can_be_added_later(spots: Path) -> None:
     run(spots, plain)
     before = everything(plain.entry)
     pooled = plain.entry.files("pooled")
-    assert run(spots, with_maps).pictures == 32
+    assert run(spots, with_maps).images == 32
     assert plain.entry.files("pooled") == pooled
     assert same(before, everything(plain.entry))
     maps = map_view(with_maps.entry, "features.12").X.astype(np.float32)
@@ -120,7 +120,7 @@ def test_maps_can_be_added_later(spots: Path) -> None:
 
 
 def test_only_what_changed_is_computed(spots: Path) -> None:
-    """A new and a changed picture cost themselves; a renamed and a removed one cost nothing."""
+    """A new and a changed image cost themselves; a renamed and a removed one cost nothing."""
     one = job(spots)
     run(spots, one)
     before = pooled_view(one.entry, ["features.12"])
@@ -130,7 +130,7 @@ def test_only_what_changed_is_computed(spots: Path) -> None:
     (spots / "train" / "spot" / "train003.png").rename(spots / "train" / "spot" / "renamed.png")
     (spots / "train" / "spot" / "train004.png").unlink()
     Image.fromarray(np.full((30, 50), 7, np.uint8)).save(spots / "train" / "normal" / "train001.png")
-    assert run(spots, one).pictures == 2
+    assert run(spots, one).images == 2
     after = pooled_view(one.entry, ["features.12"])
     assert len(after.ids) == 32
     old = dict(zip(before.ids.tolist(), before.X, strict=True))
@@ -141,31 +141,31 @@ def test_only_what_changed_is_computed(spots: Path) -> None:
     assert all(np.array_equal(new[i], old[i]) for i in set(old) & set(new) - {"train/normal/train001.png"})
 
 
-def test_unreadable_pictures_are_left_out_and_named(spots: Path) -> None:
+def test_unreadable_images_are_left_out_and_named(spots: Path) -> None:
     """Two broken files among thirty do not stop a run; with strict the first one does."""
     (spots / "train" / "spot" / "train002.png").write_bytes(b"")
     whole = (spots / "train" / "normal" / "train005.png").read_bytes()
     (spots / "train" / "normal" / "train005.png").write_bytes(whole[: len(whole) // 2])
     one = job(spots)
-    with pytest.raises(BadPicture, match=r"train005\.png.*--strict"):
+    with pytest.raises(BadImage, match=r"train005\.png.*--strict"):
         run(spots, one, strict=True)
     outcome = run(spots, one)
     assert sorted(outcome.left_out) == ["train/normal/train005.png", "train/spot/train002.png"]
     assert len(pooled_view(one.entry, ["features.12"]).ids) == 30
     again = run(spots, one)
-    assert (again.left_out, again.pictures) == (outcome.left_out, 0)
+    assert (again.left_out, again.images) == (outcome.left_out, 0)
     (spots / "train" / "normal" / "train005.png").write_bytes(whole)
-    assert run(spots, one).pictures == 1
+    assert run(spots, one).images == 1
     assert len(pooled_view(one.entry, ["features.12"]).ids) == 31
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
-    """When every picture is broken the message shows the first reason."""
+    """When every image is broken the message shows the first reason."""
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "x.png").write_bytes(b"text")
         (tmp_path / "set" / name / "y.png").write_bytes(b"text")
-    with pytest.raises(BadPicture, match="no picture could be read"):
+    with pytest.raises(BadImage, match="no image could be read"):
         run(tmp_path / "set", job(tmp_path / "set"))
 
 
@@ -184,12 +184,12 @@ def test_interruption_keeps_what_was_done(spots: Path, tmp_path: Path, stop: typ
         run(spots, one, progress=after_twenty)
     kept = len(pooled_view(one.entry, ["features.12"]).ids)
     assert 16 <= kept <= 20
-    assert run(spots, one).pictures == 32 - kept
+    assert run(spots, one).images == 32 - kept
     assert same(everything(one.entry), everything(undisturbed.entry))
 
 
 def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three lanes, one of them a view, give what three runs give, and each picture is decoded once."""
+    """Three lanes, one of them a view, give what three runs give, and each image is decoded once."""
     dataset = load_dataset(str(spots))
     asked: list[dict[str, Any]] = [{}, {"precision": "bfloat16"}, {"view": 1}]
     alone = [job(spots, name=f"alone{i}", **one) for i, one in enumerate(asked)]
@@ -200,13 +200,13 @@ def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.Monke
     decoded: list[bytes] = []
     planes = decoding._planes
 
-    def noting(data: bytes) -> Picture:
+    def noting(data: bytes) -> DecodedImage:
         decoded.append(data)
         return planes(data)
 
     monkeypatch.setattr(decoding, "_planes", noting)
     extract(dataset, together, batch_size=4, shard_rows=6, workers=2)
-    assert sorted(decoded) == sorted((spots / picture).read_bytes() for picture in dataset.ids)
+    assert sorted(decoded) == sorted((spots / image).read_bytes() for image in dataset.ids)
     for one, other in zip(alone, together, strict=True):
         assert same(everything(one.entry), everything(other.entry))
     plain, _, view = (everything(one.entry)[0] for one in together)
@@ -225,7 +225,7 @@ def test_what_cannot_be_recorded_is_run() -> None:
 
 
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that takes only two pictures at once still gives all features, and the smaller size stays."""
+    """A device that takes only two images at once still gives all features, and the smaller size stays."""
     forward = Forward(load_recipe("squeezenet1_1"), batch_size=8, stored="float32")
     batch = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64), dtype=np.uint8)
     wanted = to_arrays(forward(batch))
@@ -245,7 +245,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
-    """The same picture at another place of another batch, full or not, has the same features bit for bit."""
+    """The same image at another place of another batch, full or not, has the same features bit for bit."""
     forward = Forward(load_recipe("squeezenet1_1"), precision=precision, batch_size=4)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 224, 224), dtype=np.uint8)
     first, later, alone = (to_arrays(forward(pixels[at])) for at in (slice(0, 4), slice(2, 6), slice(3, 4)))
@@ -359,7 +359,7 @@ def test_grey_is_looked_up() -> None:
 
 
 def test_half_precision_is_close_to_float32(spots: Path) -> None:
-    """bfloat16 features have a cosine of at least 0.999 to the float32 ones, picture by picture."""
+    """bfloat16 features have a cosine of at least 0.999 to the float32 ones, image by image."""
     full, half = job(spots, precision="float32"), job(spots, precision="bfloat16")
     run(spots, full)
     run(spots, half)
@@ -373,10 +373,10 @@ def test_the_last_line_names_the_limit(spots: Path, capsys: pytest.CaptureFixtur
     verb.extract(str(spots), "squeezenet1_1", precision="float32")
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.search(
-        r"32 pictures in .*the limit was (read|decode|forward|write), at work \d+% of the time; .* \d+%", last
+        r"32 images in .*the limit was (read|decode|forward|write), at work \d+% of the time; .* \d+%", last
     )
     seconds = {"wall": 10.0, "read": 4.0, "decode": 16.0, "forward": 9.0, "write": 1.0}
-    outcome = Outcome(pictures=8, seconds=seconds, threads={"read": 4, "decode": 2})
+    outcome = Outcome(images=8, seconds=seconds, threads={"read": 4, "decode": 2})
     assert outcome.busy() == {"read": 0.1, "decode": 0.8, "forward": 0.9, "write": 0.1}
     assert outcome.limit() == "forward"
 
@@ -402,7 +402,7 @@ def test_killed_process_is_resumed(tmp_path: Path) -> None:
     committed = one.entry.scan("pooled")[0]
     assert 0 < len(committed) < 160
     outcome = extract(load_dataset(str(folder)), [one], batch_size=4, workers=2)
-    assert outcome.pictures == 160 - len(committed)
+    assert outcome.images == 160 - len(committed)
     undisturbed = job(folder, name="undisturbed")
     extract(load_dataset(str(folder)), [undisturbed], batch_size=4, workers=2)
     assert same(everything(one.entry), everything(undisturbed.entry))

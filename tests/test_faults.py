@@ -21,9 +21,9 @@ from faults_for_tests import (
     Undisturbed,
     everything,
     hidden,
+    images,
     moments,
     only_right_rows,
-    pictures,
     resume,
     snapshot,
     trial,
@@ -47,7 +47,7 @@ def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Nursery
 def like(nurseries: list[Nursery], tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """Return what an undisturbed extraction gives."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return undisturbed(nurseries[0], pictures(folder / "set"), folder / "artifacts")
+    return undisturbed(nurseries[0], images(folder / "set"), folder / "artifacts")
 
 
 def one_of_each(like: Undisturbed) -> dict[tuple[str, str, str], Fault]:
@@ -102,7 +102,7 @@ def test_power_cut(nurseries: list[Nursery], like: Undisturbed, tmp_path: Path) 
 def test_power_cut_after_the_end(nurseries: list[Nursery], like: Undisturbed, tmp_path: Path) -> None:
     """When a run has ended, nothing of it hangs on the power any more."""
     for one in all_trials(nurseries, like, [Fault()] * 4, tmp_path, cut=True):
-        assert one.answer["pictures"] == one.kept == one.seen == 3 * ROWS
+        assert one.answer["images"] == one.kept == one.seen == 3 * ROWS
 
 
 def test_disk_full_from_some_moment_on(nurseries: list[Nursery], like: Undisturbed, tmp_path: Path) -> None:

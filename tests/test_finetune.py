@@ -55,7 +55,7 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     page = Path(compare(str(spots)))
     results = json.loads((page.parent / "results.json").read_text())
     row = next(row for row in results["runs"] if row["head"] == "finetuned")
-    assert row["pictures_per_second"] > 0
+    assert row["images_per_second"] > 0
     assert row["against_chosen"] is None or row["against_chosen"]["verdict"] in ("tie", "lower", "higher")
     (command,) = (c for c in results["commands"] if "finetune" in c)
     assert f"BACKBONE={NET} BLOCKS=1" in command
@@ -131,7 +131,7 @@ def test_views_are_entries_of_their_own(spots: Path) -> None:
     assert len(find_entries(cache_root("spots"))) == 4
 
 
-def test_all_blocks_are_trained_on_pictures(spots: Path) -> None:
+def test_all_blocks_are_trained_on_images(spots: Path) -> None:
     """BLOCKS=all caches no maps, and its weights are all the network's."""
     folder = folder_of(finetune(str(spots), NET, blocks="all", views=2, **QUICK))
     (entry,) = find_entries(cache_root("spots"))
@@ -150,7 +150,7 @@ def test_a_module_inside_a_block(spots: Path) -> None:
 
 
 def test_the_thawed_network_is_a_backbone(spots: Path, tmp_path: Path) -> None:
-    """It extracts another data set under a key of its own, and is refused on the pictures that it was thawed on."""
+    """It extracts another data set under a key of its own, and is refused on the images that it was thawed on."""
     other = draw(tmp_path / "other", seed=5)
     with pytest.raises(BadWeights, match=f"make finetune DATASET=spots BACKBONE={NET}"):
         extract(str(other), f"{NET}@spots")
@@ -165,7 +165,7 @@ def test_the_thawed_network_is_a_backbone(spots: Path, tmp_path: Path) -> None:
 
 
 def test_cross_validation(spots: Path) -> None:
-    """PROTOCOL=cv: every picture three times out of fold, none kept apart."""
+    """PROTOCOL=cv: every image three times out of fold, none kept apart."""
     run = load_run(folder_of(finetune(str(spots), NET, protocol="cv", epochs=1, batch=16)))
     assert len(run.predictions.ids) == 3 * 32
     assert (run.predictions.fold >= 0).all()

@@ -1,4 +1,4 @@
-"""Thawing: what is trained from the cache is what would be trained on pictures, and a kill changes nothing."""
+"""Thawing: what is trained from the cache is what would be trained on images, and a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_pictures, needs_weights
+from conftest import SHARED, needs_images, needs_weights
 from torch import nn
 
 from features.backbones import load_recipe
@@ -21,7 +21,7 @@ from features.datasets import load_dataset
 from features.errors import FirnError, UnknownName
 from features.extraction.job import Job
 from features.extraction.loop import extract
-from features.streams import MapStream, PictureStream
+from features.streams import ImageStream, MapStream
 from models.finetuning.batches import Inputs, batches, epoch_plan
 from models.finetuning.network import Convolution, Thawed, set_mode, start_from_probe, use_products
 from models.finetuning.settings import RECIPES, choose_settings
@@ -34,12 +34,12 @@ SIX = ("resnet18", "resnet50", "alexnet", "squeezenet1_1", "mobilenet_v2", "dens
 
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
-    """Return 8 real pictures of each class."""
+    """Return 8 real images of each class."""
     for folder in sorted(p for p in (SHARED / "data" / "pneumonia" / "train").iterdir() if p.is_dir()):
         target = tmp_path / "few" / folder.name
         target.mkdir(parents=True)
-        for picture in sorted(folder.iterdir())[:8]:
-            shutil.copy(picture, target)
+        for image in sorted(folder.iterdir())[:8]:
+            shutil.copy(image, target)
     return tmp_path / "few"
 
 
@@ -59,20 +59,18 @@ def weights_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.pth"
 
 
-def cached(data: Path, name: str, folder: Path, stored: str) -> tuple[Any, str, MapStream, PictureStream]:
-    """Extract the boundary's maps in float32; return recipe, boundary, and both ways to the same pictures."""
+def cached(data: Path, name: str, folder: Path, stored: str) -> tuple[Any, str, MapStream, ImageStream]:
+    """Extract the boundary's maps in float32; return recipe, boundary, and both ways to the same images."""
     recipe = load_recipe(name, weights_of(name, folder))
     dataset, after = load_dataset(str(data)), boundary(recipe, "1")
     entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32", stored=stored))
     extract(dataset, [Job(entry, recipe, "squash", (after,))], batch_size=8)
     maps = MapStream(entry, after)
-    return recipe, after, maps, PictureStream(dataset.source, maps.ids.tolist(), recipe, "squash")
+    return recipe, after, maps, ImageStream(dataset.source, maps.ids.tolist(), recipe, "squash")
 
 
-def on_pictures(
-    recipe: Any, pictures: PictureStream, task: Task, settings: Any, start: Thawed
-) -> dict[str, torch.Tensor]:
-    """Take the same steps the ordinary way, written without Firn's training: whole network, frozen trunk, pictures."""
+def on_images(recipe: Any, images: ImageStream, task: Task, settings: Any, start: Thawed) -> dict[str, torch.Tensor]:
+    """Take the same steps the ordinary way, written without Firn's training: whole network, frozen trunk, images."""
     whole = load_tail(recipe, "")
     trained = set(start.tail.state_dict())
     for name, parameter in whole.named_parameters():
@@ -91,7 +89,7 @@ def on_pictures(
             for group in optimiser.param_groups:
                 share = RECIPES[settings.recipe].multiplier(epoch + done / len(plan), settings.epochs)
                 group["lr"] = settings.rate * share
-            X, y = torch.from_numpy(pictures.read(batch.rows)), torch.from_numpy(task.y[batch.rows])
+            X, y = torch.from_numpy(images.read(batch.rows)), torch.from_numpy(task.y[batch.rows])
             loss = nn.functional.cross_entropy(classifier(whole(X).mean((2, 3))), y)
             optimiser.zero_grad()
             loss.backward()
@@ -112,17 +110,17 @@ def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch
     return max(float((a - b).norm() / b.norm().clamp_min(1e-12)) for a, b in pairs)
 
 
-@needs_pictures
+@needs_images
 @needs_weights
 @pytest.mark.parametrize("name", SIX)
-def test_ten_steps_from_the_cache_are_ten_steps_on_pictures(name: str, few: Path, tmp_path: Path) -> None:
+def test_ten_steps_from_the_cache_are_ten_steps_on_images(name: str, few: Path, tmp_path: Path) -> None:
     """In float32, with frozen batch normalisation and no augmentation: the same weights within 1e-4, relative."""
-    recipe, after, maps, pictures = cached(few, name, tmp_path, "float32")
+    recipe, after, maps, images = cached(few, name, tmp_path, "float32")
     # a larger rate or smaller batches would amplify the rounding of folded batch normalisation: training is chaotic
     settings = choose_settings("article", rate=1e-4, epochs=5, batch=5)
     task = Task(Inputs([maps]), LABELS, LEARNED, WATCHED, 1)
     start = Thawed(load_tail(recipe, after), list(recipe.blocks.values())[-1][0], 2, seed=3)
-    expected = on_pictures(recipe, pictures, task, settings, start)
+    expected = on_images(recipe, images, task, settings, start)
     before = plain(start)
     last: dict[str, torch.Tensor] = {}
     train(start, task, settings, tell=lambda _: last.update(plain(start)))
@@ -130,15 +128,15 @@ def test_ten_steps_from_the_cache_are_ten_steps_on_pictures(name: str, few: Path
     assert largest_difference(last, expected) < 1e-4
 
 
-@needs_pictures
+@needs_images
 @needs_weights
 def test_half_precision_maps_cost_little(few: Path, tmp_path: Path) -> None:
     """With float16 maps, AdamW and ten steps: within 2e-3, relative (docs/finetuning.md states it)."""
-    recipe, after, maps, pictures = cached(few, "resnet18", tmp_path, "float16")
+    recipe, after, maps, images = cached(few, "resnet18", tmp_path, "float16")
     task = Task(Inputs([maps]), LABELS, LEARNED, WATCHED, 1)
     settings = choose_settings("adamw", epochs=2, batch=2, mixup=0.0, dropout=0.0, average="none", decay=0.0)
     start = Thawed(load_tail(recipe, after), 512, 2, seed=3)
-    expected = on_pictures(recipe, pictures, task, settings, start)
+    expected = on_images(recipe, images, task, settings, start)
     last: dict[str, torch.Tensor] = {}
     train(start, task, settings, tell=lambda _: last.update(plain(start)))
     assert largest_difference(last, expected) < 2e-3
@@ -252,7 +250,7 @@ def test_frozen_and_adapting_batch_normalisation() -> None:
     assert [type(m).__name__ for m in network.modules() if m.training] == ["BatchNorm2d"]
 
 
-def test_an_epoch_sees_every_picture_once_and_every_view_in_time() -> None:
+def test_an_epoch_sees_every_image_once_and_every_view_in_time() -> None:
     """Rows are shuffled, batches nearly equal; views, partners and dropped channels are drawn anew by the seed."""
     rows = np.arange(100, 203)
 
@@ -273,7 +271,7 @@ def test_an_epoch_sees_every_picture_once_and_every_view_in_time() -> None:
 
 
 def test_batches_come_from_the_views_that_were_drawn() -> None:
-    """Row i of a batch is picture rows[i] in view[i]."""
+    """Row i of a batch is image rows[i] in view[i]."""
     views = [Rows(np.full((10, 1, 1, 1), 100 * v) + np.arange(10)[:, None, None, None]) for v in range(3)]
     rng = np.random.default_rng(0)
     plan = epoch_plan(np.arange(10), batch=4, views=3, channels=1, mixup=0, dropout=0, rng=rng)

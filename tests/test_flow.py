@@ -29,11 +29,11 @@ def pipeline(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[st
 
 
 def test_the_road(tmp_path: Path) -> None:
-    """extract, train-heads, compare on drawn pictures; twice, the second time as a no-op."""
+    """extract, train-heads, compare on drawn images; twice, the second time as a no-op."""
     folder = draw(tmp_path / "spots", per_class=24, test=8)
     on = ("--dataset", str(folder), "--backbone", "squeezenet1_1")
     first = pipeline("extract", *on, "--maps", "1")
-    assert first.stdout.startswith("ready: spots squeezenet1_1 64 pictures")
+    assert first.stdout.startswith("ready: spots squeezenet1_1 64 images")
     assert "forward" in first.stderr
     again = pipeline("extract", *on, "--maps", "1")
     assert again.stdout == first.stdout
@@ -133,7 +133,7 @@ def test_file_size_limit_ends_in_one_line(tmp_path: Path) -> None:
     assert "file-size limit" in done.stderr
     assert "Traceback" not in done.stderr
     after = pipeline("extract", "--dataset", str(folder), "--backbone", "squeezenet1_1", "--maps", "1")
-    assert after.stdout.startswith("ready: set squeezenet1_1 140 pictures")
+    assert after.stdout.startswith("ready: set squeezenet1_1 140 images")
 
 
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
@@ -154,4 +154,4 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     assert "interrupted; what was done is kept" in said
     assert "Traceback" not in said
     after = pipeline(*command[3:], "--precision", "float32")
-    assert "620 pictures" in after.stdout
+    assert "620 images" in after.stdout

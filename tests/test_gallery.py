@@ -1,4 +1,4 @@
-"""The pictures on the page: which, under which class maps, whatever their names are, and Chromium on it all."""
+"""The images on the page: which, under which class maps, whatever their names are, and Chromium on it all."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from pipeline.train_heads import train_heads
 
 NET = "squeezenet1_1"
 CLASSES = ("<img src=x onerror=alert(1)> normal", '"><script>alert(2)<!-- ')
-PICTURES = ("<img src=x onerror=alert(3)>.png", '"><script>alert(4).png', "'; =cmd|.png", "=1+1 ${x} {{7*7}}.png")
+IMAGES = ("<img src=x onerror=alert(3)>.png", '"><script>alert(4).png', "'; =cmd|.png", "=1+1 ${x} {{7*7}}.png")
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: the page is not opened in a browser")
 
 
 @pytest.fixture
 def evil(tmp_path: Path) -> Path:
-    """Return drawn pictures under hostile names; four in the test split lie in the wrong class, so errors are sure."""
+    """Return drawn images under hostile names; four in the test split lie in the wrong class, so errors are sure."""
     folder = draw(tmp_path / "evil", per_class=8, test=6)
     for split in ("train", "test"):
         for plain, name in zip(("normal", "spot"), CLASSES, strict=True):
             (folder / split / plain).rename(folder / split / name)
     wrong, right = (folder / "test" / name for name in CLASSES)
-    for i, name in enumerate(PICTURES):
+    for i, name in enumerate(IMAGES):
         shutil.move(right / f"test00{i}.png", wrong / name)
     return folder
 
@@ -57,15 +57,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def gallery_of(page: Path) -> str:
-    """Return the part of the page with the pictures."""
+    """Return the part of the page with the images."""
     found = re.search(r'<section id="gallery">(.*?)</section>', page.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     return found[1]
 
 
 @needs_chromium
-def test_browser_hostile_pictures(evil: Path, browser: Browser) -> None:
-    """Pictures toggle by mouse and key, the audit is told, and no name is more than a name."""
+def test_browser_hostile_images(evil: Path, browser: Browser) -> None:
+    """Images toggle by mouse and key, the audit is told, and no name is more than a name."""
     extract(str(evil), NET, maps="1", precision="float32")
     train_heads(str(evil), NET, heads="logistic", precision="float32")
     audit(str(evil), NET, precision="float32")
@@ -82,7 +82,7 @@ def test_browser_hostile_pictures(evil: Path, browser: Browser) -> None:
     assert browser.value(pressed) == [True] * len(wrong)
     names = "[...document.querySelectorAll('.gallery small')].map((small) => small.title)"
     assert set(browser.value(names)) == wrong
-    assert wrong & {f"test/{CLASSES[0]}/{name}" for name in PICTURES}
+    assert wrong & {f"test/{CLASSES[0]}/{name}" for name in IMAGES}
     drawn = "[...document.querySelectorAll('#gallery img')].every((img) => img.complete && img.naturalWidth > 50)"
     assert browser.value(drawn)
     assert browser.value("document.querySelectorAll('img').length") == 2 * len(wrong)
@@ -101,25 +101,25 @@ def test_browser_hostile_pictures(evil: Path, browser: Browser) -> None:
     assert requested(browser) == []
 
 
-def test_pictures_and_maps(evil: Path) -> None:
-    """A tile is the picture as the network saw it; what the class map of another run is laid over says so."""
+def test_images_and_maps(evil: Path) -> None:
+    """A tile is the image as the network saw it; what the class map of another run is laid over says so."""
     extract(str(evil), NET, maps="1", precision="float32")
     train_heads(str(evil), NET, heads="logistic knn", precision="float32")
-    runs, pictures = load_runs("evil"), load_dataset(str(evil))
+    runs, images = load_runs("evil"), load_dataset(str(evil))
     results = compare_runs(runs, n_bootstrap=20)
     own, other = (
-        make_gallery(results | {"chosen": next(run.name for run in runs if run.facts["head"] == head)}, runs, pictures)
+        make_gallery(results | {"chosen": next(run.name for run in runs if run.facts["head"] == head)}, runs, images)
         for head in ("logistic", "knn")
     )
     assert not any("has no class maps" in note for note in own["notes"])
     assert any("has no class maps; these are of logistic on squeezenet1_1" in note for note in other["notes"])
     for gallery in (own, other):
-        tiles = [tile for line in gallery["lines"] for tile in line["pictures"]]
+        tiles = [tile for line in gallery["lines"] for tile in line["images"]]
         assert tiles
         assert all(tile["is"] != tile["called"] for tile in tiles)
-        chances = [[tile["chance"] for tile in line["pictures"]] for line in gallery["lines"]]
+        chances = [[tile["chance"] for tile in line["images"]] for line in gallery["lines"]]
         assert chances == [sorted(line, reverse=True) for line in chances]
-        plain, mapped = (opened(tiles[0][kind]) for kind in ("picture", "map"))
+        plain, mapped = (opened(tiles[0][kind]) for kind in ("image", "map"))
         assert plain.mode == "L"
         assert plain.size == mapped.size == (224, 224)
         with Image.open(evil / tiles[0]["id"]) as image:
@@ -128,12 +128,12 @@ def test_pictures_and_maps(evil: Path) -> None:
 
 
 def opened(url: str) -> Image.Image:
-    """Return the picture in a data URL."""
+    """Return the image in a data URL."""
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
 def test_what_is_missing_is_said(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without maps, with changed pictures, without pictures: a page all the same, and the command to type."""
+    """Without maps, with changed images, without images: a page all the same, and the command to type."""
     extract(str(evil), NET, precision="float32")
     train_heads(str(evil), NET, heads="lda", precision="float32")
     assert "make report DATASET=" in gallery_of(Path(compare(str(evil))))
@@ -145,23 +145,23 @@ def test_what_is_missing_is_said(evil: Path, tmp_path: Path, capsys: pytest.Capt
     assert gallery_of(Path(compare(str(evil)))) == kept  # what was made is shown again
     pack = tmp_path / "evil.h5"
     cache_pack(str(evil), NET, out=str(pack), precision_="float32")
-    tile = json.loads((page.parent / "gallery.json").read_text())["lines"][0]["pictures"][0]["id"]
+    tile = json.loads((page.parent / "gallery.json").read_text())["lines"][0]["images"][0]["id"]
     Image.new("L", (48, 48)).save(evil / tile)
     report(str(evil))
     assert "has changed since its features were extracted" in capsys.readouterr().err
     os.unlink(page.parent / "gallery.json")
-    assert "features of squeezenet1_1 without the pictures" in gallery_of(Path(report(str(pack))))
+    assert "features of squeezenet1_1 without the images" in gallery_of(Path(report(str(pack))))
 
 
 def test_a_gallery_of_other_runs_is_not_shown(evil: Path) -> None:
-    """It belongs to one run on one state of the pictures, and holds pictures only."""
+    """It belongs to one run on one state of the images, and holds images only."""
     extract(str(evil), NET, precision="float32")
     train_heads(str(evil), NET, heads="lda", precision="float32")
     page = Path(report(str(evil)))
     file = page.parent / "gallery.json"
     content = json.loads(file.read_text())
     stranger = json.loads(file.read_text())
-    stranger["lines"][0]["pictures"][0]["picture"] = "https://example.org/x.png"
+    stranger["lines"][0]["images"][0]["image"] = "https://example.org/x.png"
     runs = choose_runs("evil", "evil", backbone="", labels="classes", protocol="split")
     results = compare_runs(runs, n_bootstrap=20)
     for changed in ({}, {"identity": "other"}, {"manifest": "other"}, {"run": "other"}, {"lines": 3}, stranger):

@@ -1,4 +1,4 @@
-"""Bytes to pixels: every way in, every kind of picture, and nothing but BadPicture for what is none."""
+"""Bytes to pixels: every way in, every kind of image, and nothing but BadImage for what is none."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from features.errors import BadPicture, FirnError, UnknownName
-from features.images import PREPROCESS, Geometry, PictureFacts, decode, describe, pixels
+from features.errors import BadImage, FirnError, UnknownName
+from features.images import PREPROCESS, Geometry, ImageFacts, decode, describe, pixels
 from features.images import decode as decoding_module
 from features.images import dicom as dicom_module
 from features.images.decode import hushed
@@ -46,7 +46,7 @@ Order = Literal["<", ">"]
 SMALL = Geometry("squash", 16, 16, "bilinear")
 
 
-# ---------------------------------------------------------------- writers of tiny pictures
+# ---------------------------------------------------------------- writers of tiny images
 
 
 def saved(image: Image.Image | NDArray[Any], kind: str, **options: Any) -> bytes:
@@ -129,10 +129,10 @@ def shipped(name: str) -> bytes:
 
 def planes(data: bytes) -> NDArray[Any]:
     """Decode to (C, H, W)."""
-    picture = decode(data, name="picture")
-    if picture[0].mode == "RGB":
-        return np.asarray(picture[0]).transpose(2, 0, 1)
-    return np.stack([np.asarray(plane) for plane in picture])
+    image = decode(data, name="image")
+    if image[0].mode == "RGB":
+        return np.asarray(image[0]).transpose(2, 0, 1)
+    return np.stack([np.asarray(plane) for plane in image])
 
 
 def ranged(array: NDArray[Any]) -> NDArray[np.float64]:
@@ -205,8 +205,8 @@ def real_files(count: int) -> list[Path]:
     ]
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data: real pictures")
-def test_crop_is_what_the_weights_ask_for_on_real_pictures() -> None:
+@pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data: real images")
+def test_crop_is_what_the_weights_ask_for_on_real_images() -> None:
     import torch
     from torchvision.models import ResNet18_Weights
     from torchvision.transforms import functional
@@ -221,7 +221,7 @@ def test_crop_is_what_the_weights_ask_for_on_real_pictures() -> None:
         ), path
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data: real pictures")
+@pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data: real images")
 def test_real_rgb_copies_of_grey_become_one_plane() -> None:
     path = sorted((DATA / "pneumonia/test").rglob("*.jp*g"))[0]
     assert describe(path.read_bytes(), path.name).channels == 3
@@ -232,13 +232,13 @@ def test_real_rgb_copies_of_grey_become_one_plane() -> None:
 
 
 @pytest.mark.parametrize("how", ["squash", "pad"])
-def test_a_picture_of_the_final_size_is_not_resampled(how: str) -> None:
+def test_a_image_of_the_final_size_is_not_resampled(how: str) -> None:
     array = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     got = pixels(npy(array), Geometry(how, 64, 99, "bicubic"), name="same")
     assert np.array_equal(got, array.transpose(2, 0, 1))
 
 
-def test_squash_shows_the_whole_picture() -> None:
+def test_squash_shows_the_whole_image() -> None:
     halves = np.zeros((40, 100), np.uint8)
     halves[:, 50:] = 200
     got = pixels(npy(halves), SMALL, name="halves")[0]
@@ -256,12 +256,12 @@ def test_pad_keeps_the_aspect_and_centres_on_black(tall: bool) -> None:
     assert np.array_equal(got.T if tall else got, wanted)
 
 
-def test_a_hair_is_not_blown_up_to_a_gigantic_picture() -> None:
-    with pytest.raises(BadPicture, match="hair: too long and thin: 20000 x 1 would grow"):
+def test_a_hair_is_not_blown_up_to_a_gigantic_image() -> None:
+    with pytest.raises(BadImage, match="hair: too long and thin: 20000 x 1 would grow"):
         pixels(npy(np.zeros((1, 20000), np.uint8)), CROP, name="hair")
 
 
-def test_deep_pictures_stay_within_the_scale_where_bicubic_overshoots() -> None:
+def test_deep_images_stay_within_the_scale_where_bicubic_overshoots() -> None:
     got = pixels(npy(RNG.choice([0, 65535], (20, 20)).astype(np.uint16)), Geometry("pad", 64, 64, "bicubic"), name="x")
     assert got.dtype == np.float32
     assert got.min() == 0
@@ -360,7 +360,7 @@ def test_damaged_exif_does_no_harm() -> None:
     assert np.array_equal(planes(damaged), planes(plain))
 
 
-def test_further_pictures_behind_a_jpeg_are_not_looked_at() -> None:
+def test_further_images_behind_a_jpeg_are_not_looked_at() -> None:
     first, second = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
     data = saved(first, "MPO", save_all=True, append_images=[second])
     assert np.array_equal(planes(data), planes(saved(first, "JPEG")))
@@ -459,7 +459,7 @@ def test_nan_and_infinity_are_refused(value: float) -> None:
     array = DEEP.astype(np.float32)
     array[3, 4] = value
     for data in (npy(array), tiff(array, 1, form=3), dicom(array), dicom(array, WindowCenter=9, WindowWidth=9)):
-        with pytest.raises(BadPicture, match="lung: expected finite values"):
+        with pytest.raises(BadImage, match="lung: expected finite values"):
             pixels(data, SMALL, name="lung")
 
 
@@ -470,7 +470,7 @@ def test_extreme_floats_do_not_overflow() -> None:
 
 
 def test_separate_16_bit_planes_are_refused_rather_than_misread() -> None:
-    with pytest.raises(BadPicture, match="16-bit"):
+    with pytest.raises(BadImage, match="16-bit"):
         decode(tiff(DEEP_COLOUR, 2, t284=[2]), name="planar.tif")
 
 
@@ -609,13 +609,13 @@ def test_every_dicom_file_that_pydicom_ships_is_read_or_refused() -> None:
     for path in sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm")):
         try:
             got = pixels(path.read_bytes(), SMALL, name=path.name)
-        except BadPicture as error:
+        except BadImage as error:
             refused.append(path.stem)
             assert str(error).startswith(f"{path.name}: ")
         else:
             assert got.shape[1:] == (16, 16)
-    with_a_whole_picture = {"CT_small", "JPEG2000", "JPGExtended", "examples_palette", "liver_1frame", "693_J2KI"}
-    assert not with_a_whole_picture & set(refused)
+    with_a_whole_image = {"CT_small", "JPEG2000", "JPGExtended", "examples_palette", "liver_1frame", "693_J2KI"}
+    assert not with_a_whole_image & set(refused)
     assert {"MR_truncated", "rtplan", "examples_ybr_color", "badVR"} < set(refused)
 
 
@@ -625,27 +625,27 @@ def test_every_dicom_file_that_pydicom_ships_is_read_or_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "facts"),
     [
-        (saved(GREY, "JPEG"), PictureFacts("JPEG", 53, 37, 1, 8, "grey")),
-        (saved(COLOUR, "JPEG"), PictureFacts("JPEG", 53, 37, 3, 8, "rgb")),
-        (saved(GREY > 9, "PNG"), PictureFacts("PNG", 53, 37, 1, 1, "grey")),
-        (png(DEEP_ALPHA, 6), PictureFacts("PNG", 53, 37, 4, 16, "rgb+alpha")),
-        (saved(COLOUR, "GIF"), PictureFacts("GIF", 53, 37, 1, 8, "palette")),
-        (saved(GREY > 9, "BMP"), PictureFacts("BMP", 53, 37, 1, 1, "grey")),
-        (tiff(DEEP_COLOUR, 2), PictureFacts("TIFF", 53, 37, 3, 16, "rgb")),
-        (tiff(DEEP, 0), PictureFacts("TIFF", 53, 37, 1, 16, "white is zero")),
-        (npy(DEEP_COLOUR), PictureFacts("NPY", 53, 37, 3, 16, "rgb")),
+        (saved(GREY, "JPEG"), ImageFacts("JPEG", 53, 37, 1, 8, "grey")),
+        (saved(COLOUR, "JPEG"), ImageFacts("JPEG", 53, 37, 3, 8, "rgb")),
+        (saved(GREY > 9, "PNG"), ImageFacts("PNG", 53, 37, 1, 1, "grey")),
+        (png(DEEP_ALPHA, 6), ImageFacts("PNG", 53, 37, 4, 16, "rgb+alpha")),
+        (saved(COLOUR, "GIF"), ImageFacts("GIF", 53, 37, 1, 8, "palette")),
+        (saved(GREY > 9, "BMP"), ImageFacts("BMP", 53, 37, 1, 1, "grey")),
+        (tiff(DEEP_COLOUR, 2), ImageFacts("TIFF", 53, 37, 3, 16, "rgb")),
+        (tiff(DEEP, 0), ImageFacts("TIFF", 53, 37, 1, 16, "white is zero")),
+        (npy(DEEP_COLOUR), ImageFacts("NPY", 53, 37, 3, 16, "rgb")),
         (
             dicom(RAMP, "MONOCHROME1", BitsStored=12, HighBit=11),
-            PictureFacts("DICOM", 64, 64, 1, 12, "MONOCHROME1"),
+            ImageFacts("DICOM", 64, 64, 1, 12, "MONOCHROME1"),
         ),
-        (shipped("examples_ybr_color.dcm"), PictureFacts("DICOM", 320, 240, 3, 8, "YBR_FULL_422", 30)),
+        (shipped("examples_ybr_color.dcm"), ImageFacts("DICOM", 320, 240, 3, 8, "YBR_FULL_422", 30)),
     ],
 )
-def test_facts(data: bytes, facts: PictureFacts) -> None:
-    assert describe(data, "picture") == facts
+def test_facts(data: bytes, facts: ImageFacts) -> None:
+    assert describe(data, "image") == facts
 
 
-# ---------------------------------------------------------------- what is no picture
+# ---------------------------------------------------------------- what is no image
 
 JPEG = saved(COLOUR, "JPEG")
 FRAMES = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
@@ -702,8 +702,8 @@ BAD = {
     "tiff of two": (saved(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), "got 2 frames"),
     "png of two": (saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), "got 2 frames"),
     "dicom of thirty": (shipped("examples_ybr_color.dcm"), "got 30 frames"),
-    "dicom report": (shipped("reportsi.dcm"), "without a picture"),
-    "dicom head": (b"\0" * 128 + b"DICM", "without a picture"),
+    "dicom report": (shipped("reportsi.dcm"), "without an image"),
+    "dicom head": (b"\0" * 128 + b"DICM", "without an image"),
     "photometric": (dicom(GREY, "MONOCHROME3"), "unknown photometric interpretation 'MONOCHROME3'.*MONOCHROME"),
     "window": (dicom(RAMP, WindowCenter=1, WindowWidth=2, VOILUTFunction="CUBIC"), "unknown VOI LUT function"),
     "16-bit cmyk": (tiff(DEEP_ALPHA, 5), "16-bit"),
@@ -712,9 +712,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_bad_pictures_say_which_and_why_in_one_line(what: str) -> None:
+def test_bad_images_say_which_and_why_in_one_line(what: str) -> None:
     data, reason = BAD[what]
-    with pytest.raises(BadPicture, match=reason) as caught:
+    with pytest.raises(BadImage, match=reason) as caught:
         pixels(data, SMALL, name="train/7.jpg")
     message = str(caught.value)
     assert message.startswith("train/7.jpg: ")
@@ -724,7 +724,7 @@ def test_bad_pictures_say_which_and_why_in_one_line(what: str) -> None:
 
 def test_deflated_dicom_that_inflates_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dicom_module, "_MAX_INFLATED", 1000)
-    with pytest.raises(BadPicture, match="after inflating"):
+    with pytest.raises(BadImage, match="after inflating"):
         decode(shipped("image_dfl.dcm"), name="deflated")
 
 
@@ -749,16 +749,16 @@ WHOLE = [
 
 
 def read_or_refused(data: bytes) -> None:
-    """Only BadPicture may come out, of both questions."""
+    """Only BadImage may come out, of both questions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_module, "MAX_PIXELS", 1_000_000)  # a changed header may ask for much work
         for ask in (lambda: pixels(data, SMALL, name="fuzz"), lambda: describe(data, "fuzz")):
             try:
                 got = ask()
-            except BadPicture as error:
+            except BadImage as error:
                 assert str(error).startswith("fuzz: ")
             else:
-                assert isinstance(got, PictureFacts) or (got.shape[1:] == (16, 16) and bool(np.isfinite(got).all()))
+                assert isinstance(got, ImageFacts) or (got.shape[1:] == (16, 16) and bool(np.isfinite(got).all()))
 
 
 @settings(max_examples=100, deadline=None)
@@ -793,7 +793,7 @@ def test_warnings_of_decoders_do_not_leak() -> None:
         _ = pydicom.dcmread(io.BytesIO(padded)).pixel_array
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pixels(padded, SMALL, name="padded")  # an error here would come out as BadPicture
+        pixels(padded, SMALL, name="padded")  # an error here would come out as BadImage
 
 
 def test_only_the_decoding_thread_is_hushed() -> None:

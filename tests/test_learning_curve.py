@@ -41,14 +41,14 @@ def test_parts_grow_by_whole_groups_in_proportion() -> None:
 
 
 def test_more_patients_are_better() -> None:
-    """The area rises with the groups; the last point learns from all that five folds leave; every picture counts."""
+    """The area rises with the groups; the last point learns from all that five folds leave; every image counts."""
     view = a_view()
     points = learning_curve(lambda: make_head("lda"), view, seed=0)
     counts = [point.groups for point in points]
     assert counts == sizes(view, grouped_folds(view.y, view.groups, 5, seed=0))
     assert counts == sorted(counts)
     assert counts[-1] == 80
-    assert points[-1].pictures == pytest.approx(320)
+    assert points[-1].images == pytest.approx(320)
     areas = [METRICS["roc_auc"](point.predictions.y, point.predictions.proba) for point in points]
     assert areas[-1] > areas[0] + 0.03
     assert all(len(point.predictions.y) == REPEATS * 400 for point in points)
@@ -56,7 +56,7 @@ def test_more_patients_are_better() -> None:
         learning_curve(lambda: make_head("lda"), a_view(24))
 
 
-def test_held_out_pictures_are_not_learned_from() -> None:
+def test_held_out_images_are_not_learned_from() -> None:
     """A head only ever sees groups of other folds, and nested parts of them."""
     view, seen = a_view(200), []
 
@@ -79,7 +79,7 @@ def test_held_out_pictures_are_not_learned_from() -> None:
 
 
 def test_the_verb_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It writes JSON and plots beside the page, which shows the curve as long as the pictures are the same."""
+    """It writes JSON and plots beside the page, which shows the curve as long as the images are the same."""
     folder = draw(tmp_path / "spots", per_class=30, test=6)
     extract(str(folder), "squeezenet1_1")
     train_heads(str(folder), "squeezenet1_1", heads="knn")
@@ -89,8 +89,8 @@ def test_the_verb_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     content = json.loads(paths[-1].read_text())
     (curve,) = content["curves"]
     assert curve["name"] == "knn on squeezenet1_1 features.12 avg"
-    assert curve["points"][-1]["groups"] == 48, "test pictures have no part in it"
+    assert curve["points"][-1]["groups"] == 48, "test images have no part in it"
     assert "ROC AUC" in capsys.readouterr().out
     assert 'data-figure="learning"' in Path(compare(str(folder))).read_text()
-    paths[-1].write_text(json.dumps(content | {"manifest": "of other pictures"}))
+    paths[-1].write_text(json.dumps(content | {"manifest": "of other images"}))
     assert 'data-figure="learning"' not in Path(compare(str(folder))).read_text()

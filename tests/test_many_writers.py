@@ -25,7 +25,7 @@ from features.storage import temporary_name
 from features.views import View, pooled_view
 
 ROOT = Path(__file__).parents[1]
-PICTURES = 144
+IMAGES = 144
 WRITER = """
 import json, sys
 import torch
@@ -49,7 +49,7 @@ sys.stdin.readline()
 try:
     job = run.Job(entry, recipe, "squash")
     done = run.extract(dataset, [job], batch_size=4, shard_rows=8, workers=1, progress=progress)
-    print(json.dumps([done.pictures, done.skipped]), flush=True)
+    print(json.dumps([done.images, done.skipped]), flush=True)
 except KeyboardInterrupt:
     print(json.dumps([-1, -1]), flush=True)
 """
@@ -84,7 +84,7 @@ class Writers:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of drawn pictures whose digests are remembered: it is older than two seconds."""
+    """Return a folder of drawn images whose digests are remembered: it is older than two seconds."""
     drawn = draw(tmp_path_factory.mktemp("many") / "set", per_class=56, test=16)
     time.sleep(2.1)
     return drawn
@@ -101,7 +101,7 @@ def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> View:
     artifacts = tmp_path_factory.mktemp("alone")
     writers = Writers(folder, artifacts, [-1])
     writers.start()
-    assert writers.close() == [[PICTURES, 0]]
+    assert writers.close() == [[IMAGES, 0]]
     return read(Entry(artifacts / "cache" / load_dataset(str(folder)).name / key().folder(), key()))
 
 
@@ -127,7 +127,7 @@ def assert_complete(entry: Entry, folder: Path, alone: View) -> None:
     dataset = load_dataset(str(folder))
     memo = Digests.load(cache_root(dataset.name) / "digests.h5")
     digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo)
-    assert entry.state(dataset, digests, ["pooled"]) == ("ready", f"{PICTURES} pictures")
+    assert entry.state(dataset, digests, ["pooled"]) == ("ready", f"{IMAGES} images")
     assert all(np.array_equal(now, then) for now, then in zip(read(entry), alone, strict=True))
     assert verify(entry) == []
     assert not [p for p in cache_root(dataset.name).rglob(".*") if p.is_file()]
@@ -138,7 +138,7 @@ def looks(entry: Entry, alone: View, writers: Writers) -> Iterator[int]:
     before = 0
     while writers.living():
         seen = look(entry, alone)
-        assert seen >= before, "a picture went out of the view"
+        assert seen >= before, "an image went out of the view"
         yield (before := seen)
         time.sleep(0.01)
 
@@ -151,7 +151,7 @@ def test_four_writers_and_a_reader(folder: Path, alone: View) -> None:
     seen = list(looks(entry, alone, writers))
     done = writers.close()
     assert len(done) == 4
-    assert PICTURES <= sum(computed for computed, _ in done) < 1.5 * PICTURES
+    assert IMAGES <= sum(computed for computed, _ in done) < 1.5 * IMAGES
     assert sum(computed > 0 for computed, _ in done) >= 2, "more than one worked"
     assert len(set(seen)) >= 3, "the reader saw it grow"
     assert_complete(entry, folder, alone)
@@ -185,10 +185,10 @@ def test_latecomer_does_not_impoverish_the_master(folder: Path, alone: View) -> 
     late = Writers(folder, artifacts, [20])
     late.start()
     assert late.close() == [[-1, -1]]
-    assert look(entry, alone) == PICTURES
+    assert look(entry, alone) == IMAGES
     partial = Digests.load(memo)
     assert partial is not None
-    assert 0 < len(partial.ids) < PICTURES
+    assert 0 < len(partial.ids) < IMAGES
 
 
 def test_claims_of_nobody(tmp_path: Path) -> None:

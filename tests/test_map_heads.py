@@ -154,12 +154,12 @@ def test_large_maps_are_seen_in_parts(name: str) -> None:
         assert head.attention(large).shape == (120, 7, 7)
 
 
-def test_ridge_with_few_pictures_and_features_that_only_some_have() -> None:
+def test_ridge_with_few_images_and_features_that_only_some_have() -> None:
     """A feature that is constant without two folds does not spoil the solution for the others."""
     rng = np.random.default_rng(0)
     y = np.arange(40) % 2
     folds = np.arange(40) // 8
-    X = np.maximum(rng.normal(size=(40, 600)) - 2.2, 0).astype(np.float32)  # most are seen in one picture or two
+    X = np.maximum(rng.normal(size=(40, 600)) - 2.2, 0).astype(np.float32)  # most are seen in one image or two
     X[:, :60] += (y[:, None] + 0.3 * rng.normal(size=(40, 60))).astype(np.float32)
     held = Ridge().fit_folds(X, y, folds)
     assert held is not None

@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 
 
 def predictions(n: int, k: int, *, ties: bool = False, seed: int = 0) -> tuple[Ints, Floats, NDArray[np.str_]]:
-    """Return y, proba and groups of about three pictures; with `ties`, probabilities in steps of a tenth."""
+    """Return y, proba and groups of about three images; with `ties`, probabilities in steps of a tenth."""
     random = np.random.default_rng(seed)
     y = random.integers(0, k, n)
     y[:k] = np.arange(k)
@@ -73,7 +73,7 @@ def as_scikit_learn(y: Ints, proba: Floats) -> dict[str, float]:
 
 
 def calibration_error(y: Ints, proba: Floats) -> float:
-    """Return the definition, picture by picture."""
+    """Return the definition, image by image."""
     sure = proba[:, 1] if proba.shape[1] == 2 else proba.max(axis=1)
     happened = y == 1 if proba.shape[1] == 2 else y == proba.argmax(axis=1)
     error = 0.0
@@ -99,7 +99,7 @@ def test_every_metric_has_the_value_of_scikit_learn(k: int, ties: bool) -> None:
 
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("k", [2, 7])
-def test_a_replicate_equals_the_pictures_repeated(k: int, ties: bool) -> None:
+def test_a_replicate_equals_the_images_repeated(k: int, ties: bool) -> None:
     y, proba, groups = predictions(150, k, ties=ties)
     sample = make_sample(y, proba, groups)
     weights = np.concatenate(list(resamples(sample, 12, 3)))
@@ -141,7 +141,7 @@ def test_groups_are_drawn_whole_and_by_class_where_each_is_of_one_class() -> Non
     assert len(strata(lonely)) == 1
 
 
-def test_copies_of_a_picture_in_its_group_tell_nothing_new() -> None:
+def test_copies_of_a_image_in_its_group_tell_nothing_new() -> None:
     y, proba, _ = predictions(60, 2)
     names = np.arange(60).astype(str)
     once = score(y, proba, names, n_bootstrap=300)
@@ -217,7 +217,7 @@ def test_faultless_predictions_are_not_called_certain() -> None:
         ([0.0, 1.0], [[0.5, 0.5], [0.5, 0.5]], None, None, "whole numbers"),
         ([0, 1], [[0.5, 0.5], [0.5, 0.9]], None, None, "row 1"),
         ([0, 1], [[0.5, 0.5], [np.nan, 0.9]], None, None, "row 1"),
-        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], ["a"], None, "1 groups for 2 pictures"),
+        ([0, 1], [[0.5, 0.5], [0.5, 0.5]], ["a"], None, "1 groups for 2 images"),
         ([0, 1], [[0.2, 0.5, 0.3], [0.5, 0.5, 0.0]], None, 0.3, "two classes"),
     ],
 )
@@ -311,9 +311,9 @@ def test_net_benefit_by_its_definition() -> None:
 def test_reliability_curve_adds_up_to_the_calibration_error() -> None:
     y, proba, _ = predictions(150, 2)
     curve = reliability_curve(y, proba[:, 1])
-    gaps = np.abs(curve.predicted - curve.observed) * curve.pictures / 150
+    gaps = np.abs(curve.predicted - curve.observed) * curve.images / 150
     assert gaps.sum() == pytest.approx(METRICS["ece"](y, proba))
-    assert curve.pictures.sum() == 150 and (curve.pictures > 0).all()
+    assert curve.images.sum() == 150 and (curve.images > 0).all()
     assert ((curve.low <= curve.observed) & (curve.observed <= curve.high)).all()
 
 

@@ -1,4 +1,4 @@
-"""A pack: one file that serves stage two without pictures, weights and torch, and that shows every flipped bit."""
+"""A pack: one file that serves stage two without images, weights and torch, and that shows every flipped bit."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def without_torch(*arguments: str, artifacts: Path, expect: int = 0) -> subproce
 
 
 def same(a: Manifest, b: Manifest) -> bool:
-    """Tell whether two manifests say the same of the same pictures in the same order."""
+    """Tell whether two manifests say the same of the same images in the same order."""
     names = ("ids", "sha256", "labels", "splits", "groups")
     columns = all(np.array_equal(getattr(a, n), getattr(b, n)) for n in names)
     return columns and a.left_out == b.left_out and a.about == b.about
 
 
 def scattered(spots: Path) -> tuple[Entry, dict[str, np.ndarray], np.ndarray]:
-    """Return an entry of 32 pictures in shards of 5 with maps in shards of 7, its pooled features and its maps."""
+    """Return an entry of 32 images in shards of 5 with maps in shards of 7, its pooled features and its maps."""
     dataset = load_dataset(str(spots))
     entry, digests, features = filled(dataset, shard=5)
     maps = np.random.default_rng(3).normal(size=(32, 2, 90, 90)).astype(np.float16)
     for i in range(0, 32, 7):
         at = np.random.default_rng(i).permutation(np.arange(i, min(i + 7, 32)))
         entry.commit("maps/late", digests.sha256[at], {"maps/late": maps[at]})
-    entry.refresh(dataset, digests, {"f" * 64: "not a picture"}, {"h5py": "x"})
+    entry.refresh(dataset, digests, {"f" * 64: "not an image"}, {"h5py": "x"})
     return entry, features, maps
 
 
@@ -204,18 +204,18 @@ def colleague(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIRN_ARTIFACTS", str(root / "ours"))
         patch.delenv("FIRN_WEIGHTS", raising=False)
-        patch.setattr("features.cache.content.RACY_NS", 0)  # the pictures were drawn a moment ago
+        patch.setattr("features.cache.content.RACY_NS", 0)  # the images were drawn a moment ago
         folder = str(draw(root / "spots", per_class=15, test=5))
         extract(folder, "squeezenet1_1", maps="1", precision="float32")
         (line,) = pack(folder, "squeezenet1_1", out=str(root / "hand.h5"), precision_="float32")
-        assert line.startswith("packed: 40 pictures, pooled, ")
+        assert line.startswith("packed: 40 images, pooled, ")
         train_heads(folder, "squeezenet1_1", heads="logistic lda knn", precision="float32")
         shutil.rmtree(folder)
     return root / "hand.h5", root / "ours", root / "theirs"
 
 
 def test_stage_two_needs_nothing_but_the_pack(colleague: tuple[Path, Path, Path]) -> None:
-    """Without pictures, weights and torch: the same predictions to the byte, and a page that compares the heads."""
+    """Without images, weights and torch: the same predictions to the byte, and a page that compares the heads."""
     path, ours, theirs = colleague
     done = without_torch("train-heads", "--dataset", str(path), "--heads", "logistic lda knn", artifacts=theirs)
     lines = done.stdout.splitlines()
@@ -249,9 +249,9 @@ WRONG = [
     (["train-heads", "--preprocess", "pad"], "holds features of squash, not pad; leave PREPROCESS= away"),
     (["train-heads", "--precision", "float16"], "holds features of float32, not float16; leave PRECISION= away"),
     (["train-heads", "--heads", "map"], "no feature maps at"),
-    (["extract", "--backbone", "squeezenet1_1"], "without the pictures"),
-    (["cache-why", "--backbone", "squeezenet1_1"], "without the pictures"),
-    (["cache-repair"], "without the pictures"),
+    (["extract", "--backbone", "squeezenet1_1"], "without the images"),
+    (["cache-why", "--backbone", "squeezenet1_1"], "without the images"),
+    (["cache-repair"], "without the images"),
 ]
 
 
@@ -267,15 +267,15 @@ def test_what_a_pack_cannot_do(arguments: list[str], message: str, colleague: tu
 
 
 def test_a_pack_as_a_data_set(colleague: tuple[Path, Path, Path]) -> None:
-    """Names, labels, splits and groups are there; a picture is not."""
+    """Names, labels, splits and groups are there; an image is not."""
     path, _, _ = colleague
     dataset = load_dataset(str(path))
     assert (dataset.name, len(dataset), dataset.classes) == ("spots", 40, ("normal", "spot"))
     assert sorted(dataset.ids) == dataset.ids
     assert sorted(set(dataset.splits.tolist())) == ["test", "train"]
-    with pytest.raises(BadDataset, match="features of squeezenet1_1 without the pictures"):
+    with pytest.raises(BadDataset, match="features of squeezenet1_1 without the images"):
         dataset.source.read(dataset.ids[0])
-    with pytest.raises(BadDataset, match="without the pictures"):
+    with pytest.raises(BadDataset, match="without the images"):
         repair(str(path))
 
 

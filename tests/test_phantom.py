@@ -46,7 +46,7 @@ def hidden(folder: Path) -> list[Path]:
     return list(folder.glob(".*"))
 
 
-def test_a_patient_has_three_to_five_pictures_one_class_and_one_split(phantom: Path) -> None:
+def test_a_patient_has_three_to_five_images_one_class_and_one_split(phantom: Path) -> None:
     places: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     counts: defaultdict[str, int] = defaultdict(int)
     for path in phantom.rglob("*.png"):
@@ -62,12 +62,12 @@ def test_a_patient_has_three_to_five_pictures_one_class_and_one_split(phantom: P
     assert {c: patients_in.count(("train", c)) for c in CLASSES} == dict.fromkeys(CLASSES, 3 * PATIENTS // 8)
 
 
-def test_pictures_are_grey_varied_and_carry_no_clock(phantom: Path) -> None:
+def test_images_are_grey_varied_and_carry_no_clock(phantom: Path) -> None:
     means = []
     for path in sorted(phantom.rglob("*.png")):
-        with Image.open(path) as picture:
-            assert (picture.size, picture.mode, picture.info) == ((SIZE, SIZE), "L", {})
-            pixels = np.asarray(picture)
+        with Image.open(path) as image:
+            assert (image.size, image.mode, image.info) == ((SIZE, SIZE), "L", {})
+            pixels = np.asarray(image)
         assert np.ptp(pixels) > 120
         means.append(pixels.mean())
     assert np.std(means) > 5
@@ -95,7 +95,7 @@ def test_opacities_brighten_the_lungs_only() -> None:
         assert max(beside.max(), below.max()) < 1e-3
 
 
-def test_pictures_of_a_chest_differ_in_pose_and_exposure() -> None:
+def test_images_of_a_chest_differ_in_pose_and_exposure() -> None:
     rng = np.random.default_rng(0)
     chest = draw_chest(rng, opaque=False)
     one, other = expose(chest, rng), expose(chest, rng)

@@ -16,8 +16,8 @@ import pydicom.data
 import pytest
 from PIL import Image
 
-from features.datasets.image_list import list_images
-from features.errors import BadBundle, BadDataset, BadPicture, CacheError, FirnError, UnknownName
+from features.datasets.image_list import find_images
+from features.errors import BadBundle, BadDataset, BadImage, CacheError, FirnError, UnknownName
 from models.predictor import Prediction
 from models.predictor.build import Wish
 from models.runs.compare import choose
@@ -56,7 +56,7 @@ def test_the_command(linear: Sought, workshop: Path, tmp_path: Path) -> None:
     test = linear.run().predictions.part(test=True)
     rows = {f"test/{row['path']}": row for row in table(tmp_path / "out")}
     assert list(rows) == test.ids.tolist()
-    ours = [[float(rows[picture][f"p_{name}"]) for name in ("normal", "spot")] for picture in test.ids]
+    ours = [[float(rows[image][f"p_{name}"]) for name in ("normal", "spot")] for image in test.ids]
     np.testing.assert_allclose(ours, test.proba, rtol=0, atol=1e-6)
     assert {row["decision"] for row in rows.values()} <= {"normal", "spot"}
     assert table(tmp_path / "out", "unreadable.csv") == []
@@ -68,7 +68,7 @@ def test_the_command(linear: Sought, workshop: Path, tmp_path: Path) -> None:
 
 
 def test_dicom(linear: Sought, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Files that pydicom ships: what holds one picture is predicted, the rest is listed with its reason."""
+    """Files that pydicom ships: what holds one image is predicted, the rest is listed with its reason."""
     folder = tmp_path / "pacs"
     folder.mkdir()
     for name in (*READABLE, *UNREADABLE):
@@ -77,39 +77,39 @@ def test_dicom(linear: Sought, tmp_path: Path, capsys: pytest.CaptureFixture[str
     rows = table(Path(path).parent)
     assert [row["path"] for row in rows] == sorted(READABLE)
     assert {row["outlier"] for row in rows} == {"yes"}
-    assert f"{len(READABLE)} unlike the training pictures, {len(UNREADABLE)} unreadable" in summary
+    assert f"{len(READABLE)} unlike the training images, {len(UNREADABLE)} unreadable" in summary
     reasons = {row["path"]: row["reason"] for row in table(tmp_path / "out", "unreadable.csv")}
     assert set(reasons) == set(UNREADABLE)
-    assert "without a picture" in reasons["rtplan.dcm"]
+    assert "without an image" in reasons["rtplan.dcm"]
     assert "left out rtplan.dcm" in capsys.readouterr().err
     predict(str(folder / "CT_small.dcm"), linear, out=str(tmp_path / "one"))
     (alone,) = table(tmp_path / "one")
     again = next(row for row in rows if row["path"] == "CT_small.dcm")
     assert float(alone["p_spot"]) == pytest.approx(float(again["p_spot"]), abs=1e-9)
-    with pytest.raises(BadPicture, match="no picture could be read"):
+    with pytest.raises(BadImage, match="no image could be read"):
         predict(str(folder / "rtplan.dcm"), linear, out=str(tmp_path / "none"))
 
 
 def test_lists(linear: Sought, workshop: Path, tmp_path: Path) -> None:
     """Paths of a CSV stay below it; one that is not there is unreadable, one that leads out is refused."""
-    picture = workshop / "spots" / "test" / "spot" / "test000.png"
+    image = workshop / "spots" / "test" / "spot" / "test000.png"
     (tmp_path / "in").mkdir()
-    shutil.copy(picture, tmp_path / "in" / "a.png")
+    shutil.copy(image, tmp_path / "in" / "a.png")
     lines = tmp_path / "in" / "list.csv"
     lines.write_text("Path,note\na.png,first\nsub/none.png,gone\n")
     predict(str(lines), linear, out=str(tmp_path / "out"))
     assert [row["path"] for row in table(tmp_path / "out")] == ["a.png"]
     assert [row["path"] for row in table(tmp_path / "out", "unreadable.csv")] == ["sub/none.png"]
-    (tmp_path / "in" / "link.png").symlink_to(picture)
+    (tmp_path / "in" / "link.png").symlink_to(image)
     for text in ("../a.png", "/etc/passwd", "link.png", "a\0.png"):
         lines.write_text(f'path\n"{text}"\n')
         with pytest.raises(BadDataset):
-            list_images(str(lines))
+            find_images(str(lines))
     lines.write_text("file\na.png\n")
     with pytest.raises(BadDataset, match="no column 'path'"):
-        list_images(str(lines))
+        find_images(str(lines))
     with pytest.raises(BadDataset, match="leads out"):
-        list_images(str(tmp_path / "in"))
+        find_images(str(tmp_path / "in"))
 
 
 def test_formulas_in_names(linear: Sought, workshop: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_formulas_in_names(linear: Sought, workshop: Path, tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     for name in names:
         shutil.copy(workshop / "spots" / "test" / "spot" / "test000.png", tmp_path / "in" / name)
-    (tmp_path / "in" / "=bad.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "=bad.png").write_bytes(b"no image")
     predict(str(tmp_path / "in"), linear, out=str(tmp_path / "out"))
     cells = [row["path"] for row in table(tmp_path / "out")]
     assert sorted(cells) == sorted(name if name == "plain.png" else f"'{name}" for name in names)
@@ -132,7 +132,7 @@ def test_formulas_in_names(linear: Sought, workshop: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("head", ["logistic", "finetuned"])
 def test_overlays(head: str, workshop: Path, tmp_path: Path) -> None:
-    """Every picture beside itself under its class map, for heads that have some; others say which have."""
+    """Every image beside itself under its class map, for heads that have some; others say which have."""
     sought = linear_or(head, workshop)
     predict(str(workshop / "spots" / "test" / "spot"), sought, overlays=True, out=str(tmp_path / "out"))
     drawn = sorted((tmp_path / "out" / "overlays").iterdir())
@@ -158,13 +158,13 @@ def test_the_chosen_run_is_taken(workshop: Path, tmp_path: Path) -> None:
     assert Sought(dataset=folder).run().folder == choose(load_runs("spots")).folder
     assert Sought(dataset=folder, heads="spatial", backbone="squeezenet1_1").run().facts["head"] == "spatial"
     line = bundle(Sought(dataset=folder, heads="spatial"), Wish(), out=str(tmp_path / "b.zip"))
-    assert re.search(r"8 test pictures agree within \d", line)
+    assert re.search(r"8 test images agree within \d", line)
     predict(str(workshop / "spots" / "test"), Sought(str(tmp_path / "b.zip")), point="0", out=str(tmp_path / "out"))
     assert {row["decision"] for row in table(tmp_path / "out")} == {"spot"}
 
 
 def test_a_run_whose_head_was_replaced(linear: Sought, workshop: Path, tmp_path: Path) -> None:
-    """A bundle that does not say what the run said of its test pictures is not called ready."""
+    """A bundle that does not say what the run said of its test images is not called ready."""
     from safetensors.numpy import load_file, save_file
 
     folder = Path(shutil.copytree(linear.model, tmp_path / "heads" / "logistic"))
@@ -175,10 +175,10 @@ def test_a_run_whose_head_was_replaced(linear: Sought, workshop: Path, tmp_path:
 
 
 def test_what_is_not_there(linear: Sought, workshop: Path, spots: Path, tmp_path: Path) -> None:
-    """One clear line each: no pictures, no model, no run, no features any more, no such point."""
+    """One clear line each: no images, no model, no run, no features any more, no such point."""
     (tmp_path / "empty").mkdir()
     for images in (tmp_path / "empty", tmp_path / "none.png"):
-        with pytest.raises(BadDataset, match="no pictures at"):
+        with pytest.raises(BadDataset, match="no images at"):
             predict(str(images), linear)
     with pytest.raises(BadBundle, match="neither a bundle"):
         predict(str(spots), Sought(str(tmp_path)))
@@ -200,8 +200,8 @@ def test_the_notebook(linear: Sought, workshop: Path, tmp_path: Path, monkeypatc
     """The lines of docs/predict.md run as they are, and leave nothing in the folder they run in."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL)
     bundle(linear, Wish(), out=str(tmp_path / "pneumonia.zip"))
-    for name, picture in (("one", "spot"), ("other", "normal")):
-        shutil.copy(workshop / "spots" / "test" / picture / "test000.png", tmp_path / f"{name}.png")
+    for name, image in (("one", "spot"), ("other", "normal")):
+        shutil.copy(workshop / "spots" / "test" / image / "test000.png", tmp_path / f"{name}.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FIRN_ARTIFACTS")
     names: dict[str, Any] = {}

@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from features.errors import BadBundle, BadPicture, BadWeights, FirnError, UnknownName
+from features.errors import BadBundle, BadImage, BadWeights, FirnError, UnknownName
 from models.predictor import load
 from models.predictor.archive import BUNDLE, check_files, opened, write_archive
 from models.predictor.build import Wish, write_bundle
 from models.predictor.loading import OUTLIERS
 from models.predictor.manifest import load_contents
 from models.predictor.ood import fit_novelty
-from models.predictor.self_test import GOLDEN, draw_pictures
+from models.predictor.self_test import GOLDEN, draw_images
 from models.predictor.trees import read_trees
 from models.runs.record import Run, load_runs
 
@@ -35,7 +35,7 @@ HEADS = ("logistic", "lightgbm", "spatial", "stack", "finetuned")
 
 
 def best(head: str, **facts: Any) -> Run:
-    """Return the run of a head on the drawn pictures."""
+    """Return the run of a head on the drawn images."""
     found = [run for run in load_runs("spots") if run.facts["head"] == head]
     return next(run for run in found if all(run.facts[name] == value for name, value in facts.items()))
 
@@ -64,15 +64,15 @@ def spoil(folder: Path, name: str, content: bytes, *, sign: bool = True) -> None
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_same_pictures_same_numbers(head: str, workshop: Path, tmp_path: Path) -> None:
-    """Probabilities of the test pictures are those of the run's predictions.csv, a linear head's to all digits."""
+def test_same_images_same_numbers(head: str, workshop: Path, tmp_path: Path) -> None:
+    """Probabilities of the test images are those of the run's predictions.csv, a linear head's to all digits."""
     run = best(head)
     target = write_bundle(run, tmp_path / f"{head}.zip", Wish())
     predictor = load(target)
     test = run.predictions.part(test=True)
-    found = predictor([workshop / "spots" / picture for picture in test.ids])
+    found = predictor([workshop / "spots" / image for image in test.ids])
     np.testing.assert_allclose(found.proba, test.proba, rtol=0, atol=1e-12 if head == "logistic" else 1e-6)
-    assert found.names == [str(workshop / "spots" / picture) for picture in test.ids]
+    assert found.names == [str(workshop / "spots" / image) for image in test.ids]
     np.testing.assert_array_equal(found.decision, found.proba[:, 1] >= predictor.points["youden"])
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()
@@ -84,12 +84,12 @@ def test_joined_blocks_and_poolings(workshop: Path, tmp_path: Path) -> None:
     """Several blocks, mean and maximum, come side by side as the head learned them."""
     run = best("logistic", pool="both")
     test = run.predictions.part(test=True)
-    found = load(write_bundle(run, tmp_path / "b", Wish()))([workshop / "spots" / picture for picture in test.ids])
+    found = load(write_bundle(run, tmp_path / "b", Wish()))([workshop / "spots" / image for image in test.ids])
     np.testing.assert_allclose(found.proba, test.proba, rtol=0, atol=1e-6)
 
 
-def test_ways_to_give_pictures(linear: Path, workshop: Path) -> None:
-    """A file, its bytes and its pixels are the same picture; one may come alone; any batch gives the same."""
+def test_ways_to_give_images(linear: Path, workshop: Path) -> None:
+    """A file, its bytes and its pixels are the same image; one may come alone; any batch gives the same."""
     path = workshop / "spots" / "test" / "spot" / "test000.png"
     with Image.open(path) as image:
         array = np.asarray(image)
@@ -102,12 +102,12 @@ def test_ways_to_give_pictures(linear: Path, workshop: Path) -> None:
     assert predictor([]).proba.shape == (0, 2)
 
 
-def test_unreadable_pictures(linear: Path, workshop: Path, tmp_path: Path) -> None:
+def test_unreadable_images(linear: Path, workshop: Path, tmp_path: Path) -> None:
     """They stop a strict call, and are left out of the other with a reason."""
     good, bad = workshop / "spots" / "test" / "spot" / "test000.png", tmp_path / "bad.png"
     bad.write_bytes(b"\x89PNG nonsense")
     predictor = load(linear)
-    with pytest.raises(BadPicture, match=r"bad\.png"):
+    with pytest.raises(BadImage, match=r"bad\.png"):
         predictor([good, bad])
     found = predictor([bad, good, tmp_path / "none.png"], strict=False)
     assert found.names == [str(good)]
@@ -118,18 +118,18 @@ def test_operating_points(linear: Path, workshop: Path) -> None:
     """Points come from out-of-fold predictions; a number is one too; others are refused."""
     predictor = load(linear)
     assert list(predictor.points) == ["youden", "sensitivity>=0.95"]
-    pictures = sorted((workshop / "spots" / "test").rglob("*.png"))
-    assert predictor(pictures, point="0").decision.all()
+    images = sorted((workshop / "spots" / "test").rglob("*.png"))
+    assert predictor(images, point="0").decision.all()
     for point in ("yuoden", "1.5", "nan"):
         with pytest.raises(UnknownName, match="operating point"):
-            predictor(pictures[:1], point=point)
+            predictor(images[:1], point=point)
 
 
 def test_calibration_is_kept_apart(workshop: Path, tmp_path: Path) -> None:
     """Calibrated probabilities come beside those of the comparison; without a calibration they are the same."""
-    run, picture = best("logistic", pool="avg"), draw_pictures()[0]
-    with_it = load(write_bundle(run, tmp_path / "a", Wish("temperature")))(picture)
-    without = load(write_bundle(run, tmp_path / "b", Wish("none")))(picture)
+    run, image = best("logistic", pool="avg"), draw_images()[0]
+    with_it = load(write_bundle(run, tmp_path / "a", Wish("temperature")))(image)
+    without = load(write_bundle(run, tmp_path / "b", Wish("none")))(image)
     np.testing.assert_array_equal(with_it.proba, without.proba)
     np.testing.assert_array_equal(without.proba, without.calibrated)
     assert not np.array_equal(with_it.calibrated, with_it.proba)
@@ -141,15 +141,15 @@ def test_weights_travel_where_asked(workshop: Path, tmp_path: Path, monkeypatch:
     """By digest they are looked for and named when missing; inside they need nothing else."""
     run = best("logistic", pool="avg")
     by_digest, inside = (write_bundle(run, tmp_path / n, Wish(with_weights=bool(i))) for i, n in enumerate("ab"))
-    expected = load(by_digest)(draw_pictures()[0]).proba
+    expected = load(by_digest)(draw_images()[0]).proba
     monkeypatch.setattr("features.backbones.weights.BUNDLED", tmp_path)
     monkeypatch.setattr("features.backbones.weights.download", lambda name, url: (_ for _ in ()).throw(BadWeights(url)))
     with pytest.raises(BadWeights):
         load(by_digest)
-    np.testing.assert_array_equal(load(inside)(draw_pictures()[0]).proba, expected)
+    np.testing.assert_array_equal(load(inside)(draw_images()[0]).proba, expected)
 
 
-def test_what_is_unlike_the_training_pictures() -> None:
+def test_what_is_unlike_the_training_images() -> None:
     """About one in a hundred of the same kind lies beyond the threshold, nearly all of another kind do."""
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(8, 40))
@@ -163,7 +163,7 @@ def test_what_is_unlike_the_training_pictures() -> None:
 
 
 def test_outliers_are_flagged(linear: Path, workshop: Path) -> None:
-    """Drawn test pictures are ordinary; a picture of something else is not."""
+    """Drawn test images are ordinary; an image of something else is not."""
     predictor = load(linear)
     ordinary = predictor(sorted((workshop / "spots" / "test").rglob("*.png")))
     assert ordinary.outlier.sum() <= 1

@@ -113,7 +113,7 @@ def test_no_cell_is_a_formula(cell: str, kept: str) -> None:
     assert {row["label"] for row in rows} == {"clear", kept}
 
 
-def test_plots_are_pictures(two: Written, three: Written) -> None:
+def test_plots_are_images(two: Written, three: Written) -> None:
     for report in (two, three):
         folder = report.page.parent
         for name in ("roc", "pr"):
@@ -162,13 +162,13 @@ def test_names_are_escaped(three: Written) -> None:
     assert not any("<" in name for name in names)
 
 
-def test_page_without_test_pictures(tmp_path: Path) -> None:
+def test_page_without_test_images(tmp_path: Path) -> None:
     report = written(tmp_path, draw_runs(2, train=100, test=0, grouped_by=""))
     text = report.page.read_text(encoding="utf-8")
     assert "when corrected for the choice" in text
     assert "Against the chosen" in text
     assert "on the other folds" in text
-    assert "each picture counts as independent" in text
+    assert "each image counts as independent" in text
 
 
 @pytest.mark.parametrize("preset", [0.25, 0.5])
@@ -186,7 +186,7 @@ def test_operating_table_counts(preset: float) -> None:
     assert (table["true_positives"][-1], table["false_positives"][-1]) == (0, 0)
 
 
-def test_operating_table_of_many_pictures_stays_short() -> None:
+def test_operating_table_of_many_images_stays_short() -> None:
     p = draw_predictions(2, strength=1.0, train=0, test=6000)
     table = operating_table(sides(p, ["clear", "opacity"])[0], {"mine": 0.123456789})
     assert len(table["thresholds"]) < 2000

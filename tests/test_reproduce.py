@@ -52,18 +52,18 @@ def test_a_stack_and_its_runs(workshop: Path) -> None:
     assert (lines[0].startswith("stack of 3 runs"), well) == (True, True), lines
 
 
-def test_a_picture_has_changed(workshop: Path, tmp_path: Path) -> None:
-    """Other pictures give other numbers: exit code 1, and the reason before the verdict."""
+def test_a_image_has_changed(workshop: Path, tmp_path: Path) -> None:
+    """Other images give other numbers: exit code 1, and the reason before the verdict."""
     folder = Path(shutil.copytree(of("logistic").folder, tmp_path / "heads" / "logistic"))
-    pictures = Path(shutil.copytree(workshop / "spots", tmp_path / "spots"))
-    facts = json.loads((folder / "run.json").read_text()) | {"asked": str(pictures)}
+    images = Path(shutil.copytree(workshop / "spots", tmp_path / "spots"))
+    facts = json.loads((folder / "run.json").read_text()) | {"asked": str(images)}
     (folder / "run.json").write_text(json.dumps(facts))
-    for picture in sorted((pictures / "train" / "spot").iterdir())[:4]:
-        Image.new("L", (48, 48), 30).save(picture)
+    for image in sorted((images / "train" / "spot").iterdir())[:4]:
+        Image.new("L", (48, 48), 30).save(image)
     command = [sys.executable, "-W", "error", "-m", "pipeline", "reproduce", "--run", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "pictures, labels, splits or groups have changed since" in done.stdout
+    assert "images, labels, splits or groups have changed since" in done.stdout
     assert done.stdout.splitlines()[-1] == "verdict: DIFFERS by more than the budget"
 
 

@@ -31,9 +31,9 @@ from features.cache.sealed import USER_BLOCK, check_heaps, seal
 from features.cache.verify import find_entries
 from features.datasets import load_dataset
 from features.datasets.registry import from_table
-from features.errors import BadDataset, BadPicture, CacheError
+from features.errors import BadDataset, BadImage, CacheError
 from features.images import Geometry, pixels
-from features.images.image import MAX_BYTES, MAX_PIXELS, PictureFacts
+from features.images.image import MAX_BYTES, MAX_PIXELS, ImageFacts
 from features.request import open_features
 from features.views import pooled_view
 from models.heads import load_head, make_head, save_head
@@ -83,7 +83,7 @@ def test_bombs_take_no_memory(what: str) -> None:
     """A small file that would grow is refused before memory is taken."""
     data, reason = BOMBS[what]
     tracemalloc.start()
-    with pytest.raises(BadPicture, match=reason):
+    with pytest.raises(BadImage, match=reason):
         pixels(data, SMALL, name="bomb")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -93,11 +93,11 @@ def test_bombs_take_no_memory(what: str) -> None:
 def test_whole_mammograms_are_no_bombs() -> None:
     """The limit is above what medicine has: 36 million pixels of 16 bits, 90 million of a colour slide."""
     for facts in (
-        PictureFacts("DICOM", 5220, 6871, 1, 16, "MONOCHROME2"),
-        PictureFacts("JPEG", 10000, 9000, 3, 8, "rgb"),
+        ImageFacts("DICOM", 5220, 6871, 1, 16, "MONOCHROME2"),
+        ImageFacts("JPEG", 10000, 9000, 3, 8, "rgb"),
     ):
         assert facts.decoded_bytes() <= MAX_BYTES
-    assert PictureFacts("JPEG", 50_000, MAX_PIXELS // 50_000, 1, 8, "grey").decoded_bytes() > MAX_BYTES
+    assert ImageFacts("JPEG", 50_000, MAX_PIXELS // 50_000, 1, 8, "grey").decoded_bytes() > MAX_BYTES
 
 
 def test_nested_dicom() -> None:
@@ -108,7 +108,7 @@ def test_nested_dicom() -> None:
         "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
     )
     deep = data[:start] + opened * 20_000
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         pixels(deep, SMALL, name="nested")
 
 
@@ -149,7 +149,7 @@ class Harmful:
 
 
 def test_no_pickle_is_run(tmp_path: Path) -> None:
-    """Neither in an archive, nor in the place of a head, a cache or a picture."""
+    """Neither in an archive, nor in the place of a head, a cache or an image."""
     harm = tmp_path / "harm"
     labels = np.array([[Harmful(harm)]] * 4, dtype=object)
     with pytest.raises(BadDataset, match="holds object"):
@@ -162,7 +162,7 @@ def test_no_pickle_is_run(tmp_path: Path) -> None:
     (tmp_path / "pack.h5").write_bytes(pickle.dumps(Harmful(harm)))
     with pytest.raises(CacheError, match="does not open as HDF5"):
         load_dataset(str(tmp_path / "pack.h5"))
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         pixels(pickle.dumps(Harmful(harm)), SMALL, name="pickle")
     assert not harm.exists()
 
@@ -243,7 +243,7 @@ def test_a_heap_that_leads_nowhere(spots: Path, tmp_path: Path) -> None:
 def test_names_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Escape sequences in a file's name are shown as what they are, in errors and in what is left out."""
     folder = draw(tmp_path / "set", per_class=6, test=2)
-    (folder / "train" / "spot" / "\x1b[2J\x1b]0;owned\x07.png").write_bytes(b"no picture")
+    (folder / "train" / "spot" / "\x1b[2J\x1b]0;owned\x07.png").write_bytes(b"no image")
     extract(str(folder), NET, precision="float32")
     shown = capsys.readouterr()
     assert "left out train/spot/" in shown.err

@@ -235,7 +235,7 @@ def test_intervals_hold_the_truth_95_times_in_100() -> None:
     assert held["auc unclustered"] < 0.85
 
 
-def test_delong_holds_the_truth_95_times_in_100_for_single_pictures() -> None:
+def test_delong_holds_the_truth_95_times_in_100_for_single_images() -> None:
     held = coverage(DESIGNS["single, AUC 0.98"], 300, 0, size=200_000)
     assert 0.91 <= held["roc_auc"] <= 0.98
     assert held["auc plain"] < 0.90, "the reason for the logit scale"

@@ -309,8 +309,8 @@ def test_neither_torch_nor_scikit_learn_is_imported() -> None:
     assert said.stdout.strip() == "set()"
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data: pictures of colon tissue")
-def test_real_pictures() -> None:
+@pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data: images of colon tissue")
+def test_real_images() -> None:
     from PIL import Image
 
     paths = [p for c in sorted(REAL.iterdir()) for p in sorted(c.glob("*"))[:60]]

@@ -8,7 +8,7 @@ from conftest import SHARED, needs_weights
 
 from features.backbones import load_recipe
 from features.backbones.build import load_backbone, network, row, truncated
-from features.backbones.tails import PICTURES, boundary, load_tail
+from features.backbones.tails import IMAGES, boundary, load_tail
 from features.errors import FirnError, UnknownName
 
 
@@ -38,10 +38,10 @@ def scrambled(tmp_path, monkeypatch):
         ("squeezenet1_1", "features.12", "features.8"),
         ("squeezenet1_1", "2", "features.5"),
         ("squeezenet1_1", "features.8 features.12", "features.5"),
-        ("squeezenet1_1", "4", PICTURES),
-        ("squeezenet1_1", "all", PICTURES),
+        ("squeezenet1_1", "4", IMAGES),
+        ("squeezenet1_1", "all", IMAGES),
         ("squeezenet1_1", "features.11", "features.10"),  # no block of the table
-        ("squeezenet1_1", "features.0", PICTURES),
+        ("squeezenet1_1", "features.0", IMAGES),
     ],
 )
 def test_a_cut_has_many_names(name, wanted, after) -> None:
@@ -69,12 +69,12 @@ def test_trunk_and_tail_are_the_network(scrambled, name, wanted) -> None:
     """The tail on the trunk's maps gives what the whole network gives; only the tail's tensors are in it."""
     recipe = scrambled(name)
     after = boundary(recipe, wanted)
-    pictures = torch.rand(2, 3, recipe.size, recipe.size)
+    images = torch.rand(2, 3, recipe.size, recipe.size)
     with torch.inference_mode():
-        maps = load_backbone(truncated(recipe, after))(pictures)[after]
+        maps = load_backbone(truncated(recipe, after))(images)[after]
         found = load_tail(recipe, after)(maps)
-        whole = load_backbone(recipe)(pictures)
-        everything = load_tail(recipe, PICTURES)(pictures)
+        whole = load_backbone(recipe)(images)
+        everything = load_tail(recipe, IMAGES)(images)
     expected = whole[list(recipe.blocks)[-1]]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(everything, expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""make transfer: the detour against the direct way, on the same pictures of the target; wrong input is told."""
+"""make transfer: the detour against the direct way, on the same images of the target; wrong input is told."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {"epochs": 1, "batch": 8, "features": {"precision_": "fl
 
 @pytest.fixture
 def domains(tmp_path: Path) -> list[str]:
-    """Return three sets of drawn pictures."""
+    """Return three sets of drawn images."""
     return [str(draw(tmp_path / name, seed=i)) for i, name in enumerate(("first", "second", "third"), start=7)]
 
 
@@ -43,7 +43,7 @@ def told(lines: list[str]) -> dict[str, Any]:
     return content
 
 
-def test_the_detour_is_compared_on_the_same_pictures(domains: list[str]) -> None:
+def test_the_detour_is_compared_on_the_same_images(domains: list[str]) -> None:
     """Over two domains: numbers are those of the runs, differences paired and corrected; a second time does nothing."""
     first, second, third = domains
     lines = transfer(first, third, NET, shared=second, heads="lda knn", protocol="split", **QUICK)
@@ -53,7 +53,7 @@ def test_the_detour_is_compared_on_the_same_pictures(domains: list[str]) -> None
     assert [step["backbone"] for step in found["steps"]] == [f"{NET}@first", detour]
     assert load_recipe(detour).weights != load_recipe(f"{NET}@first").weights != load_recipe(NET).weights
     assert [row["head"] for row in found["rows"]] == ["lda", "knn"]
-    assert (found["pictures"], found["groups"]) == (8, 8)  # the test pictures, on which the scores are
+    assert (found["images"], found["groups"]) == (8, 8)  # the test images, on which the scores are
     p_values = []
     for row in found["rows"]:
         ways = [shown(load_run(Path(row[way]["folder"]))) for way in ("direct", "detour")]
@@ -105,11 +105,11 @@ def test_the_target_can_be_thawed_too(domains: list[str]) -> None:
     assert np.array_equal(runs[0].predictions.fold, runs[1].predictions.fold)
 
 
-def test_a_picture_of_the_target_among_those_thawed_on_is_refused(domains: list[str]) -> None:
+def test_a_image_of_the_target_among_those_thawed_on_is_refused(domains: list[str]) -> None:
     """Even one, and under another name: the network has seen its label."""
     first, _, third = domains
     shutil.copy(Path(first) / "train" / "spot" / "train003.png", Path(third) / "test" / "spot" / "copied.png")
-    with pytest.raises(BadDataset, match="1 pictures of third are in first too"):
+    with pytest.raises(BadDataset, match="1 images of third are in first too"):
         transfer(first, third, NET, heads="lda", **QUICK)
 
 
@@ -130,7 +130,7 @@ def test_wrong_input(domains: list[str]) -> None:
 
 
 def test_a_thawed_backbone_has_no_place_on_its_own_source(domains: list[str]) -> None:
-    """Its heads there would be scored on pictures whose labels it knows."""
+    """Its heads there would be scored on images whose labels it knows."""
     first, _, third = domains
     transfer(first, third, NET, heads="lda", **QUICK)
     (entry,) = (e for e in find_entries(cache_root("third")) if e.key.backbone == f"{NET}@first")
@@ -151,7 +151,7 @@ def row(head: str, difference: float, verdict: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "word"), [("higher", "helped"), ("lower", "hurt"), ("tie", "made no difference that these pictures")]
+    ("verdict", "word"), [("higher", "helped"), ("lower", "hurt"), ("tie", "made no difference that these images")]
 )
 def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
     """The first head makes the sentence, the others are counted; a file's name does not steer a terminal."""
@@ -160,7 +160,7 @@ def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
         "target": "two\x1b[31m",
         "backbone": NET,
         "protocol": "cv",
-        "pictures": 90,
+        "images": 90,
         "groups": 30,
         "level": 0.95,
         "steps": [],

@@ -1,4 +1,4 @@
-"""Who saw what: protocols, repeats, stacks, joined views and the search, end to end on drawn pictures."""
+"""Who saw what: protocols, repeats, stacks, joined views and the search, end to end on drawn images."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def a_view() -> View:
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_nobody_predicts_what_it_has_seen(name: str) -> None:
-    """Every picture is predicted once a repeat, by a fit that saw none of its group; test groups are never seen."""
+    """Every image is predicted once a repeat, by a fit that saw none of its group; test groups are never seen."""
     protocol, view = PROTOCOLS[name], a_view()
     Witness.seen = []
     found = fit(Witness, [view], protocol, seed=1)  # type: ignore[arg-type]
     p = found.predictions
-    pictures = 160 if protocol.tests else 240
+    images = 160 if protocol.tests else 240
     held, tested = p.part(test=False), p.part(test=True)
-    assert len(held.y) == protocol.repeats * pictures
+    assert len(held.y) == protocol.repeats * images
     assert len(tested.y) == (80 if protocol.tests else 0)
-    assert all(sorted(held.ids[r * pictures : (r + 1) * pictures]) == sorted(set(held.ids)) for r in range(1))
+    assert all(sorted(held.ids[r * images : (r + 1) * images]) == sorted(set(held.ids)) for r in range(1))
     for row in range(len(held.y)):
         which = round(100 * held.proba[row, 1]) - 1
         assert which == held.fold[row]
@@ -79,11 +79,11 @@ def test_time_is_up() -> None:
     assert len(Witness.seen) == 1
 
 
-def test_a_class_without_training_pictures() -> None:
+def test_a_class_without_training_images() -> None:
     """A class that only the test split has cannot be learned, and the message says so."""
     view = a_view()
     y = np.where(view.splits == "test", view.y, 0)
-    with pytest.raises(BadDataset, match="no training picture"):
+    with pytest.raises(BadDataset, match="no training image"):
         fit(lambda: make_head("lda"), [view._replace(y=y)], PROTOCOLS["split"])
 
 
@@ -95,7 +95,7 @@ def drawn_set(tmp_path: Path) -> str:
 
 
 def test_cross_validation_and_its_stack(drawn_set: str) -> None:
-    """PROTOCOL=cv uses all pictures, keeps to folders of its own, corrects for the choice, and its stack is nested."""
+    """PROTOCOL=cv uses all images, keeps to folders of its own, corrects for the choice, and its stack is nested."""
     lines = train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack", protocol="cv")
     assert [line.split()[1] for line in lines] == ["lda", "knn", "stack"]
     runs = {run.facts["head"]: run for run in load_runs("spots", protocol="cv")}
@@ -107,7 +107,7 @@ def test_cross_validation_and_its_stack(drawn_set: str) -> None:
     page = Path(compare(drawn_set, protocol="cv"))
     results = json.loads((page.parent / "results.json").read_text())
     assert page.parent.name == "spots-cv"
-    assert results["dataset"]["pictures"] == {"validation": 64, "test": 0}
+    assert results["dataset"]["images"] == {"validation": 64, "test": 0}
     assert results["corrected"]["value"] <= results["runs"][0]["validation"]["roc_auc"]["value"] + 0.01
     assert "PROTOCOL=cv" in results["commands"][-1]
     assert any("HEADS=stack" in command for command in results["commands"])
@@ -203,7 +203,7 @@ def test_runs_of_an_older_form_are_passed_over(drawn_set: str) -> None:
 
 
 def test_names_of_all_kinds_come_back(tmp_path: Path) -> None:
-    """Predictions are read as they were written, whatever characters the names of pictures and classes hold."""
+    """Predictions are read as they were written, whatever characters the names of images and classes hold."""
     ids = np.array(["a\rb", "c\nd", 'e"f', "g,h", "\u2028", " i "])
     proba = np.random.default_rng(0).dirichlet([1, 1], 6)
     written = Predictions(ids, ids[::-1], np.arange(6) % 2, proba, np.arange(6) - 1)

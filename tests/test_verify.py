@@ -1,4 +1,4 @@
-"""Damage is found, named with its pictures, and mended by computing just that again."""
+"""Damage is found, named with its images, and mended by computing just that again."""
 
 from __future__ import annotations
 
@@ -44,26 +44,26 @@ def test_every_flipped_bit_is_reported(spots: Path) -> None:
         assert damaged == [path]
 
 
-def test_pictures_of_a_damaged_or_lost_shard_are_listed(spots: Path) -> None:
+def test_images_of_a_damaged_or_lost_shard_are_listed(spots: Path) -> None:
     """The master knows whose rows a shard held; a shard under another's name is noticed."""
     dataset = load_dataset(str(spots))
     entry, _, _ = filled(dataset)
     first, second, third, _ = sorted(entry.shards.iterdir())
-    held = {name: damage_pictures(entry, name) for name in (first, second)}
-    assert all(len(pictures) in (2, 10) for pictures in held.values())
+    held = {name: damage_images(entry, name) for name in (first, second)}
+    assert all(len(images) in (2, 10) for images in held.values())
     os.replace(third, second)
     reported = {damage.path: damage.reason for damage in verify(entry)}
     assert reported == {second: "its name is not that of its content", third: "is missing"}
 
 
-def damage_pictures(entry: Entry, path: Path) -> list[str]:
-    """Return the pictures that verify lists when a shard is cut short."""
+def damage_images(entry: Entry, path: Path) -> list[str]:
+    """Return the images that verify lists when a shard is cut short."""
     image = path.read_bytes()
     path.write_bytes(image[:-1])
     (damage,) = verify(entry)
     path.write_bytes(image)
     assert damage.path == path
-    return damage.pictures
+    return damage.images
 
 
 def test_repair_computes_just_what_is_damaged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -83,12 +83,12 @@ def test_repair_computes_just_what_is_damaged(tmp_path: Path, capfd: pytest.Capt
     flip(entry.master, 700)
     capfd.readouterr()
     assert repair(str(folder)) == [f"repaired: {entry.folder.name}, 2 files"]
-    assert "240 pictures in" not in capfd.readouterr().err
+    assert "240 images in" not in capfd.readouterr().err
     assert verify_entries(str(folder))[1]
     after = pooled_view(entry, list(entry.key.blocks), "both")
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert repair(str(folder)) == [f"whole: {entry.folder.name}"]
-    assert list_entries()[0].pictures == "240 of 240"
+    assert list_entries()[0].images == "240 of 240"
 
 
 def test_entries_are_found_without_a_master(spots: Path) -> None:

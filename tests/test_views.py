@@ -58,7 +58,7 @@ def test_unknown_blocks(wanted: str) -> None:
 
 
 def test_backbones_are_joined_by_id() -> None:
-    """Pictures that one view lacks are dropped; the rest stands side by side."""
+    """Images that one view lacks are dropped; the rest stands side by side."""
 
     def view(ids: list[str], scale: float) -> View:
         n = len(ids)

@@ -2,7 +2,7 @@
 
 table    the hand-checked rows; every other torchvision CNN classifier goes through the same mechanism
 weights  where a state dict comes from, how it is read safely, its digest
-taps     the network cut after the last tap: pictures -> {block: feature map}
+taps     the network cut after the last tap: images -> {block: feature map}
 recipe   all of the above in plain values that need no torch, remembered between runs
 """
 

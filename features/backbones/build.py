@@ -1,4 +1,4 @@
-"""The network, frozen and cut after its last tap: pictures -> {block: feature map}."""
+"""The network, frozen and cut after its last tap: images -> {block: feature map}."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cut(model: nn.Module, blocks: Mapping[str, str]) -> nn.Module:
 
 
 def block_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
-    """Return (C, H, W) of each block of a cut network on the meta device for square pictures of a side."""
+    """Return (C, H, W) of each block of a cut network on the meta device for square images of a side."""
     with torch.inference_mode():
         out: Mapping[str, Tensor] = model(torch.empty(1, 3, size, size, device="meta"))
     return {block: (int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for block, m in out.items()}

@@ -27,15 +27,15 @@ class Recipe:
     file: Path  # the weights
     weights: str  # sha256 of the tensors in use
     blocks: Mapping[str, tuple[int, int, int]]  # block -> (C, H, W)
-    size: int  # side of the picture that the network sees
+    size: int  # side of the image that the network sees
     resize: int  # short side before torchvision's centre crop
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    augmentation: Augmentation | None = None  # how pictures are varied on the way in
+    augmentation: Augmentation | None = None  # how images are varied on the way in
 
     def geometry(self, preprocess: str) -> Geometry:
-        """Return how a picture is brought to the network's size: "crop", "squash" or "pad"."""
+        """Return how an image is brought to the network's size: "crop", "squash" or "pad"."""
         return Geometry(preprocess, self.size, self.resize, self.interpolation, self.augmentation)
 
     def key(self, *, preprocess: str, precision: str, stored: str = "float16") -> Key:

@@ -12,24 +12,24 @@ from features.backbones.registry import Row
 from features.backbones.spec import Recipe
 from features.errors import FirnError, unknown
 
-PICTURES = ""  # the boundary before the first layer: nothing stays frozen
+IMAGES = ""  # the boundary before the first layer: nothing stays frozen
 
 
 def boundary(recipe: Recipe, wanted: str) -> str:
     """Return after which block, or other module, the network is cut so that what is `wanted` can be trained.
 
     `wanted` is a number of last blocks, names of blocks up to the last one, one dotted module ("layer4.2": from this
-    module on), or "all" (PICTURES). Raises UnknownName; FirnError where more than one map crosses the cut.
+    module on), or "all" (IMAGES). Raises UnknownName; FirnError where more than one map crosses the cut.
     """
     blocks, names = list(recipe.blocks), wanted.replace(",", " ").split()
     if wanted == "all":
-        return PICTURES
+        return IMAGES
     if wanted.isdigit() and 0 < int(wanted) <= len(blocks):
-        return ([PICTURES, *blocks])[-int(wanted) - 1]
+        return ([IMAGES, *blocks])[-int(wanted) - 1]
     if len(names) > 1 and set(names) == set(blocks[-len(names) :]):
         names = blocks[-len(names) :][:1]
     if len(names) == 1 and names[0] in blocks:
-        return ([PICTURES, *blocks])[blocks.index(names[0])]
+        return ([IMAGES, *blocks])[blocks.index(names[0])]
     if len(names) != 1:
         raise FirnError(f"expected the last blocks of {' '.join(blocks)} as BLOCKS=, got {wanted!r}")
     return _before(row(recipe.name), names[0], blocks)
@@ -43,7 +43,7 @@ def _before(line: Row, module: str, blocks: Sequence[str]) -> str:
         raise unknown("block", module, [*blocks, "all", f"1..{len(blocks)}"])
     node = names[inside[0] - 1]
     if inside[0] < 2:
-        return PICTURES
+        return IMAGES
     for block, tap in line.blocks.items():
         if _last(names, tap) == node:
             return block
@@ -60,7 +60,7 @@ def _last(names: Sequence[str], prefix: str) -> str:
 def load_tail(recipe: Recipe, after: str) -> nn.Module:
     """Return the float32 network after a boundary with the weights of the recipe, in eval mode on the CPU.
 
-    It maps the boundary's maps (B, C, H, W), or pictures (B, 3, S, S) for PICTURES, to the last block's
+    It maps the boundary's maps (B, C, H, W), or images (B, 3, S, S) for IMAGES, to the last block's
     (B, C', H', W'). Names of its tensors are torchvision's. Raises FirnError where the network cannot be cut there.
     """
     line = row(recipe.name)
@@ -80,12 +80,12 @@ def _tail(whole: nn.Module, after: str, last: str) -> nn.Module:
     ends: dict[str, fx.Node] = output.args[0]
     output.args = (ends["last"],)
     if after:
-        (pictures,) = (node for node in graph.nodes if node.op == "placeholder")
-        with graph.inserting_before(pictures):
+        (images,) = (node for node in graph.nodes if node.op == "placeholder")
+        with graph.inserting_before(images):
             maps = graph.placeholder("maps")
         ends["after"].replace_all_uses_with(maps)
         graph.eliminate_dead_code()
-        if pictures.users:
+        if images.users:
             raise FirnError(f"the network cannot be cut after {after}: more than one map crosses there")
-        graph.erase_node(pictures)
+        graph.erase_node(images)
     return fx.GraphModule(part, graph)  # anew: with the modules that are left

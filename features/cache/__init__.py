@@ -1,11 +1,11 @@
 """The HDF5 store: one entry per data set, backbone and recipe; immutable shards and one master over them.
 
 key      what changes the numbers, and the words for how two keys differ
-digests  the digest of every picture's bytes, remembered by size and times
+digests  the digest of every image's bytes, remembered by size and times
 shards   immutable files of rows, named by their own content, with a checksum per block of rows
-master   `features.h5`: which picture is which row, and virtual datasets over the shards
+master   `features.h5`: which image is which row, and virtual datasets over the shards
 entry    the folder: its state in words, reading, refreshing
-claims   which process is at work on which pictures
+claims   which process is at work on which images
 verify   proof that every byte is as it was written
 changes  how a data set differs from what the master says of it
 gc       what nobody needs any more

@@ -1,7 +1,7 @@
-"""The digest of every picture's bytes, remembered by size and times so that a no-op reads no picture.
+"""The digest of every image's bytes, remembered by size and times so that a no-op reads no image.
 
 The idea is git's index: a file whose size, mtime and ctime are as they were has the bytes it had. The file is a
-memo; when it is missing or damaged the pictures are read again.
+memo; when it is missing or damaged the images are read again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from features.cache.sealed import build, is_whole, write_sealed
 from features.datasets.dataset import Stamps
 
-UNKNOWN = b""  # the digest of a picture that has to be read first
+UNKNOWN = b""  # the digest of an image that has to be read first
 RACY_NS = 2_000_000_000  # a file touched this short a time before it was read may change within one tick
 
 
 class Digests(NamedTuple):
-    """sha256 of each picture, in the order of `ids`; UNKNOWN where the picture has to be read."""
+    """sha256 of each image, in the order of `ids`; UNKNOWN where the image has to be read."""
 
     ids: NDArray[np.bytes_]  # (n,) utf-8, sorted
     sha256: NDArray[np.bytes_]  # (n,) S64 hex, or UNKNOWN
@@ -45,7 +45,7 @@ class Digests(NamedTuple):
         self.sha256[same] = memo.sha256[at[same]]
 
     def known(self) -> NDArray[np.bool_]:
-        """Return which pictures have a digest, (n,)."""
+        """Return which images have a digest, (n,)."""
         return np.asarray(self.sha256 != UNKNOWN)
 
     def save(self, path: Path, *, clock: int) -> None:
@@ -53,9 +53,7 @@ class Digests(NamedTuple):
         trusted = self.known() & (self.stamps[:, 1:].max(axis=1, initial=0) < clock - RACY_NS)
 
         def fill(file: h5py.File) -> None:
-            file.attrs["about"] = (
-                "Firn memo: sha256 of the picture ids[i] as long as size, mtime and ctime are stamps[i]"
-            )
+            file.attrs["about"] = "Firn memo: sha256 of the image ids[i] as long as size, mtime and ctime are stamps[i]"
             file["ids"], file["sha256"], file["stamps"] = self.ids[trusted], self.sha256[trusted], self.stamps[trusted]
 
         write_sealed(path, build(fill))

@@ -20,7 +20,7 @@ from features.cache.key import Key
 from features.cache.lease import claims_in
 from features.cache.shard import Shard, write_shard
 from features.datasets.dataset import Dataset
-from features.errors import BadPicture, CacheError
+from features.errors import BadImage, CacheError
 from features.storage import artifacts_root, make_folder, remove_leftovers, slug, sync_folder
 
 
@@ -90,7 +90,7 @@ class Entry:
         return sorted(n for n in names if n.startswith(prefix) and n.endswith(".h5") and len(n) == len(prefix) + 35)
 
     def scan(self, part: str) -> tuple[NDArray[np.bytes_], Rows]:
-        """Return every picture that has a committed row: sha256 (m,) sorted and unique, and where its row lies."""
+        """Return every image that has a committed row: sha256 (m,) sorted and unique, and where its row lies."""
         names = self.files(part)
         digests = [np.array(self.digests_in(name), dtype="S64") for name in names]
         sizes = [len(d) for d in digests]
@@ -124,7 +124,7 @@ class Entry:
         return removed
 
     def state(self, dataset: Dataset, digests: Digests, parts: Iterable[str]) -> State:
-        """Compare the master with a data set: ready, or what is missing, and why. Reads no picture and no shard."""
+        """Compare the master with a data set: ready, or what is missing, and why. Reads no image and no shard."""
         manifest = self.manifest()
         if manifest is None:
             return State("partial", "interrupted before the master was written") if self.files("pooled") else MISSING
@@ -137,13 +137,13 @@ class Entry:
         same = _same_manifest(manifest, dataset, digests, wanted)
         new = 0 if same and digests.known().all() else _new(manifest, dataset, digests, wanted)
         if new:
-            return State("partial", f"{new:,} of {len(dataset):,} pictures are new, changed or not done yet")
+            return State("partial", f"{new:,} of {len(dataset):,} images are new, changed or not done yet")
         if missing := self._lost(manifest):
             return State("partial", f"{len(missing)} shards are gone, {missing[0]} first")
         if not same:
             return State("stale", "names, labels, splits or groups changed; the features are all there")
         unreadable = len(dataset) - len(manifest.ids)
-        return State("ready", f"{len(manifest.ids):,} pictures" + f", {unreadable:,} unreadable" * bool(unreadable))
+        return State("ready", f"{len(manifest.ids):,} images" + f", {unreadable:,} unreadable" * bool(unreadable))
 
     def _lost(self, manifest: Manifest) -> list[str]:
         """Return the shards that the master needs and the folder lacks."""
@@ -187,7 +187,7 @@ class Entry:
         return manifest.left_out if manifest else {}
 
     def lists(self, ids: NDArray[np.bytes_]) -> bool:
-        """Tell whether the master lists any of these pictures; a damaged one lists none."""
+        """Tell whether the master lists any of these images; a damaged one lists none."""
         try:
             manifest = self.manifest()
         except CacheError:
@@ -207,7 +207,7 @@ def _left_out(manifest: Manifest) -> NDArray[np.bytes_]:
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:
-    """Return what stage two needs to know of the data set when the pictures are not at hand."""
+    """Return what stage two needs to know of the data set when the images are not at hand."""
     return {
         "dataset": dataset.name,
         "classes": list(dataset.classes),
@@ -230,7 +230,7 @@ def _texts(dataset: Dataset) -> Sequence[NDArray[np.str_]]:
 
 
 def _new(manifest: Manifest, dataset: Dataset, digests: Digests, wanted: NDArray[np.bool_]) -> int:
-    """Return how many pictures have no row yet and are not known to be unreadable."""
+    """Return how many images have no row yet and are not known to be unreadable."""
     new = len(dataset) - int(wanted.sum()) - int((digests.known() & ~wanted).sum())
     return new + int((~np.isin(digests.sha256[wanted], manifest.sha256)).sum())
 
@@ -267,16 +267,16 @@ def entries(dataset: str) -> list[Entry]:
 def read_unknown(
     dataset: Dataset, digests: Digests, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Digests:
-    """Return the digests with those of pictures that are not as they were read from the files; writes nothing.
+    """Return the digests with those of images that are not as they were read from the files; writes nothing.
 
-    A picture that cannot be read stays UNKNOWN.
+    An image that cannot be read stays UNKNOWN.
     """
     sha256 = digests.sha256.copy()
     todo = np.flatnonzero(~digests.known()).tolist()
     for done, i in enumerate(todo, start=1):
         try:
             sha256[i] = hashlib.sha256(dataset.source.read(dataset.ids[i])).hexdigest().encode()
-        except (OSError, BadPicture):
+        except (OSError, BadImage):
             continue
         finally:
             progress(done, len(todo))
@@ -284,7 +284,7 @@ def read_unknown(
 
 
 def changes(manifest: Manifest, dataset: Dataset, digests: Digests) -> dict[str, list[str]]:
-    """Return which pictures changed, and how, since the master was written: kind -> sorted ids, only kinds that occur.
+    """Return which images changed, and how, since the master was written: kind -> sorted ids, only kinds that occur.
 
     "new" (without features yet), "changed" (other bytes under the same name), "renamed" (known bytes under a new
     name), "removed", "unreadable", "relabelled", "in another split", "regrouped".
@@ -311,7 +311,7 @@ def changes(manifest: Manifest, dataset: Dataset, digests: Digests) -> dict[str,
 
 
 def _columns(manifest: Manifest, dataset: Dataset) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Return what pictures are said to be, as the master has it and as the data set has it now, both as text."""
+    """Return what images are said to be, as the master has it and as the data set has it now, both as text."""
     before, now = np.array(manifest.about["classes"], np.str_), np.array(dataset.classes, np.str_)
     splits, groups = (np.char.decode(column, "utf-8") for column in (manifest.splits, manifest.groups))
     return {

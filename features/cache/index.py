@@ -1,4 +1,4 @@
-"""The master, `features.h5`: which picture is which row, and virtual datasets that show all shards as one array."""
+"""The master, `features.h5`: which image is which row, and virtual datasets that show all shards as one array."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_RUNS = 4096  # above this many pieces a virtual dataset is slow, and rows 
 
 
 class Rows(NamedTuple):
-    """Where the rows of one part lie; entry i belongs to picture i of whatever it is aligned with."""
+    """Where the rows of one part lie; entry i belongs to image i of whatever it is aligned with."""
 
     shards: list[str]  # file names
     shard: NDArray[np.int32]  # (n,) index into `shards`
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """One line per picture that has features, and what the entry as a whole is."""
+    """One line per image that has features, and what the entry as a whole is."""
 
     ids: NDArray[np.bytes_]  # (n,) utf-8
     sha256: NDArray[np.bytes_]  # (n,) S64 hex
@@ -49,11 +49,11 @@ class Manifest(NamedTuple):
     splits: NDArray[np.bytes_]  # (n,)
     groups: NDArray[np.bytes_]  # (n,) utf-8
     parts: Mapping[str, Rows]  # part -> where its rows lie
-    left_out: Mapping[str, str]  # sha256 -> why the picture could not be read
+    left_out: Mapping[str, str]  # sha256 -> why the image could not be read
     about: Mapping[str, Any]  # dataset, classes, label_views, grouped_by, split_by, note, wanted, versions
 
     def order(self) -> Manifest:
-        """Return the same pictures sorted by id, or by place on the disk where ids are scattered over the shards."""
+        """Return the same images sorted by id, or by place on the disk where ids are scattered over the shards."""
         by_id = self._take(np.argsort(self.ids, kind="stable"))
         pooled = next(iter(by_id.parts.values()))
         if len(pooled.runs()) <= _MOST_RUNS:
@@ -72,7 +72,7 @@ def write_master(path: Path, key: Key, manifest: Manifest) -> None:
 
     def fill(file: h5py.File) -> None:
         file.attrs["about"] = (
-            "Firn features: row i of every dataset is the picture ids[i]; pooled/<block>/{avg,max} are virtual "
+            "Firn features: row i of every dataset is the image ids[i]; pooled/<block>/{avg,max} are virtual "
             "datasets over shards/*.h5; labels index the attribute classes"
         )
         file.attrs["key"], file.attrs["key_sha256"] = key.to_json(), key.digest()

@@ -1,4 +1,4 @@
-"""Claims: which process is at work on which stretch of pictures, so that several can fill one entry at once.
+"""Claims: which process is at work on which stretch of images, so that several can fill one entry at once.
 
 A claim is a small file made with O_EXCL, which is atomic without working locks, also over NFS version 3 and later
 (open(2)). Claims save double work and nothing more: rows are named by content, so a claim taken twice does no harm.

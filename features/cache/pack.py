@@ -1,4 +1,4 @@
-"""A pack: the rows of one entry in one self-contained, sealed HDF5 file, to hand to somebody without the pictures.
+"""A pack: the rows of one entry in one self-contained, sealed HDF5 file, to hand to somebody without the images.
 
 The layout is that of the master with the arrays themselves in place of virtual datasets, and that of a shard in that
 a checksum covers each block of rows: whatever reads a shard reads a pack.
@@ -29,11 +29,11 @@ from features.errors import CacheError
 from features.storage import remove_leftovers, whole
 
 SUFFIXES = (".h5", ".hdf5")
-_MEND = "make cache-pack, where the pictures are, or fetch the file again"
+_MEND = "make cache-pack, where the images are, or fetch the file again"
 _PIECE = 32 << 20  # bytes of one array in memory at once
 _TEXTS: Final = ("ids", "sha256", "splits", "groups")
 _ABOUT = (
-    "Firn pack: row i of every dataset is the picture ids[i]; pooled/<block>/{avg,max} and maps/<block> are features; "
+    "Firn pack: row i of every dataset is the image ids[i]; pooled/<block>/{avg,max} and maps/<block> are features; "
     "labels index the attribute classes; checksums/<dataset> are xxh3-64 of each block of rows_per_checksum rows"
 )
 
@@ -56,7 +56,7 @@ class Pack:
         return Shard(self.path, mend=_MEND)
 
     def manifest(self) -> Manifest:
-        """Return one line per picture; every value has passed its checksum. CacheError where it is damaged."""
+        """Return one line per image; every value has passed its checksum. CacheError where it is damaged."""
         with self.shard() as shard:
             n = len(shard)
             columns: dict[str, Any] = {name: _all_of(shard, name) for name in (*_TEXTS, "labels")}
@@ -92,7 +92,7 @@ def open_pack(path: Path) -> Pack:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CacheError(f"{path} does not open as HDF5 ({error}); run: {_MEND}") from None
     if attributes.get("part") != "pack":
-        raise CacheError(f"{path} is no pack of features; make one where the pictures are: make cache-pack")
+        raise CacheError(f"{path} is no pack of features; make one where the images are: make cache-pack")
     if _own_digest(attributes) != attributes.get("digest"):
         raise CacheError(f"damaged {path}: its attributes do not match their digest; run: {_MEND}")
     try:
@@ -145,11 +145,11 @@ def write_pack(
 
 
 def _checked(entry: Entry, parts: Sequence[str]) -> Manifest:
-    """Return the manifest of an entry that has pictures and all the parts."""
+    """Return the manifest of an entry that has images and all the parts."""
     manifest = entry.manifest()
     lacking = [part for part in parts if manifest is None or part not in manifest.parts]
     if manifest is None or lacking or not len(manifest.ids):
-        raise CacheError(f"{entry.folder} has no {', '.join(lacking) or 'pictures'} to pack; run: make extract")
+        raise CacheError(f"{entry.folder} has no {', '.join(lacking) or 'images'} to pack; run: make extract")
     return manifest
 
 

@@ -1,6 +1,6 @@
 """Shards: immutable HDF5 files of rows, named by their own content, with a checksum per block of rows.
 
-A shard holds one *part* of an entry for some pictures: `pooled` (every block, averaged and maximised over
+A shard holds one *part* of an entry for some images: `pooled` (every block, averaged and maximised over
 positions) or `maps/<block>`. Parts have shards of their own, so maps can be added later and pooled features load
 without touching them. Arrays are stored contiguously: any row is one read at a known offset. After the HDF5 file comes
 a table of contents with these offsets, which stock tools do not see and which makes opening a shard one read.
@@ -110,7 +110,7 @@ def write_shard(
         data[name], data[f"checksums/{name}"] = np.ascontiguousarray(array), checksums(array)
     sparse = Sparse()
     with h5py.File(sparse, "w", userblock_size=USER_BLOCK, libver=("v110", "v110")) as file:
-        file.attrs["about"] = "Firn shard: one row per picture; sha256[i] is the digest of the picture of row i"
+        file.attrs["about"] = "Firn shard: one row per image; sha256[i] is the digest of the image of row i"
         file.attrs["part"], file.attrs["key"], file.attrs["rows"] = part, key, len(sha256)
         places = {name: reserve(file, name, array.shape, array.dtype).id.get_offset() for name, array in data.items()}
         for name, array in arrays.items():

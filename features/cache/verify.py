@@ -19,7 +19,7 @@ class Damage(NamedTuple):
 
     path: Path
     reason: str
-    pictures: list[str]  # whose rows it held, as far as the master tells
+    images: list[str]  # whose rows it held, as far as the master tells
 
 
 def verify(entry: Entry) -> list[Damage]:
@@ -30,10 +30,10 @@ def verify(entry: Entry) -> list[Damage]:
     except CacheError as error:
         manifest, found = None, [Damage(entry.master, str(error), [])]
     names = sorted(p.name for p in entry.shards.glob("*.h5"))
-    found += [Damage(entry.shards / n, reason, _pictures(manifest, n)) for n in names if (reason := _fault(entry, n))]
+    found += [Damage(entry.shards / n, reason, _images(manifest, n)) for n in names if (reason := _fault(entry, n))]
     needed = {name: rows for rows in (manifest.parts.values() if manifest else ()) for name in rows.shards}
-    lost = sorted(name for name in set(needed) - set(names) if _pictures(manifest, name))
-    return found + [Damage(entry.shards / name, "is missing", _pictures(manifest, name)) for name in lost]
+    lost = sorted(name for name in set(needed) - set(names) if _images(manifest, name))
+    return found + [Damage(entry.shards / name, "is missing", _images(manifest, name)) for name in lost]
 
 
 def _fault(entry: Entry, name: str) -> str:
@@ -49,8 +49,8 @@ def _fault(entry: Entry, name: str) -> str:
     return "" if _key_in(path) == entry.key else "belongs to another key"
 
 
-def _pictures(manifest: Manifest | None, shard: str) -> list[str]:
-    """Return the pictures whose rows lie in a shard."""
+def _images(manifest: Manifest | None, shard: str) -> list[str]:
+    """Return the images whose rows lie in a shard."""
     if manifest is None:
         return []
     ids: list[str] = []

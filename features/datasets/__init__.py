@@ -1,4 +1,4 @@
-"""Where pictures, labels, groups and splits come from: a row of the table DATASETS or a path, as one Dataset."""
+"""Where images, labels, groups and splits come from: a row of the table DATASETS or a path, as one Dataset."""
 
 from features.datasets.dataset import SPLITS, Dataset, Source, Stamps
 from features.datasets.load import load_dataset

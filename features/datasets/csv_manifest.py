@@ -1,4 +1,4 @@
-"""CSV manifests: one line a picture, `path,label[,split][,group]`."""
+"""CSV manifests: one line an image, `path,label[,split][,group]`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Line(NamedTuple):
 def read_manifest(path: Path, name: str) -> Dataset:
     """Read a CSV (UTF-8, comma, a header) into a data set whose splits are still as given, empty where there are none.
 
-    Paths are relative to the folder of the CSV and stay in it, links included. A picture with no group is a group of
+    Paths are relative to the folder of the CSV and stay in it, links included. An image with no group is a group of
     its own. Raises BadDataset that names the CSV, the line and what was expected.
     """
     lines, numbers = _read_lines(path)
@@ -46,28 +46,28 @@ def read_manifest(path: Path, name: str) -> Dataset:
         name=name,
         classes=classes,
         ids=ids,
-        labels=np.array([rank[lines[picture].label] for picture in ids], np.int64),
-        splits=np.array([lines[picture].split for picture in ids], np.str_),
-        groups=np.array([lines[picture].group or picture for picture in ids], np.str_),
+        labels=np.array([rank[lines[image].label] for image in ids], np.int64),
+        splits=np.array([lines[image].split for image in ids], np.str_),
+        groups=np.array([lines[image].group or image for image in ids], np.str_),
         source=FileSource(path.parent, Listing(ids, sorted_stamps(numbers, order))),
         grouped_by="group" if any(line.group for line in lines.values()) else "",
     )
 
 
 def _read_lines(path: Path) -> tuple[dict[str, _Line], array[int]]:
-    """Return the lines by picture, and size, mtime and ctime of each in turn."""
+    """Return the lines by image, and size, mtime and ctime of each in turn."""
     lines: dict[str, _Line] = {}
     numbers = array("q")
     base, safe = os.path.realpath(path.parent), set[str]()
     for number, row in _rows(path):
         try:
-            picture, line = _inside(row["path"], path.parent, base), _line(row)
-            if picture in lines:
-                raise BadDataset(f"{picture} is on an earlier line already; expected each picture once")
-            found = _stat(base, picture, safe)
+            image, line = _inside(row["path"], path.parent, base), _line(row)
+            if image in lines:
+                raise BadDataset(f"{image} is on an earlier line already; expected each image once")
+            found = _stat(base, image, safe)
         except BadDataset as fault:
             raise BadDataset(f"{path}, line {number}: {fault}") from None
-        lines[picture] = line
+        lines[image] = line
         numbers.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     return lines, numbers
 
@@ -138,11 +138,11 @@ def _inside(text: str, folder: Path, base: str) -> str:
     return path
 
 
-def _stat(base: str, picture: str, safe: set[str]) -> os.stat_result:
-    """Return what the file system says of a picture; `safe` are the folders known to lie in `base`, links resolved."""
-    path, parent = f"{base}/{picture}", posixpath.dirname(picture)
+def _stat(base: str, image: str, safe: set[str]) -> os.stat_result:
+    """Return what the file system says of an image; `safe` are the folders known to lie in `base`, links resolved."""
+    path, parent = f"{base}/{image}", posixpath.dirname(image)
     if parent not in safe and not Path(base, parent).resolve().is_relative_to(base):
-        raise BadDataset(f"{picture} leads out of {base} by a link; put the files themselves there")
+        raise BadDataset(f"{image} leads out of {base} by a link; put the files themselves there")
     safe.add(parent)
     try:
         found = os.lstat(path)
@@ -150,7 +150,7 @@ def _stat(base: str, picture: str, safe: set[str]) -> os.stat_result:
             refuse_link(base, path)
             found = Path(path).stat()
     except OSError as error:
-        raise BadDataset(f"{picture} is not in {base} ({error.strerror}); expected the path of a picture") from None
+        raise BadDataset(f"{image} is not in {base} ({error.strerror}); expected the path of an image") from None
     if not stat.S_ISREG(found.st_mode):
-        raise BadDataset(f"{picture} is no file; expected the path of a picture")
+        raise BadDataset(f"{image} is no file; expected the path of an image")
     return found

@@ -1,4 +1,4 @@
-"""The table of pictures that every source of data is reduced to."""
+"""The table of images that every source of data is reduced to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Stamps(NamedTuple):
-    """What the file system says of each picture without reading it; equal stamps mean equal bytes."""
+    """What the file system says of each image without reading it; equal stamps mean equal bytes."""
 
     size: NDArray[np.int64]  # (n,) bytes
     mtime: NDArray[np.int64]  # (n,) ns
@@ -22,22 +22,22 @@ class Stamps(NamedTuple):
 
 
 class Source(Protocol):
-    """Where the bytes of the pictures come from."""
+    """Where the bytes of the images come from."""
 
     @property
     def where(self) -> str:
         """Return the folder or file that a person would look into."""
 
-    def read(self, picture: str) -> bytes:
-        """Return the encoded bytes of one picture (JPEG, PNG, ..., or `.npy` for a row of an array)."""
+    def read(self, image: str) -> bytes:
+        """Return the encoded bytes of one image (JPEG, PNG, ..., or `.npy` for a row of an array)."""
 
-    def stamps(self, pictures: list[str]) -> Stamps:
-        """Return size and times of each picture, for noticing change without reading."""
+    def stamps(self, images: list[str]) -> Stamps:
+        """Return size and times of each image, for noticing change without reading."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with label, split and group; row i of every column is picture `ids[i]`, and ids are sorted."""
+    """Images with label, split and group; row i of every column is image `ids[i]`, and ids are sorted."""
 
     name: str  # the folder under artifacts/, made of [a-z0-9._-]
     classes: tuple[str, ...]  # label k is classes[k]
@@ -52,7 +52,7 @@ class Dataset:
     note: str = ""  # licence, citation, "synthetic"
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.ids)
 
 

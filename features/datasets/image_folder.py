@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from features.datasets.dataset import Dataset, Stamps, class_order
 from features.datasets.splits import SPLIT_NAMES
-from features.errors import BadDataset, BadPicture
+from features.errors import BadDataset, BadImage
 
-PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 
 
 class Listing(NamedTuple):
-    """The pictures found below a folder and what the file system said of them on the way."""
+    """The images found below a folder and what the file system said of them on the way."""
 
     ids: list[str]  # (n,) relative to the folder, '/' as separator; unique and sorted
     stamps: Stamps  # (n,)
@@ -42,28 +42,26 @@ class FileSource:
         """Return the folder."""
         return str(self.root)
 
-    def read(self, picture: str) -> bytes:
-        """Return the bytes of one file; raise BadPicture where it cannot be read."""
-        path = self.root / picture
+    def read(self, image: str) -> bytes:
+        """Return the bytes of one file; raise BadImage where it cannot be read."""
+        path = self.root / image
         try:
             return path.read_bytes()
         except OSError as error:
-            raise BadPicture(
-                f"{path} was listed but cannot be read ({error.strerror}); put it back and rerun"
-            ) from None
+            raise BadImage(f"{path} was listed but cannot be read ({error.strerror}); put it back and rerun") from None
 
-    def stamps(self, pictures: list[str]) -> Stamps:
-        """Return size and times of each picture; raise BadDataset where a file is gone."""
-        if self.listing is not None and pictures == self.listing.ids:
+    def stamps(self, images: list[str]) -> Stamps:
+        """Return size and times of each image; raise BadDataset where a file is gone."""
+        if self.listing is not None and images == self.listing.ids:
             return self.listing.stamps
         numbers = array("q")
         try:
-            for picture in pictures:
-                found = (self.root / picture).stat()
+            for image in images:
+                found = (self.root / image).stat()
                 numbers.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
         except OSError as error:
             raise BadDataset(f"{error.filename} is gone ({error.strerror}); put it back and rerun") from None
-        return sorted_stamps(numbers, range(len(pictures)))
+        return sorted_stamps(numbers, range(len(images)))
 
 
 class _Sweep(NamedTuple):
@@ -73,11 +71,11 @@ class _Sweep(NamedTuple):
     numbers: array[int]  # size, mtime and ctime of each id, one after the other
 
 
-def list_pictures(root: Path, folders: Iterable[str], keep: str = "") -> tuple[Listing, NDArray[np.int64]]:
-    """List the pictures below each of `folders` (relative to `root`, none inside another) in one sweep of the disk.
+def list_images(root: Path, folders: Iterable[str], keep: str = "") -> tuple[Listing, NDArray[np.int64]]:
+    """List the images below each of `folders` (relative to `root`, none inside another) in one sweep of the disk.
 
-    Hidden files, `__MACOSX` and files that are no pictures by their extension are left out, and so is every id that the
-    regular expression `keep` is not found in. Returns the listing, and (n,) the index of each picture's folder.
+    Hidden files, `__MACOSX` and files that are no images by their extension are left out, and so is every id that the
+    regular expression `keep` is not found in. Returns the listing, and (n,) the index of each image's folder.
     Raises BadDataset at a link that leads out of `root` and at a name that is no UTF-8.
     """
     sweep = _Sweep(os.path.realpath(root), re.compile(keep), [], array("q"))
@@ -94,7 +92,7 @@ def list_pictures(root: Path, folders: Iterable[str], keep: str = "") -> tuple[L
 
 
 def _scan(folder: str, sweep: _Sweep) -> list[str]:
-    """Append the pictures that lie in one folder to the sweep; return its subfolders."""
+    """Append the images that lie in one folder to the sweep; return its subfolders."""
     below = []
     try:
         with os.scandir(f"{sweep.base}/{folder}") as entries:
@@ -104,12 +102,12 @@ def _scan(folder: str, sweep: _Sweep) -> list[str]:
                     continue
                 if entry.is_symlink():
                     refuse_link(sweep.base, entry.path)
-                picture = f"{folder}/{name}"
+                image = f"{folder}/{name}"
                 if entry.is_dir():
-                    below.append(picture)
-                elif name.lower().endswith(PICTURES) and sweep.keep.search(picture) and entry.is_file():
+                    below.append(image)
+                elif name.lower().endswith(IMAGES) and sweep.keep.search(image) and entry.is_file():
                     found = entry.stat()
-                    sweep.ids.append(picture)
+                    sweep.ids.append(image)
                     sweep.numbers.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     except OSError as error:
         raise BadDataset(f"{error.filename} cannot be listed ({error.strerror}); mend it and rerun") from None
@@ -123,18 +121,18 @@ def is_visible(name: str) -> bool:
 
 def _require_text(ids: list[str]) -> None:
     """Raise BadDataset at a name that cannot be written as UTF-8 into a cache."""
-    for picture in ids:
-        if not picture.isascii():
+    for image in ids:
+        if not image.isascii():
             try:
-                picture.encode()
+                image.encode()
             except UnicodeEncodeError:
-                raise BadDataset(f"the name of the file {picture!a} is no UTF-8 text; rename it") from None
+                raise BadDataset(f"the name of the file {image!a} is no UTF-8 text; rename it") from None
 
 
 def refuse_link(base: str, path: str) -> None:
     """Raise BadDataset unless the link at `path` leads to a file below `base`, which itself is free of links.
 
-    Links to folders are refused as well: such a folder may hold the link, and its pictures would count twice.
+    Links to folders are refused as well: such a folder may hold the link, and its images would count twice.
     """
     target = os.path.realpath(path)
     if not target.startswith(base + os.sep):
@@ -144,13 +142,13 @@ def refuse_link(base: str, path: str) -> None:
 
 
 def sorted_stamps(numbers: array[int], order: Sequence[int] | NDArray[np.int64]) -> Stamps:
-    """Return the stamps in the given order of pictures from size (bytes), mtime and ctime (ns) of each in turn."""
+    """Return the stamps in the given order of images from size (bytes), mtime and ctime (ns) of each in turn."""
     table = np.asarray(numbers, np.int64).reshape(-1, 3)
     return Stamps(*(column[order] for column in table.T))
 
 
 class ClassFolder(NamedTuple):
-    """A folder whose pictures, at whatever depth, are of one class and one split."""
+    """A folder whose images, at whatever depth, are of one class and one split."""
 
     path: str  # relative to the root of the data set
     split: str  # one of SPLITS, or empty where there is no such level
@@ -162,16 +160,16 @@ def read_folders(root: Path, name: str, *, classes: tuple[str, ...] = (), keep: 
 
     `classes`, where given, are the folders to look for, in the order of the labels; all others are passed over.
     `keep` is a regular expression to be found in an id. Raises BadDataset where a class folder holds no
-    picture or there are fewer than two classes.
+    image or there are fewer than two classes.
     """
     folders = class_folders(root, classes)
     names = classes or class_order(folder.name for folder in folders)
     _require_layout(root, folders)
-    listing, owners = list_pictures(root, [folder.path for folder in folders], keep)
+    listing, owners = list_images(root, [folder.path for folder in folders], keep)
     counts = np.bincount(owners, minlength=len(folders))
     for folder, count in zip(folders, counts, strict=True):
         if not count:
-            what = f"no picture ({' '.join(PICTURES)})"
+            what = f"no image ({' '.join(IMAGES)})"
             raise BadDataset(f"the class folder {root / folder.path} holds {what}; fill it or remove it")
     return Dataset(
         name=name,

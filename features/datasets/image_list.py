@@ -1,4 +1,4 @@
-"""The pictures that a user points at: a folder, one file, or the paths in a CSV."""
+"""The images that a user points at: a folder, one file, or the paths in a CSV."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from features.datasets.image_folder import list_pictures
+from features.datasets.image_folder import list_images
 from features.errors import BadDataset
 
 
 class Listed(NamedTuple):
-    """One picture to predict."""
+    """One image to predict."""
 
     name: str  # as it is written into predictions.csv
     path: Path
 
 
-def list_images(images: str) -> list[Listed]:
-    """Return the pictures of a folder and all folders below it, the paths in a CSV (column `path`), or one file.
+def find_images(images: str) -> list[Listed]:
+    """Return the images of a folder and all folders below it, the paths in a CSV (column `path`), or one file.
 
     Paths in a CSV are relative to its folder and stay in it. Raises BadDataset for nothing to read, and for a link or
     a path that leads out.
     """
     path = Path(images)
     if path.is_dir():
-        listing, _ = list_pictures(path, ["."])
+        listing, _ = list_images(path, ["."])
         found = [Listed(name.removeprefix("./"), path / name) for name in listing.ids]
     elif path.suffix.lower() == ".csv":
         found = _from_csv(path)
     else:
         found = [Listed(path.name, path)] if path.is_file() else []
     if not found:
-        raise BadDataset(f"no pictures at {images!r}; expected IMAGES= to be a folder, a picture, or a CSV with paths")
+        raise BadDataset(f"no images at {images!r}; expected IMAGES= to be a folder, an image, or a CSV with paths")
     return found
 
 
@@ -59,5 +59,5 @@ def _inside(text: str, base: Path, where: str) -> Path:
     except ValueError:  # a NUL
         raise BadDataset(f"{where}: {text!r} is no path") from None
     if not path.is_relative_to(base):
-        raise BadDataset(f"{where}: {text!r} leads out of {base}; put the pictures there, and the CSV beside them")
+        raise BadDataset(f"{where}: {text!r} leads out of {base}; put the images there, and the CSV beside them")
     return path

@@ -28,7 +28,7 @@ READERS: dict[str, Callable[[Path, str], Dataset]] = {
 
 
 def load_dataset(name_or_path: str, *, seed: int = 0) -> Dataset:
-    """Load a row of DATASETS, else what lies at a path, without opening a picture.
+    """Load a row of DATASETS, else what lies at a path, without opening an image.
 
     A path is a folder of class folders (with or without train, val and test above them), a CSV manifest
     (`path,label[,split][,group]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`), which
@@ -49,7 +49,7 @@ def load_dataset(name_or_path: str, *, seed: int = 0) -> Dataset:
 
 
 def at_hand(name: str) -> Dataset | None:
-    """Return a row of DATASETS whose pictures are on this disk; None where they, or the row, are not.
+    """Return a row of DATASETS whose images are on this disk; None where they, or the row, are not.
 
     Nothing is downloaded or drawn.
     """

@@ -26,7 +26,7 @@ _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 @final
 @dataclass(frozen=True, eq=False)
 class NpzSource:
-    """Rows of the image arrays in a MedMNIST archive; picture "train/000012" is row 12 of `train_images`.
+    """Rows of the image arrays in a MedMNIST archive; image "train/000012" is row 12 of `train_images`.
 
     The first row read of a split unpacks that split's array, which then stays in memory as long as the source does
     (`pneumoniamnist_224`: 294 MB for all three). A copy sent to another process unpacks its own.
@@ -45,9 +45,9 @@ class NpzSource:
         """Return the archive."""
         return str(self.path)
 
-    def read(self, picture: str) -> bytes:
+    def read(self, image: str) -> bytes:
         """Return one row, (h, w) or (h, w, 3), as the bytes of a `.npy` file."""
-        split, _, row = picture.partition("/")
+        split, _, row = image.partition("/")
         with self._lock:
             if split not in self._unpacked:
                 self._unpacked[split] = _array(self.path, f"{split}_images")
@@ -55,19 +55,19 @@ class NpzSource:
         np.save(file, self._unpacked[split][int(row)], allow_pickle=False)
         return file.getvalue()
 
-    def stamps(self, pictures: list[str]) -> Stamps:
-        """Return size and times of the archive for each of its pictures."""
+    def stamps(self, images: list[str]) -> Stamps:
+        """Return size and times of the archive for each of its images."""
         with _readable(self.path):
             found = self.path.stat()
         numbers = found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        return Stamps(*(np.full(len(pictures), number, np.int64) for number in numbers))
+        return Stamps(*(np.full(len(images), number, np.int64) for number in numbers))
 
 
 def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Dataset:
     """Read a MedMNIST archive into a data set, its images left packed; `classes` names the labels 0, 1, ...
 
     Without `classes` a class goes by its number. Raises BadDataset where an array is missing or of another shape than
-    images (n, h, w) or (n, h, w, 3) and whole-number labels (n, 1); several labels a picture are refused.
+    images (n, h, w) or (n, h, w, 3) and whole-number labels (n, 1); several labels an image are refused.
     """
     shapes = _shapes(path)
     labels = {split: _labels(path, split) for split in sorted(SPLITS)}
@@ -86,7 +86,7 @@ def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Da
         classes=classes or tuple(map(str, known)),
         ids=ids,
         labels=np.searchsorted(known, values)[codes].astype(np.int64),
-        splits=np.array([picture.partition("/")[0] for picture in ids], np.str_),
+        splits=np.array([image.partition("/")[0] for image in ids], np.str_),
         groups=np.array(ids, np.str_),
         source=NpzSource(path),
     )
@@ -142,7 +142,7 @@ def _labels(path: Path, split: str) -> NDArray[np.int64]:
 def _require_shapes(path: Path, split: str, images: tuple[int, ...], labels: NDArray[np.int64]) -> None:
     if labels.ndim != 1 and labels.shape[1:] != (1,):
         raise BadDataset(
-            f"{path}: {split}_labels are {labels.shape}, several a picture; expected (n, 1), one class each"
+            f"{path}: {split}_labels are {labels.shape}, several an image; expected (n, 1), one class each"
         )
     if not (len(images) == 3 or (len(images) == 4 and images[3] == 3)):
         raise BadDataset(f"{path}: {split}_images are {images}; expected (n, h, w) or (n, h, w, 3)")

@@ -1,4 +1,4 @@
-"""A pack of features as a data set: labels, splits and groups as they were packed, and no pictures."""
+"""A pack of features as a data set: labels, splits and groups as they were packed, and no images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packed:
-    """The source of a data set that came without its pictures: whoever asks for one gets a BadDataset."""
+    """The source of a data set that came without its images: whoever asks for one gets a BadDataset."""
 
     pack: Pack
 
@@ -27,23 +27,23 @@ class Packed:
         """Return the path of the pack."""
         return str(self.pack.path)
 
-    def read(self, picture: str) -> NoReturn:
+    def read(self, image: str) -> NoReturn:
         """Say that there is none."""
         self._refuse()
 
-    def stamps(self, pictures: list[str]) -> NoReturn:
+    def stamps(self, images: list[str]) -> NoReturn:
         """Say that there are none."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise BadDataset(
-            f"{self.where} is a pack: features of {self.pack.key.backbone} without the pictures; it serves train-heads "
-            "and compare, and this needs the pictures"
+            f"{self.where} is a pack: features of {self.pack.key.backbone} without the images; it serves train-heads "
+            "and compare, and this needs the images"
         )
 
 
 def read_pack(path: Path, _: str) -> Dataset:
-    """Read what a pack says of its pictures, under the name of the data set that was packed.
+    """Read what a pack says of its images, under the name of the data set that was packed.
 
     Raises CacheError for another kind of HDF5 file and for damage.
     """

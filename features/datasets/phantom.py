@@ -15,12 +15,12 @@ CLASSES = ("clear", "opacity")
 TEST_SHARE = 0.25  # of the patients of each class
 EDITION = 1  # of the drawing: count it up whenever a pixel changes
 
-README = """A synthetic chest phantom. NOT radiographs: no patient, real or altered, is in these pictures.
+README = """A synthetic chest phantom. NOT radiographs: no patient, real or altered, is in these images.
 
 Drawn by the program from random numbers: edition={edition} patients={patients} seed={seed}
 Each patient is a sum of smooth shapes (trunk, lungs, heart, spine, ribs, clavicles, vessels, lines and discs), read
-through a film curve in 3 to 5 pictures of different pose, exposure and noise. Class `opacity` has one to three soft
-opacities in the lungs, class `clear` has none. Files are pPATIENT_PICTURE.png; a patient is on one side of the split.
+through a film curve in 3 to 5 images of different pose, exposure and noise. Class `opacity` has one to three soft
+opacities in the lungs, class `clear` has none. Files are pPATIENT_IMAGE.png; a patient is on one side of the split.
 It is there to try the program out. Scores on it say nothing about medicine.
 """
 

@@ -1,7 +1,7 @@
 """One drawn chest: smooth shapes that attenuate X-rays, added up and read through a film curve.
 
 The shapes are formulas on a grid and the numbers in them were fitted by eye. Attenuation is in units of the trunk's
-greatest, so that 1 is about white and 0 is air. Lengths are in units of half a picture: x runs from -1 to 1 to the
+greatest, so that 1 is about white and 0 is air. Lengths are in units of half an image: x runs from -1 to 1 to the
 viewer's right, y downwards. The patient faces the viewer, so the heart points to the viewer's right.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-SIZE = 224  # pixels a side of a picture
+SIZE = 224  # pixels a side of an image
 CANVAS = 256  # pixels a side of what is drawn; the margin lets a pose turn and shift
 HALF = SIZE / 2  # pixels in one unit of length
 CONTRAST = (0.24, 0.47)  # attenuation of an opacity; with SPREAD it sets how hard the classes are to tell apart
@@ -73,7 +73,7 @@ def draw_chest(rng: np.random.Generator, *, opaque: bool) -> Map:
 
 
 def expose(attenuation: Map, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return one picture (SIZE, SIZE) of `attenuation` (CANVAS, CANVAS): pose, uneven exposure, noise, film curve."""
+    """Return one image (SIZE, SIZE) of `attenuation` (CANVAS, CANVAS): pose, uneven exposure, noise, film curve."""
     angle, (tall, wide) = rng.normal(0, 0.035), np.exp(rng.normal(0, 0.03, 2))
     pose = np.array([[math.cos(angle) * tall, -math.sin(angle)], [math.sin(angle), math.cos(angle) * wide]])
     corner = (CANVAS - 1) / 2 - pose @ np.full(2, (SIZE - 1) / 2) + rng.normal(0, 4, 2)

@@ -22,17 +22,16 @@ def unknown_groups(root: Path, ids: list[str]) -> None:
 def from_name(pattern: str) -> Groups:
     """Return a parser that reads the group off the id: what `pattern` captures there, joined by '/'.
 
-    A picture whose id does not match is a group of its own; the groups are unknown where none matches.
+    An image whose id does not match is a group of its own; the groups are unknown where none matches.
     """
     name = re.compile(pattern)
 
     def parse(root: Path, ids: list[str]) -> list[str] | None:
-        found = [name.search(picture) for picture in ids]
+        found = [name.search(image) for image in ids]
         if not any(found):
             return None
         return [
-            "/".join(filter(None, match.groups())) if match else picture
-            for match, picture in zip(found, ids, strict=True)
+            "/".join(filter(None, match.groups())) if match else image for match, image in zip(found, ids, strict=True)
         ]
 
     return parse
@@ -42,7 +41,7 @@ def from_table(file: str, column: str) -> Groups:
     """Return a parser that looks the group up in a CSV below the root, by the columns `class` and `file`.
 
     The groups, numbered anew in each class, read "class/number"; they are unknown where there is no such CSV. Raises
-    BadDataset where the CSV lacks a column or a picture.
+    BadDataset where the CSV lacks a column or an image.
     """
 
     def look_up(root: Path, ids: list[str]) -> list[str] | None:
@@ -58,10 +57,10 @@ def from_table(file: str, column: str) -> Groups:
             raise BadDataset(f"{path} has no column {error}; expected class, file and {column}") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise BadDataset(f"{path} cannot be read ({error}); mend it, or remove it to do without groups") from None
-        names = ["/".join(picture.split("/")[-2:]) for picture in ids]
-        if strange := [picture for picture in names if picture not in known]:
+        names = ["/".join(image.split("/")[-2:]) for image in ids]
+        if strange := [image for image in names if image not in known]:
             raise BadDataset(f"{path} does not list {strange[0]}; add its line, or remove the CSV to do without groups")
-        return [known[picture] for picture in names]
+        return [known[image] for image in names]
 
     return look_up
 
@@ -115,7 +114,7 @@ DATASETS: dict[str, Row] = {
         note="H&E patches of colon (LC25000). Cite Borkowski et al. 2019, arXiv:1912.12142. No patients are known.",
         groups=from_table("files.csv", "source_patch_cluster"),
         grouped_by="source patch",
-        ungrouped="No files.csv tells which pictures are augmented copies of one patch: copies may lie on both sides.",
+        ungrouped="No files.csv tells which images are augmented copies of one patch: copies may lie on both sides.",
     ),
     "cervical": Row(
         classes=(
@@ -135,7 +134,7 @@ DATASETS: dict[str, Row] = {
         ),
         obtain="Jantzen et al., Pap-smear benchmark data for pattern classification (Herlev), NiSIS 2005",
         note="Single Pap-smear cells (Herlev). Cite Jantzen et al. 2005, NiSIS, pp. 1-9.",
-        keep=r"(?i)(?<!-d)\.[a-z]+$",  # "...-d.bmp" are the segmentations that lie beside the pictures
+        keep=r"(?i)(?<!-d)\.[a-z]+$",  # "...-d.bmp" are the segmentations that lie beside the images
         groups=from_name(r"(\d+)-\d+-\d+[^/]*$"),
         grouped_by="acquisition group",
         label_views={
@@ -178,7 +177,7 @@ DATASETS: dict[str, Row] = {
         places=("sipakmed", "SIPaKMeD", "sipakmed/SIPaKMeD", "archive"),
         obtain="Plissiti et al., SIPaKMeD, doi:10.1109/ICIP.2018.8451588",
         note="Single Pap-smear cells (SIPaKMeD). Cite Plissiti et al. 2018, doi:10.1109/ICIP.2018.8451588.",
-        keep=r"(?i)/CROPPED/[^/]+\.bmp$",  # the pictures of whole slides lie one level higher
+        keep=r"(?i)/CROPPED/[^/]+\.bmp$",  # the images of whole slides lie one level higher
         groups=from_name(r"(im_[^/]+)/(?:[^/]+/)*(\d+)_\d+\.[^/]+$"),
         grouped_by="slide",
         label_views={

@@ -1,4 +1,4 @@
-"""Which pictures are kept back for the test, so that no patient is on both sides."""
+"""Which images are kept back for the test, so that no patient is on both sides."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SPLIT_NAMES = {
 
 
 def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
-    """Return the data set with every picture in train, val or test, and `split_by` saying who decided.
+    """Return the data set with every image in train, val or test, and `split_by` saying who decided.
 
-    A split that came with the pictures is kept, groups on both sides included; `split_by` then says how many, and
-    `straddling` which. Where val but no test came, val is the test: its pictures are the only ones meant to score on.
+    A split that came with the images is kept, groups on both sides included; `split_by` then says how many, and
+    `straddling` which. Where val but no test came, val is the test: its images are the only ones meant to score on.
     Where nothing is held out (no split, or train alone), a fifth of each class is drawn as test, by group.
     Raises BadDataset where train lacks a class or a class has too few groups to draw from.
     """
@@ -40,7 +40,7 @@ def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
     both = len(straddling(dataset.groups, splits)) if dataset.grouped_by else 0
     if both:
         split_by += f"; groups ({dataset.grouped_by}) in more than one split: {both}"
-    _require_classes(dataset, dataset.labels[splits == "train"], "has no picture in train")
+    _require_classes(dataset, dataset.labels[splits == "train"], "has no image in train")
     return replace(dataset, splits=splits, split_by=split_by)
 
 
@@ -48,7 +48,7 @@ def _drawn(dataset: Dataset, seed: int) -> Dataset:
     # ids are unique and sorted: where they are the groups, their rank serves as well and is a hundred times faster
     groups = dataset.groups if dataset.grouped_by else np.arange(len(dataset))
     test = split_by_group(dataset.labels, groups, test=TEST_SHARE, seed=seed)
-    unit = dataset.grouped_by or "picture"
+    unit = dataset.grouped_by or "image"
     for side in (test, ~test):
         _require_classes(dataset, dataset.labels[side], f"lands on one side of a test split drawn by {unit}")
     split_by = f"Firn, {TEST_SHARE:.0%} of each class drawn as test by {unit}, seed {seed}"

@@ -61,8 +61,8 @@ def fill(
             strict=strict,
             progress=progress,
         )
-    for picture, reason in list(outcome.left_out.items())[:20]:
-        say(f"left out {picture}: {reason}")
+    for image, reason in list(outcome.left_out.items())[:20]:
+        say(f"left out {image}: {reason}")
     if len(outcome.left_out) > 20:
         say(f"... and {len(outcome.left_out) - 20} more; all are listed in features.h5 under left_out")
     say(_told(outcome))
@@ -72,7 +72,7 @@ def _told(outcome: Outcome) -> str:
     """Return the last line of a run: how many, how fast, and which stage the others waited for."""
     wall, busy, limit = outcome.seconds["wall"], outcome.busy(), outcome.limit()
     others = ", ".join(f"{stage} {share:.0%}" for stage, share in busy.items() if stage != limit)
-    at_work = f"the limit was {limit}, at work {busy[limit]:.0%} of the time; {others}" if outcome.pictures else ""
+    at_work = f"the limit was {limit}, at work {busy[limit]:.0%} of the time; {others}" if outcome.images else ""
     there = f"{outcome.skipped:,} were there already, {len(outcome.left_out):,} left out"
-    rate = f"{outcome.pictures:,} pictures in {wall:,.1f} s ({outcome.pictures / wall:,.1f}/s)"
+    rate = f"{outcome.images:,} images in {wall:,.1f} s ({outcome.images / wall:,.1f}/s)"
     return "; ".join(part for part in (rate, at_work, there) if part)

@@ -25,7 +25,7 @@ class Forward:
     """A frozen backbone on its device, called with batches of one fixed size.
 
     The batch size is fixed (short batches are padded) because kernels are chosen by it: this way a row's features do
-    not depend on which run, or which batch, its picture came in.
+    not depend on which run, or which batch, its image came in.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Forward:
                 break
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
-                    raise FirnError("not even one picture fits the GPU's memory; run again with DEVICE=cpu") from None
+                    raise FirnError("not even one image fits the GPU's memory; run again with DEVICE=cpu") from None
                 self.batch_size //= 2
                 self._replays.clear()
                 torch.cuda.empty_cache()

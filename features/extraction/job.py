@@ -16,7 +16,7 @@ STAGES = ("read", "decode", "forward", "write")
 
 @dataclass(frozen=True)
 class Job:
-    """One entry to fill: which backbone, how pictures come in, which maps are kept beside the pooled features."""
+    """One entry to fill: which backbone, how images come in, which maps are kept beside the pooled features."""
 
     entry: Entry
     recipe: Recipe
@@ -29,7 +29,7 @@ class Job:
         return ("pooled", *(f"maps/{block}" for block in self.maps))
 
     def row_bytes(self) -> int:
-        """Return the bytes that one picture takes in the entry."""
+        """Return the bytes that one image takes in the entry."""
         item = int(np.dtype(self.entry.key.stored).itemsize)
         pooled = sum(2 * c for c, _, _ in self.recipe.blocks.values())
         return item * (pooled + sum(int(np.prod(self.recipe.blocks[block])) for block in self.maps))
@@ -39,7 +39,7 @@ class Job:
 class Outcome:
     """What a run did: for the last line that a user reads."""
 
-    pictures: int = 0  # computed
+    images: int = 0  # computed
     skipped: int = 0  # found in the cache after reading their bytes
     left_out: dict[str, str] = field(default_factory=dict)  # id -> why it is unreadable
     seconds: dict[str, float] = field(default_factory=dict)  # wall, and read, decode, forward, write (they overlap)

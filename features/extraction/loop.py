@@ -1,4 +1,4 @@
-"""The loop: every picture is read and decoded once and goes through the lane of every backbone that lacks it."""
+"""The loop: every image is read and decoded once and goes through the lane of every backbone that lacks it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.cache.entry import Entry
 from features.datasets.dataset import Dataset
-from features.errors import BadPicture
+from features.errors import BadImage
 from features.extraction.forward import Forward
 from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.prefetch import Prepared, prepare
@@ -35,10 +35,10 @@ def extract(
     shard_rows: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcome:
-    """Fill the entries of `jobs` with every picture of `dataset` that they lack, and write their masters.
+    """Fill the entries of `jobs` with every image of `dataset` that they lack, and write their masters.
 
     May be interrupted at any moment: what was committed stays, what was computed is committed on the way out, and the
-    next call goes on from there. Raises BadPicture for the first unreadable picture with `strict`, or where none is
+    next call goes on from there. Raises BadImage for the first unreadable image with `strict`, or where none is
     readable; OSError (disk full) after the masters say what is there.
     """
     run = _Run(dataset, jobs, device, batch_size, strict, progress)
@@ -49,7 +49,7 @@ def extract(
 class Part(NamedTuple):
     """What came of a stretch of a data set."""
 
-    sha256: NDArray[np.bytes_]  # (m,) of its pictures, UNKNOWN where one could not be read
+    sha256: NDArray[np.bytes_]  # (m,) of its images, UNKNOWN where one could not be read
     left_out: list[dict[str, str]]  # for each job: sha256 -> why it is unreadable
     outcome: Outcome
 
@@ -65,9 +65,9 @@ def extract_part(
     workers: int,
     strict: bool,
 ) -> Part:
-    """Commit the shards of a stretch of a data set that begins with unit `first`, a unit being `rows` pictures.
+    """Commit the shards of a stretch of a data set that begins with unit `first`, a unit being `rows` images.
 
-    `dataset` has the pictures of the stretch alone. No master is written: that is for whoever knows all parts.
+    `dataset` has the images of the stretch alone. No master is written: that is for whoever knows all parts.
     """
     run = _Run(dataset, jobs, device, batch_size, strict, lambda done, total: None, first, masters=False)
     run.whole(workers, rows)
@@ -111,7 +111,7 @@ class _Run:
             manifest = job.entry.manifest()
             self.left_out.append(dict(manifest.left_out) if manifest else {})
         self._active: dict[int, list[Lane]] = {}  # unit -> lanes that claimed it
-        self._open: int | None = None  # the unit whose pictures are coming in
+        self._open: int | None = None  # the unit whose images are coming in
 
     def whole(self, workers: int, rows: int) -> None:
         """Work through all units and come to an end, in good order whatever happens."""
@@ -156,7 +156,7 @@ class _Run:
             waiting = later
 
     def _indices(self, units: list[int], later: list[int]) -> Iterator[int]:
-        """Yield the pictures to do, claiming unit after unit; units that others hold are put into `later`."""
+        """Yield the images to do, claiming unit after unit; units that others hold are put into `later`."""
         for unit in units:
             todo = self._todo(unit)
             if not todo:
@@ -177,32 +177,32 @@ class _Run:
                 later.append(unit)
 
     def _todo(self, unit: int) -> list[int]:
-        """Return the pictures of a unit that are unknown or lack a row somewhere."""
+        """Return the images of a unit that are unknown or lack a row somewhere."""
         start = (unit - self._first) * self._rows
         digests = self.digests.sha256[start : start + self._rows].tolist()
         return [start + i for i, sha256 in enumerate(digests) if not sha256 or self._lacking(sha256)]
 
     def _lacking(self, sha256: bytes) -> list[Lane]:
-        """Return the lanes in which a picture has no row and is not known to be unreadable."""
+        """Return the lanes in which an image has no row and is not known to be unreadable."""
         name = sha256.decode()
         pairs = zip(self._lanes, self.left_out, strict=True)
         return [lane for lane, left_out in pairs if name not in left_out and lane.lacks(sha256)]
 
     def _take(self, prepared: Prepared) -> None:
-        """Send one prepared picture into the lanes that need it."""
-        unit = self._first + prepared.picture // self._rows
+        """Send one prepared image into the lanes that need it."""
+        unit = self._first + prepared.image // self._rows
         if unit != self._open:
             self._end_unit()
             self._open = unit
         self._seconds("read", prepared.reading)
         self._seconds("decode", prepared.decoding)
-        self.digests.sha256[prepared.picture] = prepared.sha256
+        self.digests.sha256[prepared.image] = prepared.sha256
         if prepared.error:
             self._leave_out(prepared)
         lanes = [lane for lane in self._active.get(unit, []) if prepared.pixels and lane.lacks(prepared.sha256)]
         for lane in lanes:
             lane.add(unit, prepared.sha256, prepared.pixels[lane.geometry])
-        self.outcome.pictures += bool(lanes)
+        self.outcome.images += bool(lanes)
         self.outcome.skipped += not lanes and not prepared.error
         self._done += 1
         self._progress(self._done, len(self._dataset))
@@ -217,16 +217,16 @@ class _Run:
             self._refresh(over=False)
 
     def _leave_out(self, prepared: Prepared) -> None:
-        """Remember an unreadable picture by its content, so that it is not tried again until it changes."""
+        """Remember an unreadable image by its content, so that it is not tried again until it changes."""
         if self._strict:
-            raise BadPicture(f"{prepared.error}; mend or remove the file, or run without --strict to leave it out")
-        self.outcome.left_out[self._dataset.ids[prepared.picture]] = prepared.error
+            raise BadImage(f"{prepared.error}; mend or remove the file, or run without --strict to leave it out")
+        self.outcome.left_out[self._dataset.ids[prepared.image]] = prepared.error
         for left_out in self.left_out:
             if prepared.sha256:
                 left_out[prepared.sha256.decode()] = prepared.error
 
     def _name_left_out(self) -> None:
-        """Name the pictures whose bytes an earlier run could not decode beside those of this run."""
+        """Name the images whose bytes an earlier run could not decode beside those of this run."""
         if known := self.left_out[0]:
             named = zip(self._dataset.ids, self.digests.sha256.tolist(), strict=True)
             self.outcome.left_out |= {i: known[s.decode()] for i, s in named if s.decode() in known}
@@ -234,8 +234,8 @@ class _Run:
     def _refresh(self, *, over: bool) -> None:
         """Bring memo and masters up to date, one process at a time.
 
-        Until the run is over, a master that lists pictures whose bytes are still unknown here is left alone: it was
-        written by somebody who knew more, and no picture shall be taken out of the view by an unfinished run.
+        Until the run is over, a master that lists images whose bytes are still unknown here is left alone: it was
+        written by somebody who knew more, and no image shall be taken out of the view by an unfinished run.
         """
         if self._masters:
             refresh(self._dataset, self.digests, self._clock, lambda: self._behind(over))
@@ -265,9 +265,9 @@ class _Run:
                 self._seconds(stage, seconds)
         self._crew.close()
         with _kept(errors):
-            nothing = self.outcome.left_out and not self.outcome.pictures and not self.outcome.skipped
+            nothing = self.outcome.left_out and not self.outcome.images and not self.outcome.skipped
             if nothing and self._masters:
-                raise BadPicture(f"no picture could be read; the first: {next(iter(self.outcome.left_out.values()))}")
+                raise BadImage(f"no image could be read; the first: {next(iter(self.outcome.left_out.values()))}")
             self._name_left_out()
             if over and not errors and self._masters:
                 self._clock = settle(self._dataset, self.digests, self._clock)

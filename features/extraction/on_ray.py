@@ -1,4 +1,4 @@
-"""Extraction on Ray: the pictures in partitions, a task for each, on all GPUs or cores of a machine or of a cluster.
+"""Extraction on Ray: the images in partitions, a task for each, on all GPUs or cores of a machine or of a cluster.
 
 A task claims its units and commits immutable shards into the entries as any writer does; all machines see one file
 system. When a worker dies Ray gives its partition to another one, which goes on after the last shard that was
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from features.cache.content import Digests
 from features.datasets.dataset import Dataset
-from features.errors import BadPicture, FirnError
+from features.errors import BadImage, FirnError
 from features.extraction.job import Job, Outcome, rows_per_shard
 from features.extraction.loop import Part, extract_part
 from features.extraction.shard_writer import refresh, remembered, settle
@@ -72,8 +72,8 @@ def extract_on_ray(
             progress(done, len(dataset))
     left_out = [{s: r for part in parts for s, r in part.left_out[i].items()} for i in range(len(jobs))]
     outcome = _sum([part.outcome for part in parts], time.perf_counter() - start, slots)
-    if outcome.left_out and not outcome.pictures and not outcome.skipped and not known.any():
-        raise BadPicture(f"no picture could be read; the first: {next(iter(outcome.left_out.values()))}")
+    if outcome.left_out and not outcome.images and not outcome.skipped and not known.any():
+        raise BadImage(f"no image could be read; the first: {next(iter(outcome.left_out.values()))}")
     clock = settle(dataset, digests, clock)
     refresh(dataset, digests, clock, lambda: [(j.entry, o) for j, o in zip(jobs, left_out, strict=True)])
     return outcome
@@ -91,7 +91,7 @@ def _slots(resources: Mapping[str, float], device: str, workers: int) -> tuple[i
 
 
 def _lacking(digests: Digests, jobs: list[Job]) -> NDArray[np.bool_]:
-    """Return which pictures are unknown or have no row in some part of some entry, (n,)."""
+    """Return which images are unknown or have no row in some part of some entry, (n,)."""
     lacking = ~digests.known()
     for job in jobs:
         job.entry.clean()
@@ -101,7 +101,7 @@ def _lacking(digests: Digests, jobs: list[Job]) -> NDArray[np.bool_]:
 
 
 def _partitions(lacking: NDArray[np.bool_], rows: int, most: int) -> list[tuple[int, int]]:
-    """Return [first, stop) of stretches of whole units of `rows` pictures, of those alone in which some are lacking."""
+    """Return [first, stop) of stretches of whole units of `rows` images, of those alone in which some are lacking."""
     units = -(-len(lacking) // rows)
     bounds = np.unique(np.linspace(0, units, min(units, most) + 1).astype(int)) * rows
     pairs = zip(bounds[:-1].tolist(), np.minimum(bounds[1:], len(lacking)).tolist(), strict=True)
@@ -109,7 +109,7 @@ def _partitions(lacking: NDArray[np.bool_], rows: int, most: int) -> list[tuple[
 
 
 def _stretch(dataset: Dataset, first: int, stop: int) -> Dataset:
-    """Return some pictures of a data set, in their order."""
+    """Return some images of a data set, in their order."""
     columns = {name: getattr(dataset, name)[first:stop] for name in ("ids", "labels", "splits", "groups")}
     return replace(dataset, **columns)
 
@@ -137,7 +137,7 @@ def _sum(outcomes: list[Outcome], wall: float, slots: int) -> Outcome:
     total = Outcome(processes=slots)
     for one in outcomes:
         total.threads = one.threads
-        total.pictures += one.pictures
+        total.images += one.images
         total.skipped += one.skipped
         total.left_out |= one.left_out
         for stage, seconds in one.seconds.items():

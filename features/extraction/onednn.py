@@ -2,7 +2,7 @@
 
 torch lays the weights of a convolution out anew at every call, because they might have changed; frozen ones do not. The
 operators are those that torch.compile's freezing ends in, called without compiling: there is no compiler to have and no
-time to win back, so that few and many pictures go the same way, to the same bits.
+time to win back, so that few and many images go the same way, to the same bits.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class PackedConvolution(nn.Module):
 
 
 def pack(network: fx.GraphModule, shape: tuple[int, int, int, int]) -> fx.GraphModule:
-    """Return the network with its convolutions packed, for pictures of a shape (B, 3, S, S); `network` is used up.
+    """Return the network with its convolutions packed, for images of a shape (B, 3, S, S); `network` is used up.
 
     Other shapes work as well, more slowly. Values stay those of the network but for rounding.
     """
@@ -171,7 +171,7 @@ def _ends_in_relu(module: nn.Module) -> bool:
 
 
 def _shapes(network: fx.GraphModule, shape: tuple[int, ...]) -> dict[fx.Node, tuple[int, ...]]:
-    """Return the shape (B, ...) of every map in the network, found with one picture: sooner than on "meta"."""
+    """Return the shape (B, ...) of every map in the network, found with one image: sooner than on "meta"."""
     found: dict[fx.Node, tuple[int, ...]] = {}
 
     class Look(fx.Interpreter):

@@ -1,4 +1,4 @@
-"""The decode stage: pictures in order, read by threads of their own and decoded a little ahead of the network."""
+"""The decode stage: images in order, read by threads of their own and decoded a little ahead of the network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from features.images import Geometry, several_pixels
 
 T = TypeVar("T")
 
-_TASK = 8  # pictures per task: fewer hand-overs between threads
+_TASK = 8  # images per task: fewer hand-overs between threads
 
 
 class Prepared(NamedTuple):
-    """One picture on its way to the network."""
+    """One image on its way to the network."""
 
-    picture: int  # row of the data set
+    image: int  # row of the data set
     sha256: bytes  # of the bytes, hex; b"" where they could not be read
     pixels: tuple[NDArray[np.generic], ...]  # one (C, S, S) array per geometry; empty where not needed or unreadable
     error: str  # why it is unreadable, or ""
@@ -33,9 +33,9 @@ class Prepared(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """The bytes of one picture, or None where they are not needed or could not be read."""
+    """The bytes of one image, or None where they are not needed or could not be read."""
 
-    picture: int
+    image: int
     sha256: bytes
     data: bytes | None
     error: str
@@ -53,7 +53,7 @@ def prepare(
     ahead: int,
     decoders: Executor | None = None,
 ) -> Iterator[Prepared]:
-    """Yield every picture of `indices` in their order, decoded at most `ahead` pictures before they are asked for.
+    """Yield every image of `indices` in their order, decoded at most `ahead` images before they are asked for.
 
     `workers` threads read, so that no core waits for a disk or a network; as many others decode, or `decoders`.
     `wanted(sha256)` is asked from the threads that read, before the bytes are decoded. Decoders release the
@@ -64,7 +64,7 @@ def prepare(
         return [_read(source, ids[i], i, wanted) for i in batch]
 
     def decode(batch: Future[list[_Read]]) -> list[Prepared]:
-        return [_decode(ids[one.picture], one, geometries) for one in batch.result()]
+        return [_decode(ids[one.image], one, geometries) for one in batch.result()]
 
     readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
     pool = decoders or ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -102,29 +102,29 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def _read(source: Source, picture: str, index: int, wanted: Callable[[bytes], bool]) -> _Read:
-    """Read and digest one picture; an unreadable one is told, not raised."""
+def _read(source: Source, image: str, index: int, wanted: Callable[[bytes], bool]) -> _Read:
+    """Read and digest one image; an unreadable one is told, not raised."""
     start = time.perf_counter()
     sha256, data, why = b"", None, ""
     try:
-        data = source.read(picture)
+        data = source.read(image)
         sha256 = hashlib.sha256(data).hexdigest().encode()
         data = data if wanted(sha256) else None
     except OSError as error:
-        why = f"{picture}: {error.strerror or error}"
+        why = f"{image}: {error.strerror or error}"
     except FirnError as error:
         why = str(error)
     return _Read(index, sha256, data, why, time.perf_counter() - start)
 
 
-def _decode(picture: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepared:
-    """Decode one picture that was read; an unreadable one is told, not raised."""
+def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepared:
+    """Decode one image that was read; an unreadable one is told, not raised."""
     start = time.perf_counter()
     pixels: tuple[NDArray[np.generic], ...] = ()
     why = read.error
     if read.data is not None:
         try:
-            pixels = several_pixels(read.data, geometries, name=picture)
+            pixels = several_pixels(read.data, geometries, name=image)
         except (FirnError, OSError) as error:
             why = str(error)
-    return Prepared(read.picture, read.sha256, pixels, why, read.seconds, time.perf_counter() - start)
+    return Prepared(read.image, read.sha256, pixels, why, read.seconds, time.perf_counter() - start)

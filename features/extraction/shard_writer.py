@@ -37,7 +37,7 @@ class Lane:
         self.entry, self.parts, self.geometry = job.entry, job.parts, geometry
         self.claims = Claims(self.entry.shards)
         self.seconds = {"forward": 0.0, "write": 0.0}
-        self.committed = 0  # pictures
+        self.committed = 0  # images
         self._forward, self._crew = forward, crew
         self._seen = {part: set[str]() for part in self.parts}  # shard files whose rows are in _have
         self._have = {part: set[bytes]() for part in self.parts}
@@ -52,7 +52,7 @@ class Lane:
 
     @property
     def batch_size(self) -> int:
-        """Return how many pictures go through the network at once."""
+        """Return how many images go through the network at once."""
         return self._forward.batch_size
 
     def rescan(self) -> None:
@@ -64,22 +64,22 @@ class Lane:
                 self._seen[part].add(name)
 
     def lacks(self, sha256: bytes) -> bool:
-        """Tell whether a picture has no committed row in some part and is not on its way either."""
+        """Tell whether an image has no committed row in some part and is not on its way either."""
         return sha256 not in self._queued and any(sha256 not in have for have in self._have.values())
 
     def holds_any(self, digests: list[bytes]) -> bool:
-        """Tell whether some of these pictures have committed rows."""
+        """Tell whether some of these images have committed rows."""
         return not self._have[self.parts[0]].isdisjoint(digests)
 
     def add(self, unit: int, sha256: bytes, pixels: NDArray[np.generic]) -> None:
-        """Take in one picture of a claimed unit; runs the network whenever a batch is full."""
+        """Take in one image of a claimed unit; runs the network whenever a batch is full."""
         self._queued.add(sha256)
         self._waiting.append((unit, sha256, pixels))
         if len(self._waiting) >= self._forward.batch_size:
             self.flush()
 
     def end(self, unit: int) -> None:
-        """Note that no more pictures of a unit will come; it is committed when the waiting ones are through."""
+        """Note that no more images of a unit will come; it is committed when the waiting ones are through."""
         self._ended.append(unit)
         if not self._waiting:
             self.flush()
@@ -154,13 +154,13 @@ class Lane:
 
 
 def stacked(pixels: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-    """Return one (n, 1 or 3, S, S) array; grey pictures are repeated only where colour ones are among them."""
+    """Return one (n, 1 or 3, S, S) array; grey images are repeated only where colour ones are among them."""
     channels = max(p.shape[0] for p in pixels)
     return np.stack([p if p.shape[0] == channels else np.repeat(p, channels, axis=0) for p in pixels])
 
 
 def remembered(dataset: Dataset) -> Digests:
-    """Return the digests of all pictures that are as they were when last read."""
+    """Return the digests of all images that are as they were when last read."""
     return Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), Digests.load(_memo(dataset)))
 
 
@@ -169,7 +169,7 @@ def _memo(dataset: Dataset) -> Path:
 
 
 def settle(dataset: Dataset, digests: Digests, clock: int) -> int:
-    """Read pictures again that were written just before `clock` (ns), when their times have become telling.
+    """Read images again that were written just before `clock` (ns), when their times have become telling.
 
     A file may change twice within one tick of its clock; without this a set made this moment would never be ready.
     Returns the time from which on the digests hold.

@@ -3,27 +3,27 @@
 bytes --formats--> image (grey or 8-bit colour) or three (deep colour) --geometry--> square --augmentation--> uint8 or
 float32
 
-Eight-bit pictures keep their values. Deeper ones become float32 on the same 0..255 scale without losing their low bits:
-grey from the picture's own minimum..maximum (or the window that a DICOM file brings), colour from the full range.
-A colour picture whose three channels are the same everywhere is read as the one grey plane that it is.
-Whatever cannot be read raises `BadPicture`; no warning of any decoder gets out.
+Eight-bit images keep their values. Deeper ones become float32 on the same 0..255 scale without losing their low bits:
+grey from the image's own minimum..maximum (or the window that a DICOM file brings), colour from the full range.
+A colour image whose three channels are the same everywhere is read as the one grey plane that it is.
+Whatever cannot be read raises `BadImage`; no warning of any decoder gets out.
 """
 
 from __future__ import annotations
 
 from features.images.augment import Augmentation
 from features.images.decode import Look, decode, describe, look, pixels, several_pixels
-from features.images.image import MAX_PIXELS, Picture, PictureFacts
+from features.images.image import MAX_PIXELS, DecodedImage, ImageFacts
 from features.images.preprocess import PREPROCESS, Geometry
 
 __all__ = [
     "MAX_PIXELS",
     "PREPROCESS",
     "Augmentation",
+    "DecodedImage",
     "Geometry",
+    "ImageFacts",
     "Look",
-    "Picture",
-    "PictureFacts",
     "decode",
     "describe",
     "look",

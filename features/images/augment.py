@@ -1,4 +1,4 @@
-"""Views of a picture: shifted, turned, zoomed, brightened a little, always the same way for the same content."""
+"""Views of an image: shifted, turned, zoomed, brightened a little, always the same way for the same content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AMPLITUDES = ("shift", "degrees", "zoom", "brightness", "contrast")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one view of every picture is drawn. Equal fields and equal bytes of a picture give equal pixels."""
+    """How one view of every image is drawn. Equal fields and equal bytes of an image give equal pixels."""
 
     number: int  # which view
     seed: int = 0
@@ -26,9 +26,9 @@ class Augmentation:
     degrees: float = 8.0  # turned at most, either way
     zoom: float = 0.08  # enlarged or shrunk at most
     brightness: float = 0.1  # of the whole scale, at most
-    contrast: float = 0.15  # about the picture's mean, at most
+    contrast: float = 0.15  # about the image's mean, at most
     flip: bool = False  # left and right exchanged; not for radiographs: the heart is on the left
-    turns: bool = False  # quarter turns, for pictures that have no up
+    turns: bool = False  # quarter turns, for images that have no up
 
     def __post_init__(self) -> None:
         """Refuse numbers from which no view can be drawn."""
@@ -44,9 +44,9 @@ class Augmentation:
         return "view " + ", ".join(f"{name} {value}" for name, value in values.items())
 
     def __call__(self, square: Pixels, content: bytes) -> Pixels:
-        """Return a square (C, S, S), uint8 or float32 on the scale 0..255, as this view of the picture shows it.
+        """Return a square (C, S, S), uint8 or float32 on the scale 0..255, as this view of the image shows it.
 
-        `content` are the picture's encoded bytes, from whose sha256 the view is drawn. The square is resampled once;
+        `content` are the image's encoded bytes, from whose sha256 the view is drawn. The square is resampled once;
         beyond its border it is mirrored, so that no black corner tells the angle.
         """
         seeds = np.frombuffer(hashlib.sha256(content).digest(), "<u4").tolist()
@@ -80,7 +80,7 @@ class Augmentation:
 
 
 def _lit(square: Pixels, light: float, contrast: float) -> Pixels:
-    """Stretch a picture about its mean, then make it lighter; the scale stays 0..255 and the dtype as it is."""
+    """Stretch an image about its mean, then make it lighter; the scale stays 0..255 and the dtype as it is."""
     if not light and contrast == 1:
         same: Pixels = square.copy(order="C")
         return same

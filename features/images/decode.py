@@ -1,4 +1,4 @@
-"""The questions to an encoded picture: its facts, its planes, its pixels, all of these at once."""
+"""The questions to an encoded image: its facts, its planes, its pixels, all of these at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from features.errors import BadPicture
+from features.errors import BadImage
 from features.images import dicom, raster
 from features.images import npy as arrays
-from features.images.image import MAX_BYTES, MAX_PIXELS, Opened, Picture, PictureFacts
+from features.images.image import MAX_BYTES, MAX_PIXELS, DecodedImage, ImageFacts, Opened
 from features.images.preprocess import Geometry, fit
 
 
@@ -31,7 +31,7 @@ class _AnyWhileHushed(type):
 
 
 class _DecoderWarning(Warning, metaclass=_AnyWhileHushed):
-    """The category of the one filter: what a decoder says of a picture that it can read all the same."""
+    """The category of the one filter: what a decoder says of an image that it can read all the same."""
 
 
 _THREAD = _Thread()
@@ -75,20 +75,20 @@ FORMATS = (
 )
 
 
-def open_picture(data: bytes) -> Opened:
-    """Read the header of an encoded picture; `BadPicture` where no row of FORMATS fits the first bytes."""
+def open_image(data: bytes) -> Opened:
+    """Read the header of an encoded image; `BadImage` where no row of FORMATS fits the first bytes."""
     for row in FORMATS:
         if data.startswith(row.begins, row.at):
             return row.open(data)
     came = f"{len(data)} bytes that begin with {data[:8]!r}" if data else "an empty file"
-    raise BadPicture(f"expected {', '.join(dict.fromkeys(row.name for row in FORMATS))}, got {came}")
+    raise BadImage(f"expected {', '.join(dict.fromkeys(row.name for row in FORMATS))}, got {came}")
 
 
 def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Return an encoded picture as (C, size, size): C is 1 for grey and 3 for colour, values are 0..255.
+    """Return an encoded image as (C, size, size): C is 1 for grey and 3 for colour, values are 0..255.
 
-    uint8 for 8-bit pictures; float32 for deeper ones, whose low bits it keeps. Contiguous and writable. Safe to call
-    from several threads, which then run side by side. Raises `BadPicture`, which begins with `name`, for anything that
+    uint8 for 8-bit images; float32 for deeper ones, whose low bits it keeps. Contiguous and writable. Safe to call
+    from several threads, which then run side by side. Raises `BadImage`, which begins with `name`, for anything that
     cannot be read.
     """
     return several_pixels(data, (geometry,), name=name)[0]
@@ -107,34 +107,34 @@ def several_pixels(
     return tuple(augmentation(square, data) if augmentation else square for square, augmentation in views)
 
 
-def decode(data: bytes, *, name: str) -> Picture:
-    """Return an encoded picture in its own size: one image of mode L or RGB, or one of mode F for each channel.
+def decode(data: bytes, *, name: str) -> DecodedImage:
+    """Return an encoded image in its own size: one image of mode L or RGB, or one of mode F for each channel.
 
-    See `features.images` for what becomes of deep, grey and transparent pictures. Raises `BadPicture`.
+    See `features.images` for what becomes of deep, grey and transparent images. Raises `BadImage`.
     """
     with _blaming(name):
         return _planes(data)
 
 
-def describe(data: bytes, name: str) -> PictureFacts:
-    """Return what the header of an encoded picture says, without decoding it. Raises `BadPicture`."""
+def describe(data: bytes, name: str) -> ImageFacts:
+    """Return what the header of an encoded image says, without decoding it. Raises `BadImage`."""
     with _blaming(name):
-        return open_picture(data).facts
+        return open_image(data).facts
 
 
 class Look(NamedTuple):
-    """A picture as it is stored, and as a network sees it."""
+    """An image as it is stored, and as a network sees it."""
 
-    facts: PictureFacts
+    facts: ImageFacts
     low: float  # of the values as stored
     high: float
     square: NDArray[np.uint8] | NDArray[np.float32]  # (C, size, size), as `pixels` returns it
 
 
 def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
-    """Return what there is to know of an encoded picture before it goes into a network. Raises `BadPicture`."""
+    """Return what there is to know of an encoded image before it goes into a network. Raises `BadImage`."""
     with _blaming(name):
-        opened = _checked(open_picture(data))
+        opened = _checked(open_image(data))
         planes = _planes(data)
         deep = opened.stored() if opened.facts.bits > 8 and opened.stored else None
         ends = [deep.min(), deep.max()] if deep is not None else np.ravel([plane.getextrema() for plane in planes])
@@ -144,40 +144,38 @@ def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """Turn all that a decoder raises into `BadPicture` with `name`, and hush what it only warns of."""
+    """Turn all that a decoder raises into `BadImage` with `name`, and hush what it only warns of."""
     try:
         with hushed():
             yield
-    except BadPicture as error:
-        raise BadPicture(f"{name}: {error}; replace the file or take it out of the data set") from None
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}; replace the file or take it out of the data set") from None
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # decoders raise anything; a panic in the Rust of one of them is no Exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise BadPicture(
+        raise BadImage(
             f"{name}: cannot be decoded ({reason}); replace the file or take it out of the data set"
         ) from error
 
 
-def _planes(data: bytes) -> Picture:
+def _planes(data: bytes) -> DecodedImage:
     """Open, check the size before memory is taken, decode."""
-    return _checked(open_picture(data)).decode()
+    return _checked(open_image(data)).decode()
 
 
 def _checked(opened: Opened) -> Opened:
-    """Refuse what is no single picture of a size that can be meant."""
+    """Refuse what is no single image of a size that can be meant."""
     facts = opened.facts
     if min(facts.width, facts.height) < 1:
-        raise BadPicture(f"expected a picture, got {facts.width} x {facts.height} pixels")
+        raise BadImage(f"expected an image, got {facts.width} x {facts.height} pixels")
     if facts.width * facts.height > MAX_PIXELS:
-        raise BadPicture(f"expected at most {MAX_PIXELS} pixels, got {facts.width} x {facts.height}")
+        raise BadImage(f"expected at most {MAX_PIXELS} pixels, got {facts.width} x {facts.height}")
     if (needed := facts.decoded_bytes()) > MAX_BYTES:
         kind = f"{facts.width} x {facts.height} pixels of {facts.channels} x {facts.bits} bits"
-        raise BadPicture(
-            f"expected a picture that decodes in {MAX_BYTES:.0e} bytes, got {kind}, which take {needed:.1e}"
-        )
+        raise BadImage(f"expected an image that decodes in {MAX_BYTES:.0e} bytes, got {kind}, which take {needed:.1e}")
     if facts.frames != 1:
-        raise BadPicture(f"expected one picture, got {facts.frames} frames, which have to be files of their own")
+        raise BadImage(f"expected one image, got {facts.frames} frames, which have to be files of their own")
     return opened
 
 

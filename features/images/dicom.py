@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import BadPicture, unknown
+from features.errors import BadImage, unknown
 from features.images.image import (
     MAX_BYTES,
+    DecodedImage,
+    ImageFacts,
     Opened,
-    Picture,
-    PictureFacts,
     check_finite,
     from_array,
     full_scale,
@@ -52,7 +52,7 @@ def _unboxed(frame: bytes) -> bytes:
         if kind == b"jp2c":
             return frame[at + 8 :]
         if length < 8:
-            raise BadPicture(f"expected a JP2 box of 8 bytes or more, got {length}")
+            raise BadImage(f"expected a JP2 box of 8 bytes or more, got {length}")
         at += length
     return b""
 
@@ -77,8 +77,8 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
 _PIXEL_DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_LENGTH = slice(140, 144)  # value of (0002,0000), which comes first after the preamble and "DICM"
-_MAX_INFLATED = MAX_BYTES // 4  # the inflated bytes are there twice, and then the picture
-_ROWS = 256  # through a window at once: its float64 would take four times the picture
+_MAX_INFLATED = MAX_BYTES // 4  # the inflated bytes are there twice, and then the image
+_ROWS = 256  # through a window at once: its float64 would take four times the image
 
 
 def open_dicom(data: bytes) -> Opened:
@@ -89,8 +89,8 @@ def open_dicom(data: bytes) -> Opened:
         _check_inflated(data)
     ds = pydicom.dcmread(io.BytesIO(data), force=True)
     if not any(keyword in ds for keyword in _PIXEL_DATA):
-        raise BadPicture("a DICOM file without a picture")
-    facts = PictureFacts(
+        raise BadImage("a DICOM file without an image")
+    facts = ImageFacts(
         "DICOM",
         int(ds.Columns),
         int(ds.Rows),
@@ -110,17 +110,17 @@ def _check_inflated(data: bytes) -> None:
         size += len(inflater.decompress(rest, 1 << 20))
         rest = inflater.unconsumed_tail
     if size > _MAX_INFLATED:
-        raise BadPicture(f"expected at most {_MAX_INFLATED:,} bytes after inflating, got more")
+        raise BadImage(f"expected at most {_MAX_INFLATED:,} bytes after inflating, got more")
 
 
-def _decode(ds: Dataset, facts: PictureFacts) -> Picture:
+def _decode(ds: Dataset, facts: ImageFacts) -> DecodedImage:
     """Decode the one frame and show it as its photometric interpretation asks."""
     if facts.photometric not in _SHOWN:
-        raise BadPicture(str(unknown("photometric interpretation", facts.photometric, _SHOWN)))
+        raise BadImage(str(unknown("photometric interpretation", facts.photometric, _SHOWN)))
     return _SHOWN[facts.photometric](ds, _stored(ds, facts), facts.bits)
 
 
-def _stored(ds: Dataset, facts: PictureFacts) -> NDArray[Any]:
+def _stored(ds: Dataset, facts: ImageFacts) -> NDArray[Any]:
     """Return the one frame's values before any transformation."""
     from pydicom.pixels.utils import pixel_array
 
@@ -131,13 +131,13 @@ def _stored(ds: Dataset, facts: PictureFacts) -> NDArray[Any]:
     return pixel_array(ds)
 
 
-def _check_coded(ds: Dataset, facts: PictureFacts) -> None:
+def _check_coded(ds: Dataset, facts: ImageFacts) -> None:
     """Refuse a compressed frame that is larger than the file says, before its decoder takes memory for it."""
     from pydicom.encaps import get_frame
 
     size = coded_size(get_frame(ds.PixelData, 0, number_of_frames=1))
     if size not in (None, (facts.width, facts.height)):
-        raise BadPicture(f"expected {facts.width} x {facts.height} pixels, got a frame of another size {size}")
+        raise BadImage(f"expected {facts.width} x {facts.height} pixels, got a frame of another size {size}")
 
 
 def _transfer_syntax(ds: Dataset) -> UID:
@@ -150,7 +150,7 @@ def _transfer_syntax(ds: Dataset) -> UID:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _monochrome(ds: Dataset, stored: NDArray[Any], bits: int, *, inverted: bool = False) -> Picture:
+def _monochrome(ds: Dataset, stored: NDArray[Any], bits: int, *, inverted: bool = False) -> DecodedImage:
     """Show grey values: modality LUT or rescale, then the first VOI LUT or window, else their own minimum..maximum.
 
     Eight-bit values without any of these stay as they are. Padding does not count for minimum and maximum.
@@ -185,7 +185,7 @@ def _windowed(ds: Dataset, values: NDArray[Any]) -> NDArray[np.float32] | None:
     center, width = (np.atleast_1d(ds.get(word) or 0).astype(float)[0] for word in ("WindowCenter", "WindowWidth"))
     function = str(ds.get("VOILUTFunction") or "LINEAR").upper()
     if function not in _WINDOWS:
-        raise BadPicture(str(unknown("VOI LUT function", function, _WINDOWS)))
+        raise BadImage(str(unknown("VOI LUT function", function, _WINDOWS)))
     if not width > 0:
         return None
     shown = np.empty(values.shape, np.float32)
@@ -220,7 +220,7 @@ def _unpadded(ds: Dataset, stored: NDArray[Any], values: NDArray[Any]) -> NDArra
     return seen if seen.size else values
 
 
-def _palette(ds: Dataset, stored: NDArray[Any], bits: int) -> Picture:
+def _palette(ds: Dataset, stored: NDArray[Any], bits: int) -> DecodedImage:
     """Show indices through the palette; a palette of 8 bits stays 8 bits."""
     from pydicom.pixels.processing import apply_color_lut
 
@@ -229,7 +229,7 @@ def _palette(ds: Dataset, stored: NDArray[Any], bits: int) -> Picture:
     return from_array(colour, depth if int(colour.max()) < 2**depth else 0)
 
 
-def _colour(ds: Dataset, stored: NDArray[Any], bits: int) -> Picture:
+def _colour(ds: Dataset, stored: NDArray[Any], bits: int) -> DecodedImage:
     """Show colour, which pydicom has turned into RGB."""
     return from_array(stored, bits)
 
@@ -240,7 +240,7 @@ _WINDOWS: dict[str, Callable[[NDArray[np.float64], float, float], NDArray[np.flo
     "SIGMOID": _sigmoid,
 }
 
-_SHOWN: dict[str, Callable[[Dataset, NDArray[Any], int], Picture]] = {
+_SHOWN: dict[str, Callable[[Dataset, NDArray[Any], int], DecodedImage]] = {
     "MONOCHROME1": partial(_monochrome, inverted=True),
     "MONOCHROME2": _monochrome,
     "PALETTE COLOR": _palette,

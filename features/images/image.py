@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from features.errors import BadPicture
+from features.errors import BadImage
 
 MAX_PIXELS = 250_000_000  # a whole mammogram has 25 million; beyond this a file is taken for a decompression bomb
-MAX_BYTES = 1_000_000_000  # of memory that decoding one picture may take: 200 million pixels of 8-bit grey, 42 of 16
+MAX_BYTES = 1_000_000_000  # of memory that decoding one image may take: 200 million pixels of 8-bit grey, 42 of 16
 
-# One image of mode L (grey) or RGB for 8-bit pictures; for deeper ones one image of mode F (grey) or three (colour).
-Picture = tuple[Image.Image, ...]
+# One image of mode L (grey) or RGB for 8-bit images; for deeper ones one image of mode F (grey) or three (colour).
+DecodedImage = tuple[Image.Image, ...]
 
 
-class PictureFacts(NamedTuple):
+class ImageFacts(NamedTuple):
     """What the header of a file says, before anything is decoded."""
 
     format: str  # JPEG, PNG, TIFF, BMP, GIF, DICOM or NPY
@@ -30,7 +30,7 @@ class PictureFacts(NamedTuple):
     frames: int = 1
 
     def decoded_bytes(self) -> int:
-        """Return the memory that decoding takes at its peak, at most; measured for each kind of picture."""
+        """Return the memory that decoding takes at its peak, at most; measured for each kind of image."""
         colour = self.channels > 1 or self.photometric == "PALETTE COLOR"
         if self.bits > 8 or self.photometric == "PALETTE COLOR":
             a_pixel = 24 if not colour else 40 if self.channels <= 3 else 64
@@ -42,17 +42,17 @@ class PictureFacts(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A picture whose header is read; its pixels are not, until `decode` is called."""
+    """An image whose header is read; its pixels are not, until `decode` is called."""
 
-    facts: PictureFacts
-    decode: Callable[[], Picture]
+    facts: ImageFacts
+    decode: Callable[[], DecodedImage]
     stored: Callable[[], NDArray[Any]] | None = None  # values of more than 8 bits as they are in the file
 
 
-def eight_bit(image: Image.Image) -> Picture:
+def eight_bit(image: Image.Image) -> DecodedImage:
     """Return an 8-bit (or 1-bit) image of any mode as one image of mode L or RGB.
 
-    Transparency that hides nothing, or everything (an alpha that nobody has filled in), is dropped; other pictures
+    Transparency that hides nothing, or everything (an alpha that nobody has filled in), is dropped; other images
     with transparency are laid on black.
     """
     if image.mode == "La":
@@ -85,13 +85,13 @@ def _one_plane(image: Image.Image) -> Image.Image:
     return image if any(ImageChops.difference(red, other).getbbox() for other in others) else red
 
 
-def from_array(array: NDArray[Any], bits: int = 0) -> Picture:
-    """Return the picture of an array (H, W), (H, W, 1) or (H, W, 3) of integers or floats.
+def from_array(array: NDArray[Any], bits: int = 0) -> DecodedImage:
+    """Return the image of an array (H, W), (H, W, 1) or (H, W, 3) of integers or floats.
 
     uint8 stays as it is. Other grey is stretched from its own minimum..maximum to 0..255, so that 12 bits in a 16-bit
-    file are not nearly black; a constant picture becomes 0. Colour of other integers is scaled from 0..2**bits - 1
+    file are not nearly black; a constant image becomes 0. Colour of other integers is scaled from 0..2**bits - 1
     (`bits` 0: those of the type), which leaves its balance alone; colour of floats from the minimum..maximum of all
-    three channels. NaN and infinity raise `BadPicture`.
+    three channels. NaN and infinity raise `BadImage`.
     """
     if array.ndim == 3 and (array.shape[2] == 1 or _is_grey(array)):
         array = array[..., 0]
@@ -130,8 +130,8 @@ def _floats(array: NDArray[Any]) -> NDArray[np.floating]:
     return array.astype(np.float64 if array.dtype.itemsize > 2 else np.float32)
 
 
-def planes(values: NDArray[np.float32]) -> Picture:
-    """Return (H, W) or (H, W, 3) values on the scale 0..255 as images of mode F; `BadPicture` for NaN and infinity."""
+def planes(values: NDArray[np.float32]) -> DecodedImage:
+    """Return (H, W) or (H, W, 3) values on the scale 0..255 as images of mode F; `BadImage` for NaN and infinity."""
     check_finite(values)
     channels = [values] if values.ndim == 2 else np.moveaxis(values, 2, 0)
     return tuple(Image.fromarray(np.ascontiguousarray(channel)) for channel in channels)
@@ -140,4 +140,4 @@ def planes(values: NDArray[np.float32]) -> Picture:
 def check_finite(values: NDArray[Any]) -> None:
     """Refuse NaN and infinity, whether stored or come of a range too wide for floats."""
     if not np.isfinite(values).all():
-        raise BadPicture("expected finite values, got NaN or infinity")
+        raise BadImage("expected finite values, got NaN or infinity")

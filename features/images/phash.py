@@ -1,4 +1,4 @@
-"""What tells one picture from another without its file: a grey thumbnail, and the perceptual hash of it."""
+"""What tells one image from another without its file: a grey thumbnail, and the perceptual hash of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three ways from a picture of any shape to a square."""
+"""The three ways from an image of any shape to a square."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from features.errors import BadPicture, FirnError, unknown
+from features.errors import BadImage, FirnError, unknown
 from features.images.augment import Augmentation
 from features.images.image import MAX_PIXELS
 
@@ -16,7 +16,7 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a picture becomes a square; equal geometries give equal pixels."""
+    """How an image becomes a square; equal geometries give equal pixels."""
 
     how: str  # a row of PREPROCESS
     size: int  # final side in pixels
@@ -70,17 +70,17 @@ def _crop(image: Image.Image, geometry: Geometry) -> Image.Image:
 
 
 def _start(length: int, size: int) -> int:
-    """Return where a centred piece of `size` begins; below 0 where the picture is the smaller of the two."""
+    """Return where a centred piece of `size` begins; below 0 where the image is the smaller of the two."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
 def _squash(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Show the whole picture, whatever becomes of its aspect."""
+    """Show the whole image, whatever becomes of its aspect."""
     return _resampled(image, (geometry.size, geometry.size), geometry)
 
 
 def _pad(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Show the whole picture in its own aspect, centred on black."""
+    """Show the whole image in its own aspect, centred on black."""
     width, height = image.size
     scale = geometry.size / max(width, height)
     scaled = _resampled(image, (max(1, round(width * scale)), max(1, round(height * scale))), geometry)
@@ -93,15 +93,13 @@ def _resampled(image: Image.Image, size: tuple[int, int], geometry: Geometry) ->
     if image.size == size:
         return image
     if size[0] * size[1] > MAX_PIXELS:
-        raise BadPicture(
-            f"too long and thin: {image.width} x {image.height} would grow to {size[0]} x {size[1]} pixels"
-        )
+        raise BadImage(f"too long and thin: {image.width} x {image.height} would grow to {size[0]} x {size[1]} pixels")
     return image.resize(size, INTERPOLATIONS[geometry.interpolation])
 
 
 PREPROCESS: dict[str, Way] = {
     "crop": Way("short side to {geometry.resize} ({geometry.interpolation}, antialias), centre {geometry.size}", _crop),
-    "squash": Way("whole picture to {geometry.size} x {geometry.size} ({geometry.interpolation}, antialias)", _squash),
+    "squash": Way("whole image to {geometry.size} x {geometry.size} ({geometry.interpolation}, antialias)", _squash),
     "pad": Way(
         "long side to {geometry.size} ({geometry.interpolation}, antialias), centred on black {geometry.size}", _pad
     ),

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-from features.errors import BadPicture
-from features.images.image import Opened, Picture, PictureFacts, eight_bit, from_array, planes, stretched
+from features.errors import BadImage
+from features.images.image import DecodedImage, ImageFacts, Opened, eight_bit, from_array, planes, stretched
 
 # The classes are called directly: Image.open would look through its list of formats, and guard against large
-# pictures with a limit and a warning that belong to the whole process.
+# images with a limit and a warning that belong to the whole process.
 
 _MODES = {"1": "grey", "L": "grey", "P": "palette", "RGB": "rgb", "RGBA": "rgb+alpha", "CMYK": "cmyk"}
 _PNG_COLOURS = {0: (1, "grey"), 2: (3, "rgb"), 3: (1, "palette"), 4: (2, "grey+alpha"), 6: (4, "rgb+alpha")}
@@ -37,13 +37,13 @@ _UPRIGHT = {
 
 
 def open_jpeg(data: bytes) -> Opened:
-    """Open a JPEG; its EXIF orientation is applied, further pictures behind the first (MPO) are not looked at."""
+    """Open a JPEG; its EXIF orientation is applied, further images behind the first (MPO) are not looked at."""
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     image.decodermaxblock = len(data)  # one call of the decoder, which lets other threads run all the while
     return Opened(_facts(image, image.bits), partial(_jpeg, image))
 
 
-def _jpeg(image: Image.Image) -> Picture:
+def _jpeg(image: Image.Image) -> DecodedImage:
     """Decode a JPEG and turn it upright."""
     (plane,) = eight_bit(image)
     turn = _UPRIGHT.get(_orientation(image)) if "exif" in image.info else None
@@ -51,7 +51,7 @@ def _jpeg(image: Image.Image) -> Picture:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation 1..8, and 1 where EXIF is damaged: the picture is not the worse for it."""
+    """Return the EXIF orientation 1..8, and 1 where EXIF is damaged: the image is not the worse for it."""
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (ArithmeticError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error):
@@ -61,11 +61,11 @@ def _orientation(image: Image.Image) -> int:
 def open_png(data: bytes) -> Opened:
     """Open a PNG of 1 to 16 bits."""
     if data[12:16] != b"IHDR":
-        raise BadPicture("expected a PNG that begins with its header, got another chunk")
+        raise BadImage("expected a PNG that begins with its header, got another chunk")
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     bits, colour = data[24], data[25]
     channels, photometric = _PNG_COLOURS[colour]
-    facts = PictureFacts("PNG", *image.size, channels, bits, photometric, image.n_frames)
+    facts = ImageFacts("PNG", *image.size, channels, bits, photometric, image.n_frames)
     return Opened(facts, partial(_png, image, facts, data), partial(_deep, image, facts, data))
 
 
@@ -75,11 +75,11 @@ def open_tiff(data: bytes) -> Opened:
     tags = image.tag_v2
     bits, channels = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     photometric = _TIFF_PHOTOMETRICS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0), "other")
-    facts = PictureFacts("TIFF", *image.size, channels, max(bits), photometric, image.n_frames)
+    facts = ImageFacts("TIFF", *image.size, channels, max(bits), photometric, image.n_frames)
     return Opened(facts, partial(_tiff, image, facts, data), partial(_deep, image, facts, data))
 
 
-def _check_covered(tags: Mapping[int, Any], facts: PictureFacts, size: int) -> None:
+def _check_covered(tags: Mapping[int, Any], facts: ImageFacts, size: int) -> None:
     """Refuse a TIFF whose pieces do not cover it: Pillow leaves the rest black, however large that is."""
     width, height = int(tags.get(_WIDTH, facts.width)), int(tags.get(_HEIGHT, facts.height))  # before it is turned
     if TiffImagePlugin.TILEWIDTH in tags:
@@ -89,9 +89,9 @@ def _check_covered(tags: Mapping[int, Any], facts: PictureFacts, size: int) -> N
         needed = -(-height // int(tags.get(TiffImagePlugin.ROWSPERSTRIP, height)))
         there = tags.get(TiffImagePlugin.STRIPOFFSETS, ())
     if len(there) < needed:
-        raise BadPicture(f"expected {needed} strips or tiles for {width} x {height} pixels, got {len(there)}")
+        raise BadImage(f"expected {needed} strips or tiles for {width} x {height} pixels, got {len(there)}")
     if tags.get(TiffImagePlugin.COMPRESSION, 1) == 1 and width * height * facts.channels * facts.bits > 8 * size:
-        raise BadPicture(f"truncated: expected {width} x {height} pixels, got a file of {size} bytes")
+        raise BadImage(f"truncated: expected {width} x {height} pixels, got a file of {size} bytes")
 
 
 def open_bmp(data: bytes) -> Opened:
@@ -106,20 +106,18 @@ def open_gif(data: bytes) -> Opened:
     return Opened(_facts(image, 8)._replace(frames=image.n_frames), partial(eight_bit, image))
 
 
-def _facts(image: Image.Image, bits: int) -> PictureFacts:
+def _facts(image: Image.Image, bits: int) -> ImageFacts:
     """Return the facts of an image of the formats that say them by Pillow's mode."""
     depth = 1 if image.mode == "1" else bits
-    return PictureFacts(
-        str(image.format), *image.size, len(image.getbands()), depth, _MODES.get(image.mode, image.mode)
-    )
+    return ImageFacts(str(image.format), *image.size, len(image.getbands()), depth, _MODES.get(image.mode, image.mode))
 
 
-def _png(image: PngImagePlugin.PngImageFile, facts: PictureFacts, data: bytes) -> Picture:
+def _png(image: PngImagePlugin.PngImageFile, facts: ImageFacts, data: bytes) -> DecodedImage:
     """Decode a PNG by its depth."""
     return eight_bit(image) if facts.bits <= 8 else from_array(_deep(image, facts, data))
 
 
-def _tiff(image: TiffImagePlugin.TiffImageFile, facts: PictureFacts, data: bytes) -> Picture:
+def _tiff(image: TiffImagePlugin.TiffImageFile, facts: ImageFacts, data: bytes) -> DecodedImage:
     """Decode a TIFF by its depth; Pillow turns it upright."""
     _check_covered(image.tag_v2, facts, len(data))
     if facts.bits <= 8:
@@ -130,7 +128,7 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, facts: PictureFacts, data: bytes
     return from_array(array)
 
 
-def _deep(image: Image.Image, facts: PictureFacts, data: bytes) -> NDArray[Any]:
+def _deep(image: Image.Image, facts: ImageFacts, data: bytes) -> NDArray[Any]:
     """Return values of more than 8 bits as stored; Pillow takes large unsigned integers for negative ones."""
     if facts.channels > 1:
         return _deep_colour(image, data)
@@ -150,10 +148,10 @@ def _deep_colour(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     high = np.asarray(image)
     deep: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16 or deep.ndim != 3:
-        raise BadPicture(f"expected 16-bit RGB or RGBA, got a layout ({image.mode}) that is not read")
+        raise BadImage(f"expected 16-bit RGB or RGBA, got a layout ({image.mode}) that is not read")
     colour: NDArray[np.uint16] = deep[..., 2::-1]
     if not np.array_equal(colour >> 8, high[..., :3]):
-        raise BadPicture("its 16-bit colour is laid out in a way that is not read; save it as PNG")
+        raise BadImage("its 16-bit colour is laid out in a way that is not read; save it as PNG")
     alpha = deep[..., 3:]
     if not image.has_transparency_data or not alpha.any():
         return colour

@@ -16,12 +16,12 @@ from features.inspection.survey import Examination
 from models.audit.outliers import blank
 
 Level = Literal["fault", "warning", "note"]
-FEW = 10  # pictures of a class to learn from
-DIM = 64  # of 255: a picture that uses no more of its scale
-UNUSED = 2  # highest bits of a deep picture that nothing reaches
+FEW = 10  # images of a class to learn from
+DIM = 64  # of 255: an image that uses no more of its scale
+UNUSED = 2  # highest bits of a deep image that nothing reaches
 STRETCHED = 2.0  # aspect ratio
 TELLING = 0.9  # ROC AUC at which one fact of the files alone tells a class from the rest
-LOPSIDED = 10  # pictures of the largest class for each of the smallest
+LOPSIDED = 10  # images of the largest class for each of the smallest
 
 
 class Diagnosis(NamedTuple):
@@ -62,14 +62,14 @@ def _tight_disk(case: Case) -> Iterator[str]:
 def _mostly_unreadable(case: Case) -> Iterator[str]:
     bad, good = len(case.found.unreadable), len(case.found.facts)
     if bad > good:
-        yield f"{bad:,} of {bad + good:,} pictures looked at cannot be read, such as {_first(case.found.unreadable)}"
+        yield f"{bad:,} of {bad + good:,} images looked at cannot be read, such as {_first(case.found.unreadable)}"
 
 
 def _unreadable(case: Case) -> Iterator[str]:
     bad, good = len(case.found.unreadable), len(case.found.facts)
     if 0 < bad <= good:
         yield (
-            f"{bad:,} of {bad + good:,} pictures looked at cannot be read and will be left out: "
+            f"{bad:,} of {bad + good:,} images looked at cannot be read and will be left out: "
             f"{_first(case.found.unreadable)}"
         )
 
@@ -83,21 +83,21 @@ def _lone_group(case: Case) -> Iterator[str]:
     for label, name in enumerate(dataset.classes):
         own = (dataset.labels == label) & (dataset.splits != "test")
         if dataset.grouped_by and len(np.unique(dataset.groups[own])) == 1:
-            yield f"all pictures of {name} to learn from come from one {dataset.grouped_by}: heads cannot be trained"
+            yield f"all images of {name} to learn from come from one {dataset.grouped_by}: heads cannot be trained"
 
 
 def _few(case: Case) -> Iterator[str]:
     dataset = case.dataset
     counts = np.bincount(dataset.labels[dataset.splits != "test"], minlength=len(dataset.classes)).tolist()
     if small := [f"{name} ({n})" for name, n in zip(dataset.classes, counts, strict=True) if n < FEW]:
-        yield f"fewer than {FEW} pictures to learn from: {', '.join(small)}"
+        yield f"fewer than {FEW} images to learn from: {', '.join(small)}"
 
 
 def _untested(case: Case) -> Iterator[str]:
     dataset = case.dataset
     tested = set(dataset.labels[dataset.splits == "test"].tolist())
     if missing := [name for label, name in enumerate(dataset.classes) if label not in tested]:
-        yield f"no test picture of {', '.join(missing)}"
+        yield f"no test image of {', '.join(missing)}"
 
 
 def _straddling(case: Case) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _straddling(case: Case) -> Iterator[str]:
 def _blank(case: Case) -> Iterator[str]:
     if case.found.seen and len(rows := blank(np.stack([one.thumbnail for one in case.found.seen])).row):
         example = case.dataset.ids[case.found.seen[int(rows[0])].row]
-        yield f"{len(rows):,} of {len(case.found.seen):,} pictures are near-black or near-constant, such as {example}"
+        yield f"{len(rows):,} of {len(case.found.seen):,} images are near-black or near-constant, such as {example}"
 
 
 def _dim(case: Case) -> Iterator[str]:
@@ -118,7 +118,7 @@ def _dim(case: Case) -> Iterator[str]:
     if dim:
         span = f"{min(one.low for one in dim):.0f} to {max(one.high for one in dim):.0f}"
         yield (
-            f"{len(dim):,} of {len(eight):,} 8-bit pictures use {DIM} of their 255 steps or fewer ({span}): "
+            f"{len(dim):,} of {len(eight):,} 8-bit images use {DIM} of their 255 steps or fewer ({span}): "
             "masks, or values that were scaled by the wrong range"
         )
 
@@ -129,7 +129,7 @@ def _unused_bits(case: Case) -> Iterator[str]:
     if low:
         used = int(max(one.high for one in low)).bit_length()
         yield (
-            f"{len(low):,} of {len(deep):,} pictures of {low[0].facts.bits} bits use {used} of them: each grey picture "
+            f"{len(low):,} of {len(deep):,} images of {low[0].facts.bits} bits use {used} of them: each grey image "
             "is stretched from its own minimum to its maximum, so absolute values (dose, density) are lost"
         )
 
@@ -138,7 +138,7 @@ def _inverted(case: Case) -> Iterator[str]:
     words = Counter(facts.photometric for facts in case.found.facts.values() if facts.format == "DICOM")
     if white := words["MONOCHROME1"]:
         yield (
-            f"{white:,} of {words.total():,} DICOM pictures are MONOCHROME1 (0 is white) and are inverted; see on the "
+            f"{white:,} of {words.total():,} DICOM images are MONOCHROME1 (0 is white) and are inverted; see on the "
             "sheet that they look like the others"
         )
 
@@ -152,7 +152,7 @@ def _small(case: Case) -> Iterator[str]:
     small = [row for row, facts in case.found.facts.items() if min(facts.width, facts.height) < case.size]
     if small:
         yield (
-            f"{len(small):,} of {len(case.found.facts):,} pictures have a side below the network's {case.size} pixels "
+            f"{len(small):,} of {len(case.found.facts):,} images have a side below the network's {case.size} pixels "
             "and are enlarged"
         )
 
@@ -162,7 +162,7 @@ def _aspect(case: Case) -> Iterator[str]:
     if wide and case.preprocess != "pad":
         does = {"squash": "distorts", "crop": "cuts"}[case.preprocess]
         yield (
-            f"{len(wide):,} of {len(case.found.facts):,} pictures are more than {STRETCHED:g} times as long as wide, "
+            f"{len(wide):,} of {len(case.found.facts):,} images are more than {STRETCHED:g} times as long as wide, "
             f"and {case.preprocess} {does} them; PREPROCESS=pad does not"
         )
 
@@ -208,14 +208,14 @@ def _area(own: NDArray[np.bool_], values: NDArray[np.float64]) -> float:
 
 def _ungrouped(case: Case) -> Iterator[str]:
     if not case.dataset.grouped_by:
-        yield "no patients are known: pictures of one patient may lie on both sides of a split, and scores flatter"
+        yield "no patients are known: images of one patient may lie on both sides of a split, and scores flatter"
 
 
 def _lopsided(case: Case) -> Iterator[str]:
     counts = np.bincount(case.dataset.labels, minlength=len(case.dataset.classes))
     if counts.max() > LOPSIDED * max(int(counts.min()), 1):
         names = [case.dataset.classes[int(k)] for k in (counts.argmax(), counts.argmin())]
-        yield f"{counts.max():,} pictures of {names[0]}, {counts.min():,} of {names[1]}: look at PR AUC beside ROC AUC"
+        yield f"{counts.max():,} images of {names[0]}, {counts.min():,} of {names[1]}: look at PR AUC beside ROC AUC"
 
 
 Rule = Callable[[Case], Iterator[str]]
@@ -226,7 +226,7 @@ DIAGNOSES: dict[str, tuple[Level, Rule]] = {
     "class-of-one-group": ("fault", _lone_group),
     "unreadable": ("warning", _unreadable),
     "several-frames": ("warning", _frames),
-    "few-pictures": ("warning", _few),
+    "few-images": ("warning", _few),
     "class-not-tested": ("warning", _untested),
     "straddling-group": ("warning", _straddling),
     "blank": ("warning", _blank),

@@ -1,4 +1,4 @@
-"""A look at some pictures of a data set: what their headers say, what range they use, what a network would see."""
+"""A look at some images of a data set: what their headers say, what range they use, what a network would see."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 
 from features.datasets.dataset import Dataset
 from features.errors import FirnError
-from features.images import Geometry, Look, PictureFacts, describe, look
+from features.images import Geometry, ImageFacts, Look, describe, look
 from features.images.phash import thumbnail
 
 T = TypeVar("T")
 
 
 class Seen(NamedTuple):
-    """One picture that was decoded."""
+    """One image that was decoded."""
 
     row: int  # of the data set
-    facts: PictureFacts
+    facts: ImageFacts
     low: float  # of the values as stored
     high: float
     thumbnail: NDArray[np.uint8]  # (S, S), S the network's side
-    square: NDArray[np.uint8] | None  # (S, S, 3) as the network sees it, of some pictures
+    square: NDArray[np.uint8] | None  # (S, S, 3) as the network sees it, of some images
 
 
 @dataclass
 class Examination:
     """What was looked at."""
 
-    facts: dict[int, PictureFacts] = field(default_factory=dict)  # row -> header
+    facts: dict[int, ImageFacts] = field(default_factory=dict)  # row -> header
     seen: list[Seen] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)  # row -> why
 
@@ -59,19 +59,19 @@ def examine(
     geometry: Geometry,
     *,
     headers: int,
-    pictures: int,
+    images: int,
     shown: int,
     most_seconds: float,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examination:
-    """Decode up to `pictures` pictures, and read up to `headers` headers; each takes at most about `most_seconds`.
+    """Decode up to `images` images, and read up to `headers` headers; each takes at most about `most_seconds`.
 
-    The squares of the first `shown` pictures of each class are kept. Unreadable pictures are told, not raised.
+    The squares of the first `shown` images of each class are kept. Unreadable images are told, not raised.
     """
     found, rng = Examination(), np.random.default_rng(seed)
     left = dict.fromkeys(range(len(dataset.classes)), shown)
-    rows = rng.permutation(sample(dataset, pictures, seed=seed)).tolist()
+    rows = rng.permutation(sample(dataset, images, seed=seed)).tolist()
     for done, (row, result) in enumerate(_each(dataset, rows, lambda d, n: look(d, geometry, name=n), most_seconds)):
         if isinstance(result, Look):
             label = int(dataset.labels[row])
@@ -84,7 +84,7 @@ def examine(
     known = found.facts.keys() | found.unreadable.keys()
     more = [row for row in rng.permutation(sample(dataset, headers, seed=seed)).tolist() if row not in known]
     for row, facts in _each(dataset, more, describe, most_seconds):
-        if isinstance(facts, PictureFacts):
+        if isinstance(facts, ImageFacts):
             found.facts[row] = facts
         else:
             found.unreadable[row] = str(facts)
@@ -100,7 +100,7 @@ def _seen(row: int, seen: Look, *, keep: bool) -> Seen:
 def _each(
     dataset: Dataset, rows: Iterable[int], ask: Callable[[bytes, str], T], most_seconds: float
 ) -> Iterator[tuple[int, T | FirnError]]:
-    """Yield what is answered of each picture, by threads, until the seconds are over."""
+    """Yield what is answered of each image, by threads, until the seconds are over."""
     end = time.monotonic() + most_seconds
 
     def one(row: int) -> tuple[int, T | FirnError] | None:

@@ -1,4 +1,4 @@
-"""How fast pictures would go through: decode and forward, overlapped as in the loop, without writing anything."""
+"""How fast images would go through: decode and forward, overlapped as in the loop, without writing anything."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from features.extraction.prefetch import batches, prepare
 from features.extraction.shard_writer import stacked
 from features.extraction.workers import Crew
 
-Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one picture, (C, S, S) for each network
+Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one image, (C, S, S) for each network
 
 
 class Rate(NamedTuple):
     """What was measured."""
 
-    pictures: int  # that went through
+    images: int  # that went through
     seconds: float
 
     @property
     def per_second(self) -> float:
-        """Return pictures per second; 0 where none went through."""
-        return self.pictures / self.seconds if self.pictures else 0.0
+        """Return images per second; 0 where none went through."""
+        return self.images / self.seconds if self.images else 0.0
 
 
 def measure_rate(
@@ -43,9 +43,9 @@ def measure_rate(
     workers: int,
     most_seconds: float,
 ) -> Rate:
-    """Run pictures `ids` through all backbones, whole batches only, until they or the seconds are over.
+    """Run images `ids` through all backbones, whole batches only, until they or the seconds are over.
 
-    The networks are warmed up first. Unreadable pictures count for nothing.
+    The networks are warmed up first. Unreadable images count for nothing.
     """
     nets = [Forward(recipe, device=device, precision=precision, batch_size=batch_size) for recipe in recipes]
     geometries = tuple(recipe.geometry(preprocess) for recipe in recipes)

@@ -1,4 +1,4 @@
-"""Thumbnails of a data set's pictures, remembered by content: a second look at the same pictures opens none of them."""
+"""Thumbnails of a data set's images, remembered by content: a second look at the same images opens none of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from features.datasets.dataset import Dataset
 from features.images.phash import SIDE, thumbnail
 
 Memo = tuple[NDArray[np.bytes_], NDArray[np.uint8]]
-_AHEAD = 256  # pictures decoded before they are asked for
+_AHEAD = 256  # images decoded before they are asked for
 
 
 def load_thumbnails(
@@ -26,10 +26,10 @@ def load_thumbnails(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.uint8]:
-    """Return the thumbnails of the pictures `ids` (n,), whose contents are `sha256` (n,), as (n, SIDE, SIDE).
+    """Return the thumbnails of the images `ids` (n,), whose contents are `sha256` (n,), as (n, SIDE, SIDE).
 
     The sealed file at `path` holds those of other times, by content; what it lacks is decoded by threads and added. A
-    picture that cannot be read any more is black. OSError (disk full) passes through.
+    image that cannot be read any more is black. OSError (disk full) passes through.
     """
     known, stored = _load(path)
     contents, first, place = np.unique(sha256, return_index=True, return_inverse=True)
@@ -55,9 +55,9 @@ def _decoded(dataset: Dataset, ids: list[str], progress: Callable[[int, int], No
     steps = prepare(
         dataset.source, ids, range(len(ids)), (geometry,), wanted=lambda _: True, workers=workers, ahead=_AHEAD
     )
-    for done, picture in enumerate(steps, start=1):
-        if picture.pixels:
-            thumbnails[picture.picture] = thumbnail(picture.pixels[0])
+    for done, image in enumerate(steps, start=1):
+        if image.pixels:
+            thumbnails[image.image] = thumbnail(image.pixels[0])
         progress(done, len(ids))
     return thumbnails
 
@@ -74,10 +74,10 @@ def _load(path: Path) -> Memo:
 
 
 def _save(path: Path, sha256: NDArray[np.bytes_], thumbnails: NDArray[np.uint8]) -> None:
-    """Write the memo: the pictures that the data set has now."""
+    """Write the memo: the images that the data set has now."""
 
     def fill(file: h5py.File) -> None:
-        file.attrs["about"] = "Firn memo: grey thumbnails[i] of the picture whose bytes have the digest sha256[i]"
+        file.attrs["about"] = "Firn memo: grey thumbnails[i] of the image whose bytes have the digest sha256[i]"
         file["sha256"], file["thumbnails"] = sha256.astype("S64"), thumbnails
 
     write_sealed(path, build(fill))

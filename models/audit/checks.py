@@ -39,14 +39,14 @@ class Evidence:
 
     @cached_property
     def near(self) -> Pairs:
-        """Return the pairs that show the same picture; none where there are no pictures to look at."""
+        """Return the pairs that show the same image; none where there are no images to look at."""
         if self.subject.thumbnails is None:
             return self.exact.take(np.zeros(len(self.exact.first), bool))
         return self._near[0]
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """Return what near-duplicates were sought by; None where there are no pictures."""
+        """Return what near-duplicates were sought by; None where there are no images."""
         return None if self.subject.thumbnails is None else self._near[1]
 
     @cached_property
@@ -58,12 +58,12 @@ class Evidence:
 
     @cached_property
     def bundles(self) -> Rows:
-        """Return a number for each picture, (n,), equal where a group or a duplicate holds them together."""
+        """Return a number for each image, (n,), equal where a group or a duplicate holds them together."""
         return bundles(self.subject, self.pairs)
 
     @cached_property
     def leaked(self) -> NDArray[np.bool_]:
-        """Return which test pictures have a duplicate among those that are trained on, (n,)."""
+        """Return which test images have a duplicate among those that are trained on, (n,)."""
         test = self.subject.splits == "test"
         found = np.zeros(len(test), bool)
         found[self.pairs.second[~test[self.pairs.first] & test[self.pairs.second]]] = True
@@ -76,7 +76,7 @@ class Evidence:
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
-        """Return out-of-fold probabilities of every picture, (n, K). BadDataset where folds cannot be made."""
+        """Return out-of-fold probabilities of every image, (n, K). BadDataset where folds cannot be made."""
         self._step("fit the head out of fold")
         return predict_out_of_fold(self.subject.X, self.subject.y, self.bundles, seed=self.seed)
 
@@ -87,27 +87,27 @@ class Evidence:
 
     @cached_property
     def outliers(self) -> Odd:
-        """Return the pictures far from all others."""
+        """Return the images far from all others."""
         return far_out(self.subject.y, self._nearest[0])
 
     @cached_property
     def blank(self) -> Odd:
-        """Return the pictures with nothing on them; none where there are no pictures to look at."""
+        """Return the images with nothing on them; none where there are no images to look at."""
         thumbnails = self.subject.thumbnails
         return Odd(np.empty(0, np.int64), np.empty(0)) if thumbnails is None else blank(thumbnails)
 
 
 Severity = Literal["high", "medium", "low"]
-NO_PICTURES = "needs the pictures, and a pack has none"
+NO_IMAGES = "needs the images, and a pack has none"
 
 
 class Finding(NamedTuple):
-    """One picture, or pair of pictures, that somebody should look at."""
+    """One image, or pair of images, that somebody should look at."""
 
     check: str
     severity: Severity
-    picture: str
-    other: str  # empty where there is one picture only
+    image: str
+    other: str  # empty where there is one image only
     splits: str
     labels: str
     value: str
@@ -131,15 +131,15 @@ class Check:
     severity: Severity
     advice: str
     find: Callable[[Evidence], Iterable[Found]]
-    pictures: bool = False  # cannot do without the pictures
+    images: bool = False  # cannot do without the images
 
 
 def find_all(evidence: Evidence) -> tuple[dict[str, list[Finding]], dict[str, str]]:
     """Return the findings of every check, strongest first, and why the others were left out."""
     found, left_out = {}, {}
     for name, check in CHECKS.items():
-        if check.pictures and evidence.subject.thumbnails is None:
-            left_out[name] = NO_PICTURES
+        if check.images and evidence.subject.thumbnails is None:
+            left_out[name] = NO_IMAGES
             continue
         try:
             found[name] = [_told(evidence, name, check, one) for one in check.find(evidence)]
@@ -151,11 +151,11 @@ def find_all(evidence: Evidence) -> tuple[dict[str, list[Finding]], dict[str, st
 def _told(evidence: Evidence, name: str, check: Check, found: Found) -> Finding:
     subject = evidence.subject
     rows = [row for row in (found.row, found.other) if row >= 0]
-    pictures = [str(subject.ids[row]) for row in rows] or [found.name]
+    images = [str(subject.ids[row]) for row in rows] or [found.name]
     splits, labels = ([str(of(row)) for row in rows] for of in (subject.splits.__getitem__, _class_of(evidence)))
-    other = pictures[1] if len(pictures) > 1 else ""
+    other = images[1] if len(images) > 1 else ""
     told_splits, told_labels = (" | ".join(dict.fromkeys(words)) for words in (splits, labels))
-    return Finding(name, check.severity, pictures[0], other, told_splits, told_labels, found.value, check.advice)
+    return Finding(name, check.severity, images[0], other, told_splits, told_labels, found.value, check.advice)
 
 
 def _class_of(evidence: Evidence) -> Callable[[int], str]:
@@ -167,7 +167,7 @@ def _across(evidence: Evidence, pairs: Pairs) -> NDArray[np.bool_]:
 
 
 def _leaks(pairs_of: Callable[[Evidence], Pairs]) -> Callable[[Evidence], Iterator[Found]]:
-    """Return a check that names each picture once that a split before its own holds too, with the likest there."""
+    """Return a check that names each image once that a split before its own holds too, with the likest there."""
 
     def find(evidence: Evidence) -> Iterator[Found]:
         pairs = pairs_of(evidence)
@@ -206,7 +206,7 @@ def _straddling(evidence: Evidence) -> Iterator[Found]:
     for group in straddling(subject.groups, subject.splits) if subject.grouped_by else ():
         rows = np.flatnonzero(subject.groups == group)
         first, last = (int(rows[pick(subject.order[rows])]) for pick in (np.argmin, np.argmax))
-        yield Found(last, first, f"{subject.grouped_by} {group}: {len(rows)} pictures")
+        yield Found(last, first, f"{subject.grouped_by} {group}: {len(rows)} images")
 
 
 def _wrong_labels(evidence: Evidence) -> Iterator[Found]:
@@ -225,34 +225,34 @@ def _odd(odd_of: Callable[[Evidence], Odd], words: str) -> Callable[[Evidence], 
 
 def _unreadable(evidence: Evidence) -> Iterator[Found]:
     for line in evidence.subject.left_out:
-        picture, _, why = line.partition(": ")
-        yield Found(-1, value=why, name=picture)
+        image, _, why = line.partition(": ")
+        yield Found(-1, value=why, name=image)
 
 
 CHECKS: Mapping[str, Check] = {
     "exact-leak": Check(
         "same bytes in two splits",
         "high",
-        "remove it from the later split; a test picture that was trained on proves nothing",
+        "remove it from the later split; a test image that was trained on proves nothing",
         _leaks(lambda evidence: evidence.exact),
     ),
     "near-leak": Check(
-        "same picture in two splits",
+        "same image in two splits",
         "high",
-        "look at both; if they are one picture, remove it from the later split",
+        "look at both; if they are one image, remove it from the later split",
         _leaks(lambda evidence: evidence.near),
-        pictures=True,
+        images=True,
     ),
     "straddling-group": Check(
         "group in more than one split",
         "high",
-        "put all pictures of the group into one split",
+        "put all images of the group into one split",
         _straddling,
     ),
     "label-conflict": Check(
         "duplicates with different labels",
         "high",
-        "one of the two labels is wrong: decide, and keep one picture",
+        "one of the two labels is wrong: decide, and keep one image",
         _conflicts,
     ),
     "exact-repeat": Check(
@@ -262,24 +262,24 @@ CHECKS: Mapping[str, Check] = {
         _repeats(lambda evidence: evidence.exact),
     ),
     "near-repeat": Check(
-        "same picture twice in a split",
+        "same image twice in a split",
         "medium",
-        "look at both; if they are one picture, keep one, or give both the same group",
+        "look at both; if they are one image, keep one, or give both the same group",
         _repeats(lambda evidence: evidence.near),
-        pictures=True,
+        images=True,
     ),
     "label-error": Check(
         "label probably wrong",
         "medium",
-        "have a reader look at the picture without seeing the label",
+        "have a reader look at the image without seeing the label",
         _wrong_labels,
     ),
     "blank": Check(
         "near-black or near-constant",
         "medium",
-        "look at the picture; replace or remove it if nothing can be seen",
+        "look at the image; replace or remove it if nothing can be seen",
         _odd(lambda evidence: evidence.blank, "uses {:.0f} of 255 grey levels"),
-        pictures=True,
+        images=True,
     ),
     "unreadable": Check(
         "cannot be read",
@@ -290,7 +290,7 @@ CHECKS: Mapping[str, Check] = {
     "outlier": Check(
         "unlike all others of its class",
         "low",
-        "look whether the picture belongs to the set",
+        "look whether the image belongs to the set",
         _odd(lambda evidence: evidence.outliers, "{:.1f} robust z"),
     ),
 }

@@ -1,4 +1,4 @@
-"""Pairs of pictures with the same bytes, and pairs that show the same picture."""
+"""Pairs of images with the same bytes, and pairs that show the same image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.audit.neighbours import best_matches
 from models.audit.subject import Subject, codes
 
 _ITERATIONS, _EPSILON = 30, 1e-6
-_FINE, _COARSE = 0.7, 2.0  # pixels: blur that takes out coding noise, blur that takes out what all such pictures share
+_FINE, _COARSE = 0.7, 2.0  # pixels: blur that takes out coding noise, blur that takes out what all such images share
 _EDGE = 9  # pixels, twice the reach of the coarse blur, and one: beyond the edge of b nothing is known
 _AREA, _COMMON = 0.35, 0.5  # most change of area, least share of the thumbnail that both show
 _TASK = 64  # pairs per task
@@ -104,9 +104,9 @@ def likenesses(
 Rows = NDArray[np.int64]
 Step = Callable[[str], Callable[[int, int], None]]  # what is being done -> a function (done, total)
 
-NEAR_LIMITS = (0.85, 0.93)  # of the threshold: what is above the second is the same picture in any set
+NEAR_LIMITS = (0.85, 0.93)  # of the threshold: what is above the second is the same image in any set
 _SPREADS = 6.0  # robust standard deviations above pairs that cannot be duplicates
-_SAMPLE = 1000  # pictures that those pairs are sought for
+_SAMPLE = 1000  # images that those pairs are sought for
 _NET_FEATURES, _NET_HASH = 0.5, 0.95  # quantiles of those pairs above which a pair is looked at closely
 
 
@@ -131,7 +131,7 @@ class Thresholds(NamedTuple):
 
 
 def exact_pairs(subject: Subject) -> Pairs:
-    """Return each picture with the same bytes as another, paired with the one that is trained on, else the first."""
+    """Return each image with the same bytes as another, paired with the one that is trained on, else the first."""
     rank = np.lexsort((np.arange(len(subject.ids)), subject.order, subject.content))
     content = subject.content[rank]
     starts = np.flatnonzero(np.r_[True, content[1:] != content[:-1]])
@@ -141,9 +141,9 @@ def exact_pairs(subject: Subject) -> Pairs:
 
 
 def near_pairs(subject: Subject, *, seed: int = 0, step: Step) -> tuple[Pairs, Thresholds]:
-    """Return the pairs that show the same picture with other bytes, most alike first, and the thresholds.
+    """Return the pairs that show the same image with other bytes, most alike first, and the thresholds.
 
-    Candidates are the nearest pictures by features and by perceptual hash, of every picture in every split; each is
+    Candidates are the nearest images by features and by perceptual hash, of every image in every split; each is
     laid over the other and compared pixel by pixel. Pairs of one group with one label in one split are not sought.
     """
     thumbnails = subject.thumbnails
@@ -176,10 +176,10 @@ def _trained_first(subject: Subject, pairs: Rows, values: NDArray[np.float64]) -
 def _thresholds(
     subject: Subject, directions: NDArray[np.float32], signs: NDArray[np.float32], seed: int, step: Step
 ) -> tuple[Thresholds, tuple[float, float]]:
-    """Measure how alike pictures of different classes get: they are no duplicates, but for the odd conflict.
+    """Measure how alike images of different classes get: they are no duplicates, but for the odd conflict.
 
     The threshold of the likeness is the median plus six robust standard deviations (1.4826 MAD) on Fisher's scale,
-    artanh, of the nearest picture of another class, within NEAR_LIMITS.
+    artanh, of the nearest image of another class, within NEAR_LIMITS.
     """
     assert subject.thumbnails is not None
     n = len(subject.ids)
@@ -197,7 +197,7 @@ def _thresholds(
 
 
 def bundles(subject: Subject, pairs: Pairs) -> Rows:
-    """Return a number for each row, (n,), equal for pictures that a group or a pair holds together, over any chain."""
+    """Return a number for each row, (n,), equal for images that a group or a pair holds together, over any chain."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""Labels that the other pictures contradict: confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70:1373)."""
+"""Labels that the other images contradict: confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70:1373)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def label_errors(y: Rows, proba: NDArray[np.float64], neighbours: Rows) -> Opini
     """Return the rows of y (n,) whose label two witnesses contradict.
 
     The first is the confident joint: the row's probability of another class is at least the mean of that class among
-    its own pictures, and the normalised margin is at most MARGIN. The second are the nearest pictures of other bundles,
+    its own images, and the normalised margin is at most MARGIN. The second are the nearest images of other bundles,
     `neighbours` (n, k) with -1 for none: most of them are of that class. A hard case moves one of the two, a wrong
     label both.
     """

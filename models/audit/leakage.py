@@ -1,4 +1,4 @@
-"""The test score with and without the pictures that the training set knows."""
+"""The test score with and without the images that the training set knows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _BOOTSTRAP = 1000
 
 
 class Leakage(NamedTuple):
-    """Test ROC AUC of the logistic head, on all test pictures and on those that are not leaked."""
+    """Test ROC AUC of the logistic head, on all test images and on those that are not leaked."""
 
     everything: Interval
     clean: Interval
-    pictures: int
+    images: int
     leaked: int
 
 
 def measure_leakage(subject: Subject, leaked: NDArray[np.bool_], *, seed: int = 0) -> Leakage | None:
     """Fit the logistic head on all that is not test and score it on the test; None where a class is missing.
 
-    `leaked` (n,) marks the test pictures of which the training pictures hold a duplicate. Intervals by group, 95 %.
+    `leaked` (n,) marks the test images of which the training images hold a duplicate. Intervals by group, 95 %.
     """
     test = subject.splits == "test"
     if len(np.unique(subject.y[~test])) < len(subject.classes) or not test.any():

@@ -1,4 +1,4 @@
-"""Pictures far from all others, and pictures with nothing on them."""
+"""Images far from all others, and images with nothing on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Odd(NamedTuple):
 
 
 def far_out(y: NDArray[np.int64], distance: NDArray[np.float64]) -> Odd:
-    """Return the rows whose mean distance (n,) to their nearest pictures is more than FAR robust z-scores in the class.
+    """Return the rows whose mean distance (n,) to their nearest images is more than FAR robust z-scores in the class.
 
     On the logarithm of the distance: z = (x - median) / (1.4826 MAD), Iglewicz & Hoaglin 1993; the distance to the
     nearest ones by Ramaswamy, Rastogi & Shim 2000 (SIGMOD 29:427).

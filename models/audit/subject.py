@@ -16,18 +16,18 @@ _ROWS = 8192  # rows standardised at once
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A data set with its features; row i of every column is picture ids[i]."""
+    """A data set with its features; row i of every column is image ids[i]."""
 
     ids: NDArray[np.str_]  # (n,) sorted
     y: NDArray[np.int64]  # (n,)
     splits: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,) the id itself where no group is known
-    sha256: NDArray[np.bytes_]  # (n,) of the picture's bytes
+    sha256: NDArray[np.bytes_]  # (n,) of the image's bytes
     X: NDArray[np.float32]  # (n, d)
     classes: tuple[str, ...]
     grouped_by: str = ""  # what a group is; empty where none is known
-    thumbnails: NDArray[np.uint8] | None = None  # (n, 64, 64); None where there are no pictures
-    left_out: tuple[str, ...] = ()  # "picture: why" of those that could not be read
+    thumbnails: NDArray[np.uint8] | None = None  # (n, 64, 64); None where there are no images
+    left_out: tuple[str, ...] = ()  # "image: why" of those that could not be read
 
     @cached_property
     def order(self) -> NDArray[np.int64]:

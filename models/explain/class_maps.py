@@ -1,4 +1,4 @@
-"""Class maps: where in a picture the evidence for each class lies, exact where a head ends in a mean over positions."""
+"""Class maps: where in an image the evidence for each class lies, exact where a head ends in a mean over positions."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def network_class_maps(network: Thawed, maps: Array) -> ClassMaps:
 def grad_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
     """Return Grad-CAM (n, H, W) of a thawed network in eval mode at its boundary, from the maps there (n, C, H, W).
 
-    `asked` (n, K) says which sum of logits is explained for each picture: 1 for a class and 0 for others, or -1 and 1.
+    `asked` (n, K) says which sum of logits is explained for each image: 1 for a class and 0 for others, or -1 and 1.
     Channels are weighted by the mean of their gradient over positions, and what speaks against is cut off
     (Selvaraju et al. 2017, arXiv:1610.02391). That mean forgets where a channel mattered: before blocks that look at
-    several positions at once, only the order of positions inside a picture means something, not the level.
+    several positions at once, only the order of positions inside an image means something, not the level.
     """
     gradient = _gradient(network, maps, asked)
     weighted = gradient.mean(axis=(2, 3), keepdims=True) * maps.astype(np.float64)

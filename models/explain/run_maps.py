@@ -1,4 +1,4 @@
-"""What spoke for what in some pictures of a run, from the maps in the cache."""
+"""What spoke for what in some images of a run, from the maps in the cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CLOSE = 0.05  # how far a probability may lie from the one that was predicted o
 
 @dataclass(frozen=True)
 class Case:
-    """Some pictures of a run."""
+    """Some images of a run."""
 
     run: Run
     dataset: Dataset
@@ -47,9 +47,9 @@ class Case:
 class Evidence(NamedTuple):
     """What speaks for what was asked, position by position."""
 
-    maps: dict[str, Floats]  # kind -> (m, H, W); the first is signed and its mean is the picture's, where it is exact
+    maps: dict[str, Floats]  # kind -> (m, H, W); the first is signed and its mean is the image's, where it is exact
     proba: Floats  # (m, K) of the model that the maps are of
-    sha256: list[str]  # (m,) of the pictures that were in the cache
+    sha256: list[str]  # (m,) of the images that were in the cache
     exact: bool  # whether the mean of the first map is the sum of logits that was asked for
 
 
@@ -71,17 +71,17 @@ def _voted(case: Case) -> Evidence:
 
 def _thawed(case: Case) -> Evidence:
     """Explain a thawed network in the precision that it was trained in; by gradients too where its input is maps."""
-    from features.backbones.tails import PICTURES
+    from features.backbones.tails import IMAGES
     from models.explain.class_maps import grad_cam, hires_cam, network_class_maps
     from models.finetuning.network import arithmetic
 
     network, about = _network(case)
     key, after = json.loads(about["keys"][0]), about["after"]
-    maps, sha256 = _pictures(case, key) if after == PICTURES else _cached(case, key, after)
+    maps, sha256 = _images(case, key) if after == IMAGES else _cached(case, key, after)
     with arithmetic(key["precision"], "cpu"):
         found = network_class_maps(network, maps)
     shown = {"class map": asked_maps(found.votes(), case.asked)}
-    if after != PICTURES:
+    if after != IMAGES:
         with arithmetic(key["precision"], "cpu"):
             shown[f"HiResCAM at {after}"] = hires_cam(network, maps, case.asked)
             shown[f"Grad-CAM at {after}"] = grad_cam(network, maps, case.asked)
@@ -106,7 +106,7 @@ def can_be_explained(facts: Mapping[str, Any]) -> bool:
 
 
 def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
-    """Return the evidence in the pictures of a case.
+    """Return the evidence in the images of a case.
 
     CacheError where their maps are not cached, or where the probabilities are not those `predicted` (m, K).
     """
@@ -120,12 +120,12 @@ def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
 
 
 def digests_of(case: Case) -> list[str]:
-    """Return the digests (m,) of a case's pictures as they were extracted. CacheError where their entry is gone."""
+    """Return the digests (m,) of a case's images as they were extracted. CacheError where their entry is gone."""
     return _digests(_current(case, _entry(case, case.run.facts["keys"][0])), case.ids)
 
 
-def picture_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
-    """Return a picture of a case as the network saw it, (S, S, 3). CacheError where it has changed since."""
+def image_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
+    """Return an image of a case as the network saw it, (S, S, 3). CacheError where it has changed since."""
     name = str(case.ids[i])
     data = case.dataset.source.read(name)
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -158,7 +158,7 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
 
 
 def _cached(case: Case, key: Mapping[str, Any] | str, block: str) -> tuple[NDArray[Any], list[str]]:
-    """Return the cached maps of the pictures, (m, C, H, W), and the digests of the pictures."""
+    """Return the cached maps of the images, (m, C, H, W), and the digests of the images."""
     from features.streams import MapStream
 
     entry = _entry(case, key)
@@ -170,12 +170,12 @@ def _cached(case: Case, key: Mapping[str, Any] | str, block: str) -> tuple[NDArr
         return stream.read(at), _digests(manifest, case.ids)
 
 
-def _pictures(case: Case, key: Mapping[str, Any]) -> tuple[NDArray[Any], list[str]]:
-    """Return the pictures as the network sees them, (m, 3, S, S)."""
-    from features.streams import PictureStream
+def _images(case: Case, key: Mapping[str, Any]) -> tuple[NDArray[Any], list[str]]:
+    """Return the images as the network sees them, (m, 3, S, S)."""
+    from features.streams import ImageStream
 
     manifest = _current(case, _entry(case, key))
-    stream = PictureStream(case.dataset.source, case.ids.tolist(), case.recipe, key["preprocess"].partition(":")[0])
+    stream = ImageStream(case.dataset.source, case.ids.tolist(), case.recipe, key["preprocess"].partition(":")[0])
     return stream.read(np.arange(len(case.ids))), _digests(manifest, case.ids)
 
 
@@ -184,19 +184,19 @@ def _entry(case: Case, key: Mapping[str, Any] | str) -> Entry:
 
 
 def _current(case: Case, entry: Entry) -> Manifest:
-    """Return the manifest of an entry; CacheError where there is none, or of other pictures than the run's."""
+    """Return the manifest of an entry; CacheError where there is none, or of other images than the run's."""
     facts = case.run.facts
     if entry.manifest() is None:
         raise CacheError(f"no features at {entry.folder}; run: {_extraction(facts, facts['blocks'][-1])}")
     manifest = load_manifest(entry)
     if manifest_digest(manifest, facts["classes"]) != facts["manifest"]:
-        raise CacheError(f"{case.run.name} is of other pictures than are now in the cache; run: {_again(facts)}")
+        raise CacheError(f"{case.run.name} is of other images than are now in the cache; run: {_again(facts)}")
     return manifest
 
 
 def _digests(manifest: Manifest, ids: Sequence[str] | NDArray[np.str_]) -> list[str]:
     known = dict(zip(np.char.decode(manifest.ids, "utf-8").tolist(), manifest.sha256.tolist(), strict=True))
-    return [known[picture].decode() for picture in ids]
+    return [known[image].decode() for image in ids]
 
 
 def _extraction(facts: Mapping[str, Any], block: str) -> str:

@@ -1,4 +1,4 @@
-"""What a thawed network is trained on: rows of one or several views of every picture, read a little ahead."""
+"""What a thawed network is trained on: rows of one or several views of every image, read a little ahead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AHEAD = 3  # batches
 
 
 class Stream(Protocol):
-    """One view of all pictures: `features.streams.MapStream` or `PictureStream`."""
+    """One view of all images: `features.streams.MapStream` or `ImageStream`."""
 
     ids: NDArray[np.str_]  # (n,) sorted
 
@@ -25,15 +25,13 @@ class Stream(Protocol):
 
 
 class Inputs:
-    """Views of the same pictures; row i is picture `ids[i]` in every view."""
+    """Views of the same images; row i is image `ids[i]` in every view."""
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self.ids, self._streams = streams[0].ids, tuple(streams)
         for number, stream in enumerate(streams):
             if not np.array_equal(stream.ids, self.ids):
-                raise CacheError(
-                    f"view {number} has other pictures than view 0; run: make extract, then the same again"
-                )
+                raise CacheError(f"view {number} has other images than view 0; run: make extract, then the same again")
 
     @property
     def views(self) -> int:
@@ -41,7 +39,7 @@ class Inputs:
         return len(self._streams)
 
     def read(self, at: NDArray[np.intp], view: NDArray[np.intp]) -> NDArray[Any]:
-        """Return picture at[i] in view[i], (len(at), C, H, W)."""
+        """Return image at[i] in view[i], (len(at), C, H, W)."""
         wanted = np.unique(view).tolist()
         if len(wanted) == 1:
             only: NDArray[Any] = self._streams[wanted[0]].read(at)
@@ -54,12 +52,12 @@ class Inputs:
 
 
 class Batch(NamedTuple):
-    """Which pictures in which views, and how they are varied on the way in."""
+    """Which images in which views, and how they are varied on the way in."""
 
     rows: NDArray[np.intp]  # (b,)
     view: NDArray[np.intp]  # (b,)
-    mixed: float = 1.0  # share of the picture itself in the mixture
-    partner: NDArray[np.intp] | None = None  # (b,) places in the batch of the pictures that are mixed in
+    mixed: float = 1.0  # share of the image itself in the mixture
+    partner: NDArray[np.intp] | None = None  # (b,) places in the batch of the images that are mixed in
     kept: NDArray[np.bool_] | None = None  # (b, C) channels that are not dropped
 
 
@@ -76,7 +74,7 @@ def epoch_plan(
     """Return the batches of one epoch: all rows shuffled, one view drawn for each, in batches of nearly equal size.
 
     `mixup` is the Beta parameter of manifold mixup (Verma et al. 2019, arXiv:1806.05236), `dropout` the share of
-    channels of the boundary's maps that a picture loses (Tompson et al. 2015, arXiv:1411.4280); 0 switches either off.
+    channels of the boundary's maps that an image loses (Tompson et al. 2015, arXiv:1411.4280); 0 switches either off.
     """
     order = rng.permutation(rows)
     drawn = rng.integers(views, size=len(order))

@@ -1,4 +1,4 @@
-"""Out-of-fold and test predictions of a thawed network: one training per fold, one on all pictures to learn from."""
+"""Out-of-fold and test predictions of a thawed network: one training per fold, one on all images to learn from."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from models.validation.predictions import Predictions
 
 NETWORK = "network.safetensors"  # in the folder of a run
 CLASSIFIER = "firn.classifier"  # under which name the classifier's tensors are there
-WATCHED = 10  # one of so many groups of the pictures to learn from is held out for early stopping
+WATCHED = 10  # one of so many groups of the images to learn from is held out for early stopping
 
 
 @dataclass(frozen=True)
 class Crossfit:
     """What all trainings of one run have in common."""
 
-    view: View  # pooled features of the last block, for the probe; labels, groups and splits of every picture
+    view: View  # pooled features of the last block, for the probe; labels, groups and splits of every image
     inputs: Inputs  # rows in the order of the view
     make: Callable[[], Thawed]  # a new network with the pretrained weights
     settings: Settings
@@ -49,7 +49,7 @@ class Crossfit:
 class Fit(NamedTuple):
     """One training: what it predicts, how it went, and its network where that is kept."""
 
-    proba: NDArray[np.float64]  # (m, K) for the pictures asked for
+    proba: NDArray[np.float64]  # (m, K) for the images asked for
     history: list[Epoch]
     seconds: float
     predict: float  # seconds
@@ -66,7 +66,7 @@ class Fitted(NamedTuple):
 def crossfit(run: Crossfit, protocol: Protocol) -> Fitted:
     """Train for every fold and once on all; a fold that is done is not done again.
 
-    Folds are those of the heads. Early stopping looks at a tenth of the groups inside the pictures that a training
+    Folds are those of the heads. Early stopping looks at a tenth of the groups inside the images that a training
     learns from, never at the fold that it predicts. Raises BadDataset where a class cannot be held out.
     """
     rows = np.flatnonzero(learned(run.view.splits, protocol))
@@ -88,7 +88,7 @@ def crossfit(run: Crossfit, protocol: Protocol) -> Fitted:
 
 
 def fit_all(run: Crossfit, rows: NDArray[np.intp], test: NDArray[np.intp]) -> Fit:
-    """Train on all pictures to learn from and keep the network; predict the test pictures."""
+    """Train on all images to learn from and keep the network; predict the test images."""
     return _fit(run, "all", rows, test, draw=0, total=0)
 
 
@@ -105,7 +105,7 @@ def _fit(run: Crossfit, name: str, rows: NDArray[np.intp], asked: NDArray[np.int
         learner: Any = make_head("logistic", seed=run.settings.seed)
         learner.fit(run.view.X[task.rows], run.view.y[task.rows], run.view.groups[task.rows])
         start_from_probe(network, learner.coef_, learner.intercept_)
-    label = f"fold {draw} of {total}" if draw else "all pictures"
+    label = f"fold {draw} of {total}" if draw else "all images"
     history = train(
         network,
         task,

@@ -34,7 +34,7 @@ class TrainingRecipe:
     probe: bool  # start from the linear probe of the frozen features
     average: str  # one of AVERAGES
     mixup: float  # of the boundary's maps, the parameter of the Beta distribution
-    dropout: float  # share of the boundary's channels that a picture loses
+    dropout: float  # share of the boundary's channels that an image loses
 
 
 def _adamw(groups: Sequence[Mapping[str, Any]], rate: float) -> torch.optim.Optimizer:
@@ -132,7 +132,7 @@ def choose_settings(recipe: str, **given: Any) -> Settings:
     settings = replace(Settings(recipe), **own | {name: value for name, value in given.items() if value is not None})
     if settings.epochs < 1 or settings.batch < 2 or not settings.rate > 0:
         raise FirnError(
-            f"expected 1 epoch, 2 pictures a batch and a rate above 0 at least, got EPOCHS={settings.epochs}, "
+            f"expected 1 epoch, 2 images a batch and a rate above 0 at least, got EPOCHS={settings.epochs}, "
             f"BATCH_SIZE={settings.batch}, RATE={settings.rate:g}"
         )
     if not 0 <= settings.dropout < 1 or settings.mixup < 0:

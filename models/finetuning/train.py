@@ -27,11 +27,11 @@ class Epoch(NamedTuple):
     """One line of a training's history."""
 
     epoch: int  # from 1
-    loss: float  # mean over the training pictures
-    roc_auc: float  # of the pictures held out for early stopping; NaN where a class is not among them
+    loss: float  # mean over the training images
+    roc_auc: float  # of the images held out for early stopping; NaN where a class is not among them
     watched_loss: float  # their log loss
     seconds: float
-    pictures: int  # gone through in training
+    images: int  # gone through in training
 
 
 class Task(NamedTuple):
@@ -146,7 +146,7 @@ def best_epoch(history: Sequence[Epoch]) -> int:
 
 
 def _epoch(state: _State, task: Task, settings: Settings, device: str, step: Callable[[int, int], None]) -> Epoch:
-    """Go once through the training pictures, then evaluate."""
+    """Go once through the training images, then evaluate."""
     number, start = len(state.history), time.perf_counter()
     set_mode(state.network, training=True, norm=settings.norm)
     plan = epoch_plan(
@@ -220,7 +220,7 @@ def _to(maps: NDArray[Any], device: str) -> Tensor:
 
 
 def _class_weights(y: NDArray[np.int64], k: int, how: str) -> Tensor:
-    """Return a weight for each class, (K,): 1, or inversely proportional to its pictures."""
+    """Return a weight for each class, (K,): 1, or inversely proportional to its images."""
     if how == "none":
         return torch.ones(k)
     counts = np.maximum(np.bincount(y, minlength=k), 1)
@@ -239,7 +239,7 @@ def _follow(average: nn.Module, network: nn.Module, keep: float) -> None:
 def predict(
     network: Thawed, inputs: Inputs, rows: NDArray[np.intp], settings: Settings, *, device: str = "cpu"
 ) -> NDArray[np.float64]:
-    """Return the probabilities of the first view of pictures `rows`, (len(rows), K)."""
+    """Return the probabilities of the first view of images `rows`, (len(rows), K)."""
     set_mode(network, training=False, norm=settings.norm)
     pieces = [rows[i : i + 2 * settings.batch] for i in range(0, len(rows), 2 * settings.batch)]
     plan = (Batch(piece, np.zeros(len(piece), np.intp)) for piece in pieces)

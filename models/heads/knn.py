@@ -15,7 +15,7 @@ _BLOCK = 512  # rows compared with all others at once
 
 
 class Neighbours:
-    """The k most similar training pictures vote, weighted by exp(similarity / 0.07), as in DINO (arXiv:2104.14294).
+    """The k most similar training images vote, weighted by exp(similarity / 0.07), as in DINO (arXiv:2104.14294).
 
     Features are standardised; k is the one with the least held-out log loss in grouped folds.
     """

@@ -14,8 +14,8 @@ from models.heads.head import Array, silent
 from models.heads.linear import Logistic, probabilities
 
 SIDE = 7  # positions a side that heads look at; the last maps of most backbones
-ROWS = 256  # pictures converted to float32 at once
-_POSITIONS = 8_192  # positions, of all pictures, that the directions are learned from
+ROWS = 256  # images converted to float32 at once
+_POSITIONS = 8_192  # positions, of all images, that the directions are learned from
 
 
 class Channels(NamedTuple):
@@ -55,7 +55,7 @@ def coarse(maps: Array) -> Array:
 def principal_channels(X: Array, most: int, *, seed: int = 0) -> Channels:
     """Return at most `most` principal directions of the channels of X (n, C, H, W), scaled to a mean variance of 1.
 
-    Channels are standardised first, over positions drawn from all pictures; the directions are the eigenvectors of
+    Channels are standardised first, over positions drawn from all images; the directions are the eigenvectors of
     their covariance. With C <= most it is an exact rotation of the standardised channels.
     """
     from scipy.linalg import eigh
@@ -73,7 +73,7 @@ def principal_channels(X: Array, most: int, *, seed: int = 0) -> Channels:
 
 
 def _positions(X: Array, seed: int) -> NDArray[np.float32]:
-    """Return the channels at positions drawn evenly from the pictures, (at most _POSITIONS or so, C)."""
+    """Return the channels at positions drawn evenly from the images, (at most _POSITIONS or so, C)."""
     rng = np.random.default_rng(seed)
     n, channels = X.shape[:2]
     positions = int(np.prod(X.shape[2:]))
@@ -239,7 +239,7 @@ class Attention:
 class Spatial:
     """Means of the principal channels over 1x1, 2x2 and 3x3 cells (Lazebnik, Schmid & Ponce 2006), then `logistic`.
 
-    Which side of a chest film is opaque, and how high, is lost in a mean over the whole picture.
+    Which side of a chest film is opaque, and how high, is lost in a mean over the whole image.
     """
 
     channels, cells = 128, (1, 2, 3)

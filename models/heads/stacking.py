@@ -1,4 +1,4 @@
-"""A weighted vote of other models, learned from predictions that they made for pictures they had not seen."""
+"""A weighted vote of other models, learned from predictions that they made for images they had not seen."""
 
 from __future__ import annotations
 

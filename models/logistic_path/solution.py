@@ -108,7 +108,7 @@ def _checked(
         raise FirnError(f"sample_weight (n,) or (F, n), not negative, expected for n = {n}, F = {len(folds)}")
     if y.dtype.kind not in "iu" or n == 0 or y.min() < 0 or y.max() < 1:
         raise FirnError(
-            "integer labels 0..K-1 of at least two classes expected; were all pictures put in one class folder?"
+            "integer labels 0..K-1 of at least two classes expected; were all images put in one class folder?"
         )
     counts = weight @ (np.arange(int(y.max()) + 1)[:, None] == y).T
     for fold, label in np.argwhere(counts == 0)[:1]:

@@ -3,7 +3,7 @@
 (y, proba, ids, groups) --sample--> checked --table--> value of each metric --resampling, delong--> interval --> report
 
 Class 1 of two is the positive one. Groups (patients, slides) are what is independent of each other: intervals and tests
-draw whole groups. Nothing here sees a model or a picture, and nothing imports torch.
+draw whole groups. Nothing here sees a model or an image, and nothing imports torch.
 """
 
 from models.metrics.bootstrap import Interval

@@ -1,4 +1,4 @@
-"""The bootstrap over groups: whole patients are drawn, never single pictures."""
+"""The bootstrap over groups: whole patients are drawn, never single images."""
 
 from __future__ import annotations
 

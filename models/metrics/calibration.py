@@ -16,30 +16,30 @@ from models.metrics.sample import BadPredictions, Floats, Ints, make_sample
 
 
 class Reliability(NamedTuple):
-    """The bins that hold pictures: what was predicted and what happened, with Wilson's interval."""
+    """The bins that hold images: what was predicted and what happened, with Wilson's interval."""
 
     predicted: Floats  # (b,) mean score
     observed: Floats  # (b,) share of positives
     low: Floats  # (b,)
     high: Floats  # (b,)
-    pictures: Ints  # (b,)
+    images: Ints  # (b,)
 
 
 def reliability_curve(y: ArrayLike, score: ArrayLike, bins: int = BINS, *, level: float = 0.95) -> Reliability:
     """Return the reliability diagram of score (n,) in 0 to 1 against y (n,) of 0 and 1, in `bins` equal parts.
 
-    The gaps |predicted - observed| weighted by pictures are the metric `ece`. DeGroot & Fienberg 1983. Bounds take
-    pictures as independent. Raises BadPredictions.
+    The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds take
+    images as independent. Raises BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
     sample = make_sample(y, np.stack([1 - column, column], axis=1))
     place = bin_of(column, bins)
-    pictures = np.bincount(place, minlength=bins)
-    used = pictures > 0
-    count = pictures[used].astype(np.float64)
+    images = np.bincount(place, minlength=bins)
+    used = images > 0
+    count = images[used].astype(np.float64)
     predicted, hits = (np.bincount(place, row, minlength=bins)[used].astype(np.float64) for row in (column, sample.y))
     low, high = wilson(hits, count, level)
-    return Reliability(predicted / count, hits / count, low, high, pictures[used])
+    return Reliability(predicted / count, hits / count, low, high, images[used])
 
 
 class Calibration(Protocol):
@@ -146,7 +146,7 @@ def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
 def fit_isotonic(y: ArrayLike, proba: ArrayLike) -> Isotonic:
     """Fit rising functions by least squares, each class against the rest; y (n,), proba (n, K). Zadrozny & Elkan 2002.
 
-    It needs a thousand pictures or so, makes ties, and gives out probabilities of exactly 0 and 1.
+    It needs a thousand images or so, makes ties, and gives out probabilities of exactly 0 and 1.
     """
     from scipy.optimize import isotonic_regression
 

@@ -1,4 +1,4 @@
-"""The area under the ROC curve with its variance, for single pictures and for groups of pictures."""
+"""The area under the ROC curve with its variance, for single images and for groups of images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class DeLong(NamedTuple):
 
 
 def delong(y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> DeLong:
-    """Estimate the areas under the ROC curves of k scores on the same pictures, and their covariance.
+    """Estimate the areas under the ROC curves of k scores on the same images, and their covariance.
 
     y (n,) of 0 and 1, scores (k, n) or (n,), groups (n,). DeLong, DeLong & Clarke-Pearson 1988 (Biometrics 44:837),
-    by sorting in O(n log n) as Sun & Xu 2014 (IEEE Signal Processing Letters 21:1389). With several pictures a group,
-    the variance of Obuchowski 1997 (Biometrics 53:567), which is DeLong's where every group has one picture.
+    by sorting in O(n log n) as Sun & Xu 2014 (IEEE Signal Processing Letters 21:1389). With several images a group,
+    the variance of Obuchowski 1997 (Biometrics 53:567), which is DeLong's where every group has one image.
     """
     positive = np.asarray(y) == 1
     columns = np.atleast_2d(np.asarray(scores, dtype=np.float64))
@@ -40,7 +40,7 @@ def auc_interval(sample: Sample, level: float) -> Interval | None:
     """Return the area under the ROC curve of class 1 with its interval on the logit scale; None for K > 2.
 
     The logit keeps the bounds inside 0 to 1 and covers better near 1 than the plain interval (Pepe 2003, section 5.2):
-    an area of 0.983 from 60 + 60 pictures 94 instead of 85 times in 100, one of 0.998 from 100 + 100 pictures 91
+    an area of 0.983 from 60 + 60 images 94 instead of 85 times in 100, one of 0.998 from 100 + 100 images 91
     instead of 77 times (`benchmarks/coverage.py`).
     """
     if not sample.binary:
@@ -57,7 +57,7 @@ def auc_interval(sample: Sample, level: float) -> Interval | None:
 
 
 def _placements(positive: Ints, score: Floats) -> Floats:
-    """Return for each picture the share of the other class that it is ranked rightly against, ties one half."""
+    """Return for each image the share of the other class that it is ranked rightly against, ties one half."""
     ours, others = np.sort(score[positive]), np.sort(score[~positive])
     placed = np.empty(len(score))
     placed[positive] = _below(others, score[positive])

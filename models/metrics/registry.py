@@ -110,7 +110,7 @@ class Metric:
 # Two classes: class 1 is the positive one. More: the mean over the classes (macro), one against the rest, of those
 # where it is defined. Brier: (proba[:, 1] - y)^2, or the squared distance to the one-hot label (Brier 1950). ECE:
 # |share - mean probability| over 15 bins of proba[:, 1] or of the highest probability (Naeini 2015, Guo 2017);
-# it is biased upwards, the more the fewer the pictures, so that a well calibrated model's interval is too high.
+# it is biased upwards, the more the fewer the images, so that a well calibrated model's interval is too high.
 METRICS: dict[str, Metric] = {
     "roc_auc": Metric("ROC AUC", +1, lambda r: _one_number(r.areas[0]), _each_class, analytic=auc_interval),
     "pr_auc": Metric("PR AUC", +1, lambda r: _one_number(r.areas[1]), _each_class),
@@ -138,7 +138,7 @@ def score(
     """Return each metric with its confidence interval.
 
     y (n,) class numbers; proba (n, K); groups (n,) patients, slides: what is independent of each other, None where each
-    picture is. The binary ROC AUC has DeLong's interval (Obuchowski's for groups), everything else one from
+    image is. The binary ROC AUC has DeLong's interval (Obuchowski's for groups), everything else one from
     `n_bootstrap` replicates over groups (module `intervals`). Values are NaN where y lacks the class they need, bounds
     also where a metric rests on a single group or there are no replicates. Raises BadPredictions.
     """

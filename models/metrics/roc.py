@@ -35,7 +35,7 @@ def roc_curve_band(
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,). Ties make slanted segments. The band holds point by point,
     not for the curve as a whole, by the percentile bootstrap over groups (Fawcett 2006: vertical averaging); with few
-    pictures of either class read it with care (Hanczar et al. 2010, Bioinformatics 26:822).
+    images of either class read it with care (Hanczar et al. 2010, Bioinformatics 26:822).
     """
     return _band(_sensitivity, y, score, groups, grid, n_bootstrap, level, seed)
 

@@ -1,4 +1,4 @@
-"""The predictions of one model on one set of pictures, checked once, and their weighted replicates."""
+"""The predictions of one model on one set of images, checked once, and their weighted replicates."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Ints = NDArray[np.int64]
 
 
 class Ranking(NamedTuple):
-    """Pictures by falling score; for each of the m positives, how many come before it and through its ties."""
+    """Images by falling score; for each of the m positives, how many come before it and through its ties."""
 
     order: Ints  # (n,)
     positives: Ints  # (m,) places in `order`
-    before: Ints  # (m,) pictures of higher score
-    through: Ints  # (m,) pictures of higher or equal score
+    before: Ints  # (m,) images of higher score
+    through: Ints  # (m,) images of higher or equal score
     positives_before: Ints  # (m,)
     positives_through: Ints  # (m,)
 
 
 def ranking(positive: NDArray[np.bool_], score: Floats) -> Ranking:
-    """Rank pictures by falling `score` (n,), which holds no NaN; `positive` (n,)."""
+    """Rank images by falling `score` (n,), which holds no NaN; `positive` (n,)."""
     order = np.argsort(-score, kind="stable")
     falling = -score[order]
     positives = np.flatnonzero(positive[order])
@@ -72,7 +72,7 @@ class BadPredictions(FirnError):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Checked predictions of n pictures in G groups for K classes; made by `make_sample`."""
+    """Checked predictions of n images in G groups for K classes; made by `make_sample`."""
 
     y: Ints  # (n,) true class
     proba: Floats  # (n, K)
@@ -96,23 +96,23 @@ class Sample:
 
     @cached_property
     def groups_by_class(self) -> Ints:
-        """Return how many groups hold a picture of each class, (K,)."""
+        """Return how many groups hold an image of each class, (K,)."""
         seen = np.unique(self.groups * self.n_classes + self.y)
         return np.bincount(seen % self.n_classes, minlength=self.n_classes)
 
     @cached_property
     def rankings(self) -> tuple[Ranking, ...]:
-        """Return the pictures ranked for class 1, or with K > 2 for each class against the rest."""
+        """Return the images ranked for class 1, or with K > 2 for each class against the rest."""
         classes = [1] if self.binary else range(self.n_classes)
         return tuple(ranking(self.y == k, self.proba[:, k]) for k in classes)
 
     @cached_property
     def confusion(self) -> Floats:
-        """Return how many pictures of each group are of each true class and decided as each class, (G, K * K)."""
+        """Return how many images of each group are of each true class and decided as each class, (G, K * K)."""
         return self.tally(self.y * self.n_classes + self.decision, self.n_classes**2)
 
     def tally(self, cells: Ints, n_cells: int, values: Floats | None = None) -> Floats:
-        """Return what each group puts into each cell, (G, n_cells): the pictures, or the sum of their `values`."""
+        """Return what each group puts into each cell, (G, n_cells): the images, or the sum of their `values`."""
         size = self.n_groups * n_cells
         total = np.bincount(self.groups * n_cells + cells, values, minlength=size)
         return total.reshape(self.n_groups, n_cells).astype(np.float64)
@@ -127,12 +127,12 @@ class Replicates:
 
     @cached_property
     def total(self) -> Floats:
-        """Return the number of pictures in each replicate, (b,)."""
+        """Return the number of images in each replicate, (b,)."""
         return self.weights @ np.bincount(self.sample.groups).astype(np.float64)
 
     @cached_property
     def confusion(self) -> Floats:
-        """Return the pictures of each true class (rows) decided as each class (columns), (b, K, K)."""
+        """Return the images of each true class (rows) decided as each class (columns), (b, K, K)."""
         k = self.sample.n_classes
         return (self.weights @ self.sample.confusion).reshape(-1, k, k)
 
@@ -144,7 +144,7 @@ class Replicates:
         return np.stack(roc, axis=1), np.stack(pr, axis=1)
 
     def mean(self, values: Floats) -> Floats:
-        """Return the mean over the pictures of `values` (n,), (b,)."""
+        """Return the mean over the images of `values` (n,), (b,)."""
         sums = self.sample.tally(np.zeros_like(self.sample.y), 1, values)
         return (self.weights @ sums)[:, 0] / self.total
 
@@ -152,17 +152,17 @@ class Replicates:
 def make_sample(
     y: ArrayLike, proba: ArrayLike, groups: ArrayLike | None = None, *, threshold: ArrayLike | None = None
 ) -> Sample:
-    """Check predictions and decide each picture.
+    """Check predictions and decide each image.
 
-    y (n,) whole numbers 0 to K - 1; proba (n, K) rows summing to 1; groups (n,) any labels, None where each picture
+    y (n,) whole numbers 0 to K - 1; proba (n, K) rows summing to 1; groups (n,) any labels, None where each image
     stands for itself. The decision is the class of highest probability, or with two classes and a `threshold`, one for
-    all or one a picture (n,), class 1 where proba[:, 1] >= threshold. Raises BadPredictions.
+    all or one an image (n,), class 1 where proba[:, 1] >= threshold. Raises BadPredictions.
     """
     labels, probabilities = np.asarray(y), np.asarray(proba, dtype=np.float64)
     _check(labels, probabilities)
     names = np.arange(len(labels)) if groups is None else np.asarray(groups)
     if names.shape != labels.shape:
-        raise BadPredictions(f"expected one group a picture, got {len(names)} groups for {len(labels)} pictures")
+        raise BadPredictions(f"expected one group an image, got {len(names)} groups for {len(labels)} images")
     codes = np.unique(names, return_inverse=True)[1]
     return Sample(labels.astype(np.int64), probabilities, _decide(probabilities, threshold), codes.astype(np.int64))
 

@@ -1,4 +1,4 @@
-"""Is one model better than another on the same pictures? Tests of the difference a - b, and their correction."""
+"""Is one model better than another on the same images? Tests of the difference a - b, and their correction."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class PairedTest(NamedTuple):
 def delong_test(
     y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95
 ) -> PairedTest:
-    """Compare the areas under two ROC curves on the same pictures; y (n,) of 0 and 1, scores (n,), groups (n,).
+    """Compare the areas under two ROC curves on the same images; y (n,) of 0 and 1, scores (n,), groups (n,).
 
-    DeLong et al. 1988; with several pictures a group, Obuchowski 1997. Equal areas without variance have p = 1; bounds
+    DeLong et al. 1988; with several images a group, Obuchowski 1997. Equal areas without variance have p = 1; bounds
     and p are NaN with fewer than two groups of either class, or where unequal areas have no variance.
     """
     estimate = delong(y, np.stack([np.asarray(score_a), np.asarray(score_b)]), groups)
@@ -84,10 +84,10 @@ def _student(difference: float, error: float, freedom: float, level: float) -> P
 
 
 def mcnemar(y: ArrayLike, decision_a: ArrayLike, decision_b: ArrayLike, *, level: float = 0.95) -> PairedTest:
-    """Compare the accuracy of two models' decisions; all (n,) class numbers, each picture independent of the others.
+    """Compare the accuracy of two models' decisions; all (n,) class numbers, each image independent of the others.
 
-    The exact test of McNemar 1947: among pictures that one model gets right, which one is a fair coin. The interval of
-    the difference is that of Bonett & Price 2012. With several pictures a group use `bootstrap_test("accuracy", ...)`.
+    The exact test of McNemar 1947: among images that one model gets right, which one is a fair coin. The interval of
+    the difference is that of Bonett & Price 2012. With several images a group use `bootstrap_test("accuracy", ...)`.
     """
     from scipy.special import bdtr
 
@@ -122,7 +122,7 @@ def score_of_the_chosen(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Return the score that choosing the best of these models gives on pictures which had no part in the choice.
+    """Return the score that choosing the best of these models gives on images which had no part in the choice.
 
     y (n,), probas M times (n, K) out-of-fold predictions, groups (n,). Tsamardinos, Greasidou & Borboudakis 2018
     (Machine Learning 107:1895, BBC-CV): in each bootstrap over groups the model that is best on the drawn groups is

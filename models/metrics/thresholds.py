@@ -23,7 +23,7 @@ def operating_points(y: ArrayLike, score: ArrayLike, *, sensitivity: float = 0.9
 
     y (n,) of 0 and 1, score (n,). "youden" has the highest sensitivity + specificity - 1 (Youden 1950), the higher
     threshold of equals; "sensitivity>=0.95" the highest specificity with at least that sensitivity. A threshold lies
-    halfway to the next lower score, for new pictures' sake. NaN where y has one class only.
+    halfway to the next lower score, for new images' sake. NaN where y has one class only.
     """
     names = ("youden", f"sensitivity>={sensitivity:g}")
     positive, scores = np.asarray(y) == 1, np.asarray(score, dtype=np.float64)
@@ -47,7 +47,7 @@ def net_benefit(y: ArrayLike, score: ArrayLike, thresholds: ArrayLike) -> NetBen
     positive, scores = np.asarray(y) == 1, np.asarray(score, dtype=np.float64)
     at = np.asarray(thresholds, dtype=np.float64)
     if not len(positive) or not ((at >= 0) & (at < 1)).all():
-        raise BadPredictions(f"expected pictures and thresholds 0 <= t < 1, got {len(positive)} and {at[:9].tolist()}")
+        raise BadPredictions(f"expected images and thresholds 0 <= t < 1, got {len(positive)} and {at[:9].tolist()}")
     treated = scores >= at[:, None]
     odds = at / (1 - at)
     model = (treated & positive).mean(axis=1) - (treated & ~positive).mean(axis=1) * odds

@@ -1,10 +1,10 @@
-"""The portable bundle: everything between a picture and a decision in one folder or .zip, without a pickle.
+"""The portable bundle: everything between an image and a decision in one folder or .zip, without a pickle.
 
 archive   its files, read as if a stranger had made them      contents  bundle.json, checked field by field
 lanes     pixels -> what each network sees                    parts     the models on that
-trees     LightGBM's text, read without its own loader        novelty   how unlike the training pictures a picture is
-golden    drawn pictures whose probabilities must come out    loading   a bundle -> a predictor
-predictor pictures -> predictions                             portable  the same as one torch module, for export
+trees     LightGBM's text, read without its own loader        novelty   how unlike the training images an image is
+golden    drawn images whose probabilities must come out    loading   a bundle -> a predictor
+predictor images -> predictions                             portable  the same as one torch module, for export
 
     from models.predictor import load
     predictor = load("artifacts/bundles/pneumonia/...")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from features.backbones import Recipe, make_recipe, recipe_of_digest
 from features.backbones.build import truncated
-from features.backbones.tails import PICTURES
+from features.backbones.tails import IMAGES
 from features.errors import BadBundle
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.workers import Crew
@@ -28,7 +28,7 @@ class Lane(Protocol):
 
     @property
     def geometry(self) -> Geometry:
-        """Return how pictures come in."""
+        """Return how images come in."""
 
     def __call__(self, pixels: Array) -> Features:
         """Return what is seen in pixels (n, 1 or 3, S, S) on the scale 0..255."""
@@ -38,7 +38,7 @@ def load_recipe_of(network: Network, folder: Path) -> Recipe:
     """Return the recipe of a network, with weights from the bundle's folder or found by their digest.
 
     Raises BadWeights where they are not to be found; BadBundle where the bundle's key says something else than this
-    version of torchvision, for then its pictures would come in otherwise than they did in training.
+    version of torchvision, for then its images would come in otherwise than they did in training.
     """
     key = network.key
     name = key.backbone
@@ -62,7 +62,7 @@ def way_of(line: str) -> str:
 
 def make_lane(network: Network, recipe: Recipe, maps: Sequence[str], *, device: str, batch_size: int) -> Lane:
     """Return the lane of a network that also gives the maps of some blocks."""
-    if network.after == PICTURES:
+    if network.after == IMAGES:
         return _Plain(network, recipe)
     return _Frozen(network, recipe, maps, device, batch_size)
 
@@ -97,7 +97,7 @@ class _Frozen:
 
 
 class _Plain:
-    """Nothing frozen: the pictures themselves, normalised as `features.streams.PictureStream` does."""
+    """Nothing frozen: the images themselves, normalised as `features.streams.ImageStream` does."""
 
     def __init__(self, network: Network, recipe: Recipe) -> None:
         self.geometry = recipe.geometry(way_of(network.key.preprocess))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from features.backbones import Recipe, load_recipe, make_recipe, recipe_of_digest
 from features.backbones.registry import domains
-from features.backbones.tails import PICTURES
+from features.backbones.tails import IMAGES
 from features.cache import open_entry
 from features.cache.key import Key
 from features.cache.reader import rows_view
@@ -31,23 +31,23 @@ from models.predictor.archive import BUNDLE, write_archive
 from models.predictor.loading import OUTLIERS, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
-from models.predictor.self_test import GOLDEN, draw_pictures
+from models.predictor.self_test import GOLDEN, draw_images
 from models.runs.record import FINETUNED, Run, load_run, runs_root
 from models.runs.scores import scored
 
 
 def learn_outliers(contents: Contents, run: Run, cut: Mapping[int, Key]) -> tuple[list[list[Any]], Novelty | None]:
-    """Return which pooled blocks are looked at, [network, block] each, and what the training pictures are like there.
+    """Return which pooled blocks are looked at, [network, block] each, and what the training images are like there.
 
     Of a single model the last block of each of its networks, of a thawed one the block where it was cut (`cut` has
     the key of that entry), of a stack the networks of the part it listens to most. None where nothing is frozen: of
-    what a whole thawed network sees in its training pictures nothing is cached. Raises CacheError where features are
+    what a whole thawed network sees in its training images nothing is cached. Raises CacheError where features are
     not cached any more.
     """
     sources = []
     for place in contents.parts[0].networks:
         network = contents.networks[place]
-        if network.after == PICTURES:
+        if network.after == IMAGES:
             return [], None
         key = cut.get(place, network.key)
         sources.append((place, key, network.after or key.blocks[-1]))
@@ -58,7 +58,7 @@ def learn_outliers(contents: Contents, run: Run, cut: Mapping[int, Key]) -> tupl
 def _features(
     run: Run, sources: list[tuple[Key, str]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_]]:
-    """Return the mean-pooled blocks side by side of pictures that were learned from, their labels and groups."""
+    """Return the mean-pooled blocks side by side of images that were learned from, their labels and groups."""
     held = run.predictions.part(test=False)
     ids, first = np.unique(held.ids, return_index=True)
     if len(ids) > MOST:
@@ -70,7 +70,7 @@ def _features(
         order = np.argsort(view.ids, kind="stable")
         at = order[np.minimum(np.searchsorted(view.ids[order], ids), len(order) - 1)]
         if not np.array_equal(view.ids[at], ids):
-            raise CacheError(f"{run.name} is of other pictures than are now in the cache; run: {_again(run)}")
+            raise CacheError(f"{run.name} is of other images than are now in the cache; run: {_again(run)}")
         with view.X as rows:
             columns.append(rows[at])
     return np.concatenate(columns, axis=1), held.y[first], held.groups[first]
@@ -127,7 +127,7 @@ class Wish:
 def write_bundle(run: Run, target: Path, wish: Wish) -> Path:
     """Write the bundle of a run as a folder or a .zip, absent or whole; return `target`.
 
-    Networks whose weights are public are named by their digest, thawed ones are inside. No picture and no name of one
+    Networks whose weights are public are named by their digest, thawed ones are inside. No image and no name of one
     goes in. Raises CacheError where what the run was made of is not there any more, BadWeights likewise.
     """
     make_folder(target.parent)
@@ -159,10 +159,10 @@ class _Packing:
             numbers = {name: getattr(outliers, name) for name in ("rest", "threshold", "quantile")}
             contents = replace(contents, outliers={**numbers, "features": features})
         self._write(contents)
-        pictures = draw_pictures(int(run.facts["seed"]))
-        found = load_unchecked(self.folder, device_="cpu")(pictures)
+        images = draw_images(int(run.facts["seed"]))
+        found = load_unchecked(self.folder, device_="cpu")(images)
         samples = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
-        _save(self.folder / GOLDEN, samples | {f"picture{i}": a for i, a in enumerate(pictures)})
+        _save(self.folder / GOLDEN, samples | {f"picture{i}": a for i, a in enumerate(images)})
         self._write(contents)
 
     def _write(self, contents: Contents) -> None:

@@ -19,7 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from features.backbones import Recipe
 from features.backbones.build import load_backbone, truncated
-from features.backbones.tails import PICTURES
+from features.backbones.tails import IMAGES
 from features.errors import FirnError
 from features.views import GEM_POWER
 from models.predictor.backbones import way_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Runner = Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any]]]  # pixels -> probabilities, calibrated ones
 NAMES = ("pixels", ("proba", "calibrated"))  # of input and outputs
-_EXAMPLES = 2  # pictures; 1 would be taken for a constant
+_EXAMPLES = 2  # images; 1 would be taken for a constant
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ _LEAST = 1e-6  # as in `features.views`
 class Portable(nn.Module):
     """Pixels (B, 3, S, S) float32 on the scale 0..255 -> probabilities and calibrated ones, (B, K) float32 each.
 
-    Pixels are the square that the bundle's preprocessing makes of a picture, grey ones three times over. All arithmetic
+    Pixels are the square that the bundle's preprocessing makes of an image, grey ones three times over. All arithmetic
     is float32 or finer, whatever the bundle's own precision; what the cache rounds to float16 is rounded here too.
     Raises FirnError for networks that see squares of different sizes.
     """
@@ -182,7 +182,7 @@ def _check_one_square(contents: Contents, recipes: Sequence[Recipe]) -> None:
     ways = {r.geometry(way_of(n.key.preprocess)) for n, r in zip(contents.networks, recipes, strict=True)}
     if len(ways) > 1:
         lines = "; ".join(sorted(way.describe() for way in ways))
-        raise FirnError(f"{contents.name} sees pictures in different ways ({lines}), and an export takes one square")
+        raise FirnError(f"{contents.name} sees images in different ways ({lines}), and an export takes one square")
 
 
 class _Normalised(nn.Module):
@@ -197,7 +197,7 @@ class _Normalised(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return {PICTURES: (pixels / 255 - self.mean) / self.std}
+        return {IMAGES: (pixels / 255 - self.mean) / self.std}
 
 
 class _Trunk(_Normalised):
@@ -209,12 +209,12 @@ class _Trunk(_Normalised):
         self.network = fuse(load_backbone(part), inplace=True, no_trace=True)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.network(super().forward(pixels)[PICTURES])
+        maps: dict[str, Tensor] = self.network(super().forward(pixels)[IMAGES])
         return maps
 
 
 def _trunk(network: Network, recipe: Recipe) -> nn.Module:
-    return _Normalised(recipe) if network.after == PICTURES else _Trunk(network, recipe)
+    return _Normalised(recipe) if network.after == IMAGES else _Trunk(network, recipe)
 
 
 class _Rounded(nn.Module):
@@ -251,7 +251,7 @@ class _OnMaps(nn.Module):
 
     def forward(self, seen: list[dict[str, Tensor]]) -> Tensor:
         maps = seen[0][self.block]
-        out: Tensor = self.head(maps if self.block == PICTURES else self.rounded(maps))
+        out: Tensor = self.head(maps if self.block == IMAGES else self.rounded(maps))
         return out
 
 

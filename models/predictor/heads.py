@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Recipe
-from features.backbones.tails import PICTURES, load_tail
+from features.backbones.tails import IMAGES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
 from models.explain.class_maps import linear_class_maps, network_class_maps
@@ -61,7 +61,7 @@ class FeatureModel:
 
 @dataclass(frozen=True, eq=False)
 class NetworkModel:
-    """A thawed network on the maps at its boundary, or on pictures."""
+    """A thawed network on the maps at its boundary, or on images."""
 
     part: Part
     network: Thawed
@@ -142,7 +142,7 @@ def _of_features(folder: Path, part: Part, contents: Contents, recipes: Sequence
 
 
 def _empty(part: Part, recipes: Sequence[Recipe]) -> list[Features]:
-    """Return features of one picture, all zero, with the shapes of the recipes."""
+    """Return features of one image, all zero, with the shapes of the recipes."""
     empty: list[Features] = []
     for recipe in recipes:
         pooled = {
@@ -206,7 +206,7 @@ def _of_network(folder: Path, part: Part, contents: Contents, recipes: Sequence[
     network = Thawed(load_tail(recipe, after), width, len(contents.classes))
     network.classifier.load_state_dict(tensors)
     network.requires_grad_(False).eval().to(device)
-    return NetworkModel(part, network, f"maps/{after}" if after != PICTURES else PIXELS, device)
+    return NetworkModel(part, network, f"maps/{after}" if after != IMAGES else PIXELS, device)
 
 
 INPUTS: Mapping[str, Callable[..., Model]] = {"pooled": _of_features, "maps": _of_features, "thawed": _of_network}

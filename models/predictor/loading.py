@@ -65,15 +65,15 @@ def _check_part(head: str, kind: str) -> None:
 def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
     """Return the predictor in a bundle (a folder or a .zip) after its golden samples came out again.
 
-    `explained` makes predictions carry class maps. Pictures go through the networks `batch_size` at once (as in
+    `explained` makes predictions carry class maps. Images go through the networks `batch_size` at once (as in
     extraction 8 on each core of a CPU, 256 on a GPU); another size may change the last digits. Raises BadBundle for
     what is malformed, unsafe or damaged, BadWeights where a backbone's weights are neither inside nor found.
     """
     with opened(Path(path)) as folder:
         try:
             predictor = load_unchecked(folder, device_=device_, batch_size=batch_size, explained=explained)
-            pictures, proba, distance = load_golden(folder)
-            found = predictor(pictures)
+            images, proba, distance = load_golden(folder)
+            found = predictor(images)
         except (FirnError, MemoryError):
             raise
         except Exception as error:  # blocks and tensors of strangers that fit nowhere
@@ -115,7 +115,7 @@ def _check_explained(contents: Contents) -> None:
     if not contents.stack and has_class_maps(contents.parts[0]):
         return
     able = " ".join(name for name in ("logistic", "sgd", "lda", "ridge", "map", "finetuned"))
-    raise FirnError(f"{contents.name} has no class maps to lay over pictures; leave OVERLAYS= away, or take {able}")
+    raise FirnError(f"{contents.name} has no class maps to lay over images; leave OVERLAYS= away, or take {able}")
 
 
 def _stack(folder: Path, contents: Contents) -> Stack | None:
@@ -131,7 +131,7 @@ def _stack(folder: Path, contents: Contents) -> Stack | None:
 
 
 def _outliers(folder: Path, contents: Contents) -> Novelty | None:
-    """Return what says how unlike the training pictures a picture is."""
+    """Return what says how unlike the training images an image is."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

@@ -194,7 +194,7 @@ def _calibration(values: Any, classes: int) -> Calibration | None:
 
 
 def _outliers(values: Mapping[str, Any], networks: int) -> Mapping[str, Any]:
-    """Check what says when a picture is unlike those that were learned from."""
+    """Check what says when an image is unlike those that were learned from."""
     numbers: list[Any] = [values.get(name) for name in ("threshold", "quantile", "rest")]
     if not all(_is_number(x) and x > 0 for x in numbers):
         raise _Fault("expected numbers above 0 as threshold, quantile and rest of the outliers")

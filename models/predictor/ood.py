@@ -1,4 +1,4 @@
-"""How unlike the training pictures a picture is, from their features' mean and leading directions."""
+"""How unlike the training images an image is, from their features' mean and leading directions."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from models.folds import grouped_folds
 from models.heads.head import standardisation
 
 Floats = NDArray[np.float64]
-QUANTILE = 0.99  # of the distances of training pictures that were held out, which one in a hundred exceeds
-MOST = 20_000  # pictures that are learned from
-DIRECTIONS = 64  # at most, and one for every EACH pictures
+QUANTILE = 0.99  # of the distances of training images that were held out, which one in a hundred exceeds
+MOST = 20_000  # images that are learned from
+DIRECTIONS = 64  # at most, and one for every EACH images
 EACH = 8
 FOLDS = 5
 _LEAST = 1e-6  # variance of standardised features
@@ -34,10 +34,10 @@ class Novelty:
     quantile: float = QUANTILE
 
     def distance(self, X: NDArray[Any]) -> Floats:
-        """Return the Mahalanobis distance of features (n, d) by the root of d, (n,): about 1 for training pictures.
+        """Return the Mahalanobis distance of features (n, d) by the root of d, (n,): about 1 for training images.
 
         Lee et al. 2018 (arXiv:1807.03888) with the covariance of probabilistic principal components (Tipping & Bishop
-        1999, J. R. Stat. Soc. B 61:611), for which no training picture's features have to travel: what lies outside
+        1999, J. R. Stat. Soc. B 61:611), for which no training image's features have to travel: what lies outside
         of the leading directions counts with the mean variance there.
         """
         Z = ((X.astype(np.float64) - self.mean) / self.scale).astype(np.float64)
@@ -59,9 +59,9 @@ def fit_novelty(
     quantile: float = QUANTILE,
     seed: int = 0,
 ) -> Novelty:
-    """Learn what the features (n, d) of training pictures are like.
+    """Learn what the features (n, d) of training images are like.
 
-    The threshold is that quantile of distances of pictures whose group was held out, in five grouped folds. Labels
+    The threshold is that quantile of distances of images whose group was held out, in five grouped folds. Labels
     only balance the folds. Raises BadDataset where a class has a single group.
     """
     folds = grouped_folds(y, groups, FOLDS, seed=seed)

@@ -1,4 +1,4 @@
-"""Pictures -> probabilities, decisions and what looks unlike the training pictures: `load(path)(pictures)`."""
+"""Images -> probabilities, decisions and what looks unlike the training images: `load(path)(images)`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import BadBundle, BadPicture, unknown
+from features.errors import BadBundle, BadImage, unknown
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.shard_writer import stacked
 from features.images import Geometry
@@ -22,19 +22,19 @@ from models.predictor.heads import Model
 from models.predictor.manifest import Contents
 from models.predictor.ood import Novelty
 
-Picture: TypeAlias = "str | Path | bytes | NDArray[Any]"  # a file, an encoded picture, or pixels (H, W) or (H, W, 3)
+Image: TypeAlias = "str | Path | bytes | NDArray[Any]"  # a file, an encoded image, or pixels (H, W) or (H, W, 3)
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What is said of pictures, in the order in which they came."""
+    """What is said of images, in the order in which they came."""
 
     names: list[str]  # (n,)
     proba: Floats  # (n, K), as the comparison has them
     calibrated: Floats  # (n, K), with the bundle's calibration; the same where it has none
     decision: NDArray[np.int64]  # (n,)
-    distance: Floats  # (n,) from the training pictures, about 1 for such; NaN where the bundle cannot tell
+    distance: Floats  # (n,) from the training images, about 1 for such; NaN where the bundle cannot tell
     outlier: NDArray[np.bool_]  # (n,)
     classes: tuple[str, ...]
     left_out: dict[str, str] = field(default_factory=dict)  # name -> why it is unreadable
@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """Return the name of the class decided for each picture."""
+        """Return the name of the class decided for each image."""
         return [self.classes[k] for k in self.decision]
 
 
@@ -71,24 +71,24 @@ class Predictor:
         """Return the operating points: name -> threshold of class 1 of two; empty for more classes."""
         return {name: point.threshold for name, point in self.contents.points.items()}
 
-    def __call__(self, pictures: Picture | Sequence[Picture], *, point: str = "", strict: bool = True) -> Prediction:
-        """Predict one picture or several: files, encoded bytes, or arrays of pixels.
+    def __call__(self, images: Image | Sequence[Image], *, point: str = "", strict: bool = True) -> Prediction:
+        """Predict one image or several: files, encoded bytes, or arrays of pixels.
 
         Decisions take class 1 of two from the threshold of a `point` up: a name in `points` (the first without), or a
-        number; of more classes the most probable. Raises BadPicture at the first unreadable picture when `strict`,
+        number; of more classes the most probable. Raises BadImage at the first unreadable image when `strict`,
         else leaves such out and says why; UnknownName for a point.
         """
-        several = [pictures] if isinstance(pictures, str | Path | bytes | np.ndarray) else list(pictures)
+        several = [images] if isinstance(images, str | Path | bytes | np.ndarray) else list(images)
         pieces = list(self.stream(several, point=point))
         left_out = {name: why for piece in pieces for name, why in piece.left_out.items()}
         if left_out and strict:
-            raise BadPicture(next(iter(left_out.values())))
+            raise BadImage(next(iter(left_out.values())))
         return joined(pieces, self.classes)
 
-    def stream(self, pictures: Sequence[Picture], *, point: str = "", workers: int = 0) -> Iterator[Prediction]:
-        """Yield predictions batch by batch, unreadable pictures left out; see `__call__`."""
+    def stream(self, images: Sequence[Image], *, point: str = "", workers: int = 0) -> Iterator[Prediction]:
+        """Yield predictions batch by batch, unreadable images left out; see `__call__`."""
         threshold = self.threshold(point)
-        source = _Given(pictures)
+        source = _Given(images)
         workers = workers or os.cpu_count() or 1
         coming = prepare(
             source,
@@ -103,7 +103,7 @@ class Predictor:
         left_out: dict[str, str] = {}
         for prepared in coming:
             if prepared.error:
-                left_out[source.ids[prepared.picture]] = prepared.error
+                left_out[source.ids[prepared.image]] = prepared.error
             else:
                 ready.append(prepared)
             if len(ready) == self._batch:
@@ -114,7 +114,7 @@ class Predictor:
 
     @property
     def geometry(self) -> Geometry:
-        """Return how pictures come into the first network."""
+        """Return how images come into the first network."""
         return self._geometries[0]
 
     def threshold(self, point: str = "") -> float | None:
@@ -142,7 +142,7 @@ class Predictor:
     def _of_batch(
         self, source: _Given, ready: Sequence[Prepared], threshold: float | None, left_out: dict[str, str]
     ) -> Prediction:
-        names = [source.ids[p.picture] for p in ready]
+        names = [source.ids[p.image] for p in ready]
         if not ready:
             return _nothing(self.classes, left_out)
         columns = zip(*(p.pixels for p in ready), strict=True)
@@ -167,7 +167,7 @@ class Predictor:
         return proba
 
     def distance_of(self, features: Sequence[Features]) -> Floats:
-        """Return how far pictures are from the training pictures, (n,); NaN where the bundle does not say."""
+        """Return how far images are from the training images, (n,); NaN where the bundle does not say."""
         if self._outliers is None or self.contents.outliers is None:
             return np.full(len(next(iter(features[0].values()))), np.nan)
         pairs = self.contents.outliers["features"]
@@ -175,37 +175,37 @@ class Predictor:
         return self._outliers.distance(np.concatenate(X, axis=1))
 
 
-def encoded(picture: Picture) -> bytes:
-    """Return a picture as the bytes that are decoded: pixels as `.npy`. OSError passes through."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, np.ndarray):
+def encoded(image: Image) -> bytes:
+    """Return an image as the bytes that are decoded: pixels as `.npy`. OSError passes through."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
         file = io.BytesIO()
-        np.lib.format.write_array(file, picture, allow_pickle=False)
+        np.lib.format.write_array(file, image, allow_pickle=False)
         return file.getvalue()
-    return Path(picture).read_bytes()
+    return Path(image).read_bytes()
 
 
 class _Given:
-    """Pictures as they were given, as the source that the decoding threads read from."""
+    """Images as they were given, as the source that the decoding threads read from."""
 
-    def __init__(self, pictures: Sequence[Picture]) -> None:
-        self._pictures: dict[str, Picture] = {}
+    def __init__(self, images: Sequence[Image]) -> None:
+        self._images: dict[str, Image] = {}
         self.ids: list[str] = []
-        for number, picture in enumerate(pictures):
-            name = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
+        for number, image in enumerate(images):
+            name = str(image) if isinstance(image, str | Path) else f"image {number}"
             self.ids.append(name)
-            self._pictures[name] = picture
+            self._images[name] = image
 
     @property
     def where(self) -> str:
-        return "the given pictures"
+        return "the given images"
 
-    def read(self, picture: str) -> bytes:
-        return encoded(self._pictures[picture])
+    def read(self, image: str) -> bytes:
+        return encoded(self._images[image])
 
-    def stamps(self, pictures: list[str]) -> Any:
-        raise NotImplementedError("given pictures are always read")
+    def stamps(self, images: list[str]) -> Any:
+        raise NotImplementedError("given images are always read")
 
 
 def joined(pieces: Sequence[Prediction], classes: tuple[str, ...]) -> Prediction:

@@ -1,4 +1,4 @@
-"""Golden samples: drawn pictures, no patient's, whose probabilities travel with a bundle and must come out again."""
+"""Golden samples: drawn images, no patient's, whose probabilities travel with a bundle and must come out again."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MOST = 64  # samples
 # in another order, rounds another last bit to float16, and a tree may take the other branch there. A wrong file is off
 # by much more.
 TOLERANCES = {"float32": 2e-2, "float16": 0.1, "bfloat16": 0.1}
-_LEAST = 1e-300  # a probability; of drawn pictures, unlike any training picture, heads are often very sure
+_LEAST = 1e-300  # a probability; of drawn images, unlike any training image, heads are often very sure
 
 
-def draw_pictures(seed: int = 0) -> list[NDArray[Any]]:
-    """Return small grey, colour, deep and flat pictures, (H, W) or (H, W, 3), the same for the same seed."""
+def draw_images(seed: int = 0) -> list[NDArray[Any]]:
+    """Return small grey, colour, deep and flat images, (H, W) or (H, W, 3), the same for the same seed."""
     rng = np.random.default_rng(seed)
     yy, xx = np.mgrid[: SIDE[0], : SIDE[1]] / max(SIDE)
     waves = [np.sin(2 * np.pi * (a * xx + b * yy + c)) for a, b, c in rng.uniform(0.5, 4, (5, 3))]
@@ -40,7 +40,7 @@ def draw_pictures(seed: int = 0) -> list[NDArray[Any]]:
 
 
 def load_golden(folder: Path) -> tuple[list[NDArray[Any]], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the pictures of a bundle's samples, their probabilities (n, K) and distances (n,). Raises BadBundle."""
+    """Return the images of a bundle's samples, their probabilities (n, K) and distances (n,). Raises BadBundle."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -50,10 +50,10 @@ def load_golden(folder: Path) -> tuple[list[NDArray[Any]], NDArray[np.float64], 
         proba, distance = (tensors.pop(name).astype(np.float64) for name in ("proba", "distance"))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise BadBundle(f"cannot read the golden samples {path} ({error}); run: make bundle") from None
-    pictures = [tensors[name] for name in sorted(tensors)]
-    if not 1 <= len(pictures) <= MOST or proba.ndim != 2 or not len(pictures) == len(proba) == len(distance):
-        raise BadBundle(f"expected as many pictures as probabilities in {path}, got {len(pictures)} and {len(proba)}")
-    return pictures, proba, distance
+    images = [tensors[name] for name in sorted(tensors)]
+    if not 1 <= len(images) <= MOST or proba.ndim != 2 or not len(images) == len(proba) == len(distance):
+        raise BadBundle(f"expected as many images as probabilities in {path}, got {len(images)} and {len(proba)}")
+    return images, proba, distance
 
 
 def check_golden(
@@ -68,7 +68,7 @@ def check_golden(
         raise BadBundle(f"{where}: golden samples are of {expected['proba'].shape[1]} classes; run: make bundle")
     off = {
         "logits": _apart(_logits(expected["proba"]), _logits(found["proba"])),
-        "distances from the training pictures": _apart(expected["distance"], found["distance"]),
+        "distances from the training images": _apart(expected["distance"], found["distance"]),
     }
     for what, by in off.items():
         if not by <= tolerance:  # NaN is no agreement

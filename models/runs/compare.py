@@ -51,7 +51,7 @@ def verdicts(tests: Sequence[PairedTest]) -> list[dict[str, Any]]:
 
 
 def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
-    """Test the difference other - chosen in ROC AUC, on the same pictures."""
+    """Test the difference other - chosen in ROC AUC, on the same images."""
     if chosen.proba.shape[1] == 2:
         return delong_test(chosen.y, other.proba[:, 1], chosen.proba[:, 1], chosen.groups, level=LEVEL)
     return bootstrap_test(
@@ -67,7 +67,7 @@ def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: i
 
 
 def _verdict(test: PairedTest, adjusted: float) -> dict[str, Any]:
-    distinguishable = bool(adjusted < ALPHA)  # NaN, where the pictures cannot tell, is not
+    distinguishable = bool(adjusted < ALPHA)  # NaN, where the images cannot tell, is not
     side = "higher" if test.difference.value > 0 else "lower"
     return {
         "difference": as_dict(test.difference),
@@ -115,14 +115,14 @@ def choose_runs(name: str, asked: str, *, backbone: str, labels: str, protocol: 
 def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> dict[str, Any]:
     """Return the results of several runs on one data set, best validation first, ready for JSON (NaN as None).
 
-    The run of highest out-of-fold ROC AUC is chosen; on the test pictures (out of fold where there are none) every
+    The run of highest out-of-fold ROC AUC is chosen; on the test images (out of fold where there are none) every
     other one is compared with it by the paired DeLong test (two classes) or the paired bootstrap over groups (more),
-    with Holm's correction; without test pictures its score is also corrected for having been chosen. Decisions are
+    with Holm's correction; without test images its score is also corrected for having been chosen. Decisions are
     the most probable class, or with two classes the out-of-fold Youden threshold. Raises CacheError for no runs, and
-    for runs that did not see the same pictures.
+    for runs that did not see the same images.
     """
     names = run_names(runs)
-    _check_same_pictures(runs, names)
+    _check_same_images(runs, names)
     draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         rows = list(threads.map(partial(_row, **draws), runs, names))
@@ -147,7 +147,7 @@ def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000)
 
 
 def _corrected(runs: Sequence[Run], chosen: Mapping[str, Any], seed: int) -> dict[str, float | None] | None:
-    """Return the chosen run's score corrected for the choice, where no test pictures say what it is worth."""
+    """Return the chosen run's score corrected for the choice, where no test images say what it is worth."""
     if chosen["test"] is not None or len(runs) < 2:
         return None
     parts = [shown(run) for run in runs]
@@ -171,23 +171,23 @@ def _told_apart(names: list[str], tells: list[str]) -> list[str]:
     return [f"{name} [{tell}]" if len(known[name]) > 1 else name for name, tell in zip(names, tells, strict=True)]
 
 
-def _check_same_pictures(runs: Sequence[Run], names: Sequence[str]) -> None:
-    """Raise CacheError unless there are runs, and all saw the same pictures with the same labels, splits and groups."""
+def _check_same_images(runs: Sequence[Run], names: Sequence[str]) -> None:
+    """Raise CacheError unless there are runs, and all saw the same images with the same labels, splits and groups."""
     if not runs:
         raise CacheError("there is no run to compare; run: make train-heads")
     first, dataset = runs[0], runs[0].facts["dataset"]
     for run, name in zip(runs, names, strict=True):
-        if not _same_pictures(first, run):
+        if not _same_images(first, run):
             backbones = " ".join(dict.fromkeys(r.facts["backbone"] for r in (first, run)))
             raise CacheError(
-                f"{names[0]} and {name} were trained on different pictures, labels or splits and cannot be compared; "
+                f"{names[0]} and {name} were trained on different images, labels or splits and cannot be compared; "
                 f'run: make extract train-heads DATASET={dataset} BACKBONE="{backbones}"'
             )
         if not (run.predictions.fold >= 0).any():
             raise CacheError(f"{name} has no out-of-fold predictions; run: make train-heads DATASET={dataset}")
 
 
-def _same_pictures(first: Run, run: Run) -> bool:
+def _same_images(first: Run, run: Run) -> bool:
     facts = all(first.facts[key] == run.facts[key] for key in ("manifest", "classes", "labels", "protocol"))
     ours, others = first.predictions, run.predictions
     return facts and all(
@@ -204,7 +204,7 @@ def _dataset(run: Run) -> dict[str, Any]:
         "name": facts["dataset"],
         **{key: facts[key] for key in keys},
         "positive": facts["classes"][1] if binary else None,
-        "pictures": {"validation": (len(run.predictions.fold) - test) // facts["repeats"], "test": test},
+        "images": {"validation": (len(run.predictions.fold) - test) // facts["repeats"], "test": test},
     }
 
 
@@ -216,7 +216,7 @@ def _row(run: Run, name: str, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
         "bases": list(run.facts.get("bases", ())),
         "thaw": run.facts.get("thaw"),
         "history": run.facts.get("history", []),
-        "pictures_per_second": run.pictures_per_second,
+        "images_per_second": run.images_per_second,
         "keys": [dict(key) for key in run.facts["keys"]],
         "key_digests": [key_digest(key) for key in run.facts["keys"]],
         "versions": dict(run.facts["versions"]),

@@ -58,7 +58,7 @@ class Ask:
 
 
 class Stage:
-    """Features of one or several entries of the same pictures; a view is read when a head first needs it."""
+    """Features of one or several entries of the same images; a view is read when a head first needs it."""
 
     def __init__(self, entries: Sequence[Cached], ask: Ask) -> None:
         self.entries, self._ask = tuple(entries), ask
@@ -69,7 +69,7 @@ class Stage:
         if len(digests) > 1:
             dataset, names = self._manifests[0].about["dataset"], self.name.replace("+", " ")
             raise CacheError(
-                f"{self.name} were extracted from different pictures, labels or splits and cannot be joined; "
+                f"{self.name} were extracted from different images, labels or splits and cannot be joined; "
                 f'run: make extract DATASET={dataset} BACKBONE="{names}"'
             )
         self.digest = digests.pop()
@@ -77,12 +77,12 @@ class Stage:
         self._last: tuple[object, View] | None = None  # one view at a time: maps are large
 
     def _check_unseen(self) -> None:
-        """Raise CacheError for a backbone that was thawed on these very pictures: it has seen their labels."""
+        """Raise CacheError for a backbone that was thawed on these very images: it has seen their labels."""
         dataset = str(self._manifests[0].about["dataset"])
         for entry in self.entries:
             if dataset in domains(entry.key.backbone):
                 raise CacheError(
-                    f"{entry.key.backbone} was thawed on {dataset} and has seen the labels of its training pictures: "
+                    f"{entry.key.backbone} was thawed on {dataset} and has seen the labels of its training images: "
                     f"out-of-fold scores on them would mean nothing; compare by make finetune DATASET={dataset}"
                 )
 
@@ -264,7 +264,7 @@ def run_facts(name: str, view: View, found: Fitted) -> dict[str, Any]:
 
 
 def choose_repeats(found: Fitted) -> int:
-    """Return how often the pictures to learn from were predicted out of fold."""
+    """Return how often the images to learn from were predicted out of fold."""
     held = found.predictions.part(test=False)
     return len(held.ids) // len(np.unique(held.ids))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from features.backbones.build import truncated
-from features.backbones.tails import PICTURES, boundary, load_tail
+from features.backbones.tails import IMAGES, boundary, load_tail
 from features.cache.entry import open_entry
 from features.errors import FirnError, unknown
 from features.extraction.engine import fill
@@ -22,7 +22,7 @@ from features.images import Augmentation
 from features.progress import say, shown
 from features.request import Request
 from features.storage import artifacts_root, slug
-from features.streams import MapStream, PictureStream
+from features.streams import ImageStream, MapStream
 from features.views import View
 from models.finetuning.batches import Inputs
 from models.finetuning.cross_validation import Crossfit
@@ -87,7 +87,7 @@ class Thawing:
     def _blocks(self) -> list[str]:
         """Return what is thawed, in words: blocks, or from which module on."""
         blocks = list(self.request.recipe.blocks)
-        if self.after == PICTURES:
+        if self.after == IMAGES:
             return ["all blocks"]
         return blocks[blocks.index(self.after) + 1 :] if self.after in blocks else [f"after {self.after}"]
 
@@ -116,11 +116,11 @@ class Thawing:
     @contextmanager
     def inputs(self) -> Iterator[Inputs]:
         """Give what is trained on, the rows in the order of the view."""
-        if self.after == PICTURES:
+        if self.after == IMAGES:
             source, workers = self.request.dataset.source, os.cpu_count() or 1
             way = self.request.preprocess
             ids = self.view.ids.tolist()
-            yield Inputs([PictureStream(source, ids, r.recipe, way, workers=workers) for r in self.requests])
+            yield Inputs([ImageStream(source, ids, r.recipe, way, workers=workers) for r in self.requests])
             return
         streams = [MapStream(request.entry, self.after) for request in self.requests]
         try:
@@ -130,14 +130,14 @@ class Thawing:
                 stream.close()
 
     def _extract(self) -> None:
-        """Extract what is missing, all views of a picture in one decode, after saying how large the maps are."""
+        """Extract what is missing, all views of an image in one decode, after saying how large the maps are."""
         maps = {request.entry.folder: (request, self._maps(request)) for request in (self.request, *self.requests)}
         wanted = maps.values() if self.after else [(self.request, ())]
         todo = [(r, m) for r, m in wanted if r.state(("pooled", *(f"maps/{block}" for block in m))).word != "ready"]
         if size := sum(self._bytes(request) for request, some in todo if some):
             root = artifacts_root()
             free = shutil.disk_usage(root if root.is_dir() else ".").free
-            what = f"maps of {self.after} of {len(self.request.dataset):,} pictures in {len(todo)} views"
+            what = f"maps of {self.after} of {len(self.request.dataset):,} images in {len(todo)} views"
             say(f"extracting {what}: {size / 1e9:.2f} GB, {free / 1e9:.0f} GB are free")
             if size > free:
                 raise FirnError(
@@ -190,10 +190,10 @@ class Thawing:
 
 
 def _tell(label: str, epoch: Epoch) -> None:
-    rate = epoch.pictures / epoch.seconds
+    rate = epoch.images / epoch.seconds
     say(
         f"{label}, epoch {epoch.epoch}: loss {epoch.loss:.4f}, validation ROC AUC {epoch.roc_auc:.4f}, "
-        f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} pictures/s"
+        f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} images/s"
     )
 
 

@@ -48,7 +48,7 @@ def work(order: Order, home: Home) -> list[str]:
     """Train one run and return the lines that were said; in a worker, whose threads Ray has numbered."""
     home.enter()
     with heard() as lines:
-        pictures = load_dataset(order.ask.dataset, seed=order.ask.seed)
-        stage = Stage(open_features(pictures, order.term.replace("+", " "), **order.recipe), order.ask)
+        images = load_dataset(order.ask.dataset, seed=order.ask.seed)
+        stage = Stage(open_features(images, order.term.replace("+", " "), **order.recipe), order.ask)
         stage.train(order.head, order.blocks, order.pool, insist=order.insist)
     return lines

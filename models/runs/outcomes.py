@@ -1,4 +1,4 @@
-"""Which pictures to look at: the most confident ones that a run got right and wrong."""
+"""Which images to look at: the most confident ones that a run got right and wrong."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ OUTCOMES = (("true positives", 1, 1), ("false positives", 0, 1), ("false negativ
 
 
 class Judged(NamedTuple):
-    """Each picture once, sorted by id, with the decision on it."""
+    """Each image once, sorted by id, with the decision on it."""
 
     ids: NDArray[np.str_]  # (n,)
     y: NDArray[np.int64]  # (n,)
     proba: NDArray[np.float64]  # (n, K), the mean over the repeats of a cross-validation
     called: NDArray[np.int64]  # (n,)
     threshold: float | None  # of class 1 of two
-    seen: bool  # whether the model that is kept was fitted on these very pictures
+    seen: bool  # whether the model that is kept was fitted on these very images
 
 
 class Outcome(NamedTuple):
     """One line of the sheet."""
 
     name: str
-    words: str  # what it is and how many pictures there are of it
+    words: str  # what it is and how many images there are of it
     at: list[int]  # places in Judged, the most confident first
 
 
 def judged(run: Run) -> Judged:
-    """Return the test pictures with the decisions of a run; without test pictures all, as predicted out of fold.
+    """Return the test images with the decisions of a run; without test images all, as predicted out of fold.
 
     A decision is the most probable class, or with two classes the out-of-fold Youden threshold.
     """
@@ -55,7 +55,7 @@ def judged(run: Run) -> Judged:
 
 
 def outcomes(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
-    """Return at most `most` pictures for each of the four outcomes; for more classes for each class.
+    """Return at most `most` images for each of the four outcomes; for more classes for each class.
 
     There half of them (rounded up) rightly called so, then half wrongly.
     """
@@ -78,22 +78,22 @@ def errors(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
         return [line for line in outcomes(found, classes, most // 2) if line.name.startswith("false")]
     wrong = np.flatnonzero(found.y != found.called)
     order = np.argsort(-found.proba[wrong, found.called[wrong]], kind="stable")
-    words = f"errors: {len(wrong):,} of {len(found.y):,} pictures"
+    words = f"errors: {len(wrong):,} of {len(found.y):,} images"
     return [Outcome("errors", words, wrong[order][:most].tolist())]
 
 
 def origin(found: Judged) -> str:
-    """Say whose pictures these are: whether the model behind the maps has seen them."""
+    """Say whose images these are: whether the model behind the maps has seen them."""
     if found.seen:
         return (
-            "There are no test pictures: decisions are out of fold, but the model behind the maps was fitted on all "
-            "pictures and HAS SEEN THESE."
+            "There are no test images: decisions are out of fold, but the model behind the maps was fitted on all "
+            "images and HAS SEEN THESE."
         )
-    return "Test pictures, which the model has never seen."
+    return "Test images, which the model has never seen."
 
 
 def _of(found: Judged, true: int | None, called: int, most: int) -> tuple[list[int], int]:
-    """Return the most confident pictures of a true class (None: any other) called so, and how many there are."""
+    """Return the most confident images of a true class (None: any other) called so, and how many there are."""
     own = found.y != called if true is None else found.y == true
     at = np.flatnonzero(own & (found.called == called))
     order = np.argsort(-found.proba[at, called], kind="stable")
@@ -101,7 +101,7 @@ def _of(found: Judged, true: int | None, called: int, most: int) -> tuple[list[i
 
 
 def asked_of(called: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return which sum of logits is shown for each picture, (n, K): what speaks for a class against the others.
+    """Return which sum of logits is shown for each image, (n, K): what speaks for a class against the others.
 
     With two classes the log odds of class 1, whatever was called; else the called class against the mean of all.
     """

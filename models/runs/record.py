@@ -25,9 +25,9 @@ class Run:
     asked_blocks, pool, view (one line), head, about (what the head is), chosen (what the inner folds chose), bases
     (of a stack: the folders of its runs), seed, folds, repeats, seconds {"oof": ..., "fit": ...}, features (d),
     manifest (digest of ids, contents, labels, splits, groups), grouped_by, split_by, note, counts
-    {split: {class: pictures}}, groups {split: number}, versions. A fine-tuned network also has pictures_per_second
-    (gone through in training), thaw (its settings) and history (of each fold and of all pictures: the epochs, each
-    epoch, loss, roc_auc, watched_loss, seconds, pictures).
+    {split: {class: images}}, groups {split: number}, versions. A fine-tuned network also has images_per_second
+    (gone through in training), thaw (its settings) and history (of each fold and of all images: the epochs, each
+    epoch, loss, roc_auc, watched_loss, seconds, images).
     """
 
     folder: Path
@@ -35,9 +35,9 @@ class Run:
     predictions: Predictions
 
     @property
-    def pictures_per_second(self) -> float:
-        """Return how many pictures the trainings went through in a second; those of a head go through each once."""
-        if known := self.facts.get("pictures_per_second"):
+    def images_per_second(self) -> float:
+        """Return how many images the trainings went through in a second; those of a head go through each once."""
+        if known := self.facts.get("images_per_second"):
             return float(known)
         folds, seconds = int(self.facts["folds"]), self.facts["seconds"]
         held = int((self.predictions.fold >= 0).sum())
@@ -71,7 +71,11 @@ def load_facts(folder: Path) -> dict[str, Any] | None:
         facts = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
         return None
-    return facts if isinstance(facts, dict) and facts.keys() >= _NEWEST else None
+    if not isinstance(facts, dict) or not facts.keys() >= _NEWEST:
+        return None
+    if "pictures_per_second" in facts:  # its name until November 2026
+        facts["images_per_second"] = facts.pop("pictures_per_second")
+    return facts
 
 
 def load_run(folder: Path) -> Run:

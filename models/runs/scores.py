@@ -19,7 +19,7 @@ CALIBRATED = ("brier", "ece", "log_loss")
 
 
 def shown(run: Run) -> Predictions:
-    """Return the predictions that tables and curves are about: on test pictures, out of fold where there are none."""
+    """Return the predictions that tables and curves are about: on test images, out of fold where there are none."""
     test = run.predictions.part(test=True)
     return test if len(test.y) else run.predictions.part(test=False)
 
@@ -52,7 +52,7 @@ def _thresholds(held: Predictions) -> dict[str, float]:
 
 
 def _thresholds_of_other_folds(held: Predictions, folds: int) -> dict[str, NDArray[np.float64]]:
-    """Return for each rule and picture (n,) the threshold that the other folds of its repeat choose."""
+    """Return for each rule and image (n,) the threshold that the other folds of its repeat choose."""
     rules = {name: np.zeros(len(held.y)) for name in _thresholds(held)}
     for own, others in _folds(held, folds):
         for name, threshold in _thresholds(others).items():
@@ -77,7 +77,7 @@ def _scores(part: Predictions, threshold: Any, *, seed: int, n_bootstrap: int) -
 
 
 def _confusion(part: Predictions, threshold: Any) -> list[list[int]]:
-    """Return the pictures of each true class (rows) decided as each class (columns)."""
+    """Return the images of each true class (rows) decided as each class (columns)."""
     k = part.proba.shape[1]
     decided = part.proba.argmax(axis=1) if threshold is None else (part.proba[:, 1] >= threshold).astype(np.int64)
     counts: list[list[int]] = np.bincount(part.y * k + decided, minlength=k * k).reshape(k, k).tolist()
@@ -99,7 +99,7 @@ def by_class(run: Run, row: Mapping[str, Any], *, seed: int, n_bootstrap: int) -
         classes.append(
             {
                 "name": name,
-                "pictures": true,
+                "images": true,
                 **{metric: area[metric] for metric in ("roc_auc", "pr_auc")},
                 "recall": right / true if true else None,
                 "precision": right / decided if decided else None,
@@ -111,7 +111,7 @@ def by_class(run: Run, row: Mapping[str, Any], *, seed: int, n_bootstrap: int) -
 def calibrations(run: Run, *, seed: int, n_bootstrap: int) -> dict[str, dict[str, Any]]:
     """Return {"none", "temperature", ...: {"brier", "ece", "log_loss"}} of a run, before and after each calibration.
 
-    Fitted on out-of-fold predictions; without test pictures on those of the other folds.
+    Fitted on out-of-fold predictions; without test images on those of the other folds.
     """
     part, held = shown(run), run.predictions.part(test=False)
     tested = len(run.predictions.part(test=True).y) > 0

@@ -89,7 +89,7 @@ def search(dataset: str, stages: Sequence[Stage], ask: Ask, heads: Sequence[str]
     """Try views and heads until `ask.until`, and stack what was found; return one line per run, best validation first.
 
     Rounds: every backbone's last block; more blocks and poolings of the best; backbones joined; all heads on the best
-    views. Out-of-fold predictions choose; what a comparison reports is the test pictures, or the score corrected for
+    views. Out-of-fold predictions choose; what a comparison reports is the test images, or the score corrected for
     the choice, so that no reported number saw it. A later search with more time goes on from the runs that are there.
     """
     known = _Search(stages, ask, heads)

@@ -23,8 +23,8 @@ FEWEST = 2
 def train_stack(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequence[str]) -> Path:
     """Combine all runs of some backbones and heads, unless that run is there; return its folder.
 
-    The vote on a picture is learned from the other folds' out-of-fold predictions, and at last from all of them for
-    the test pictures. Raises CacheError for fewer than two runs.
+    The vote on an image is learned from the other folds' out-of-fold predictions, and at last from all of them for
+    the test images. Raises CacheError for fewer than two runs.
     """
     runs = base_runs(dataset, ask, backbones, heads)
     if len(runs) < FEWEST:
@@ -60,7 +60,7 @@ def train_stack(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequenc
 
 
 def base_runs(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequence[str]) -> list[Run]:
-    """Return the runs that can be combined: of these backbones and heads, on the same pictures and folds.
+    """Return the runs that can be combined: of these backbones and heads, on the same images and folds.
 
     With all heads come the fine-tuned networks.
     """

@@ -15,13 +15,13 @@ K = TypeVar("K")
 
 VERDICTS = (
     ("tie", "not distinguishable from it"),
-    ("higher", "better on the test pictures, which had no part in the choice"),
+    ("higher", "better on the test images, which had no part in the choice"),
 )
 
 THAWED = ("recipe", "views", "flip", "epochs", "rate", "norm", "mixup", "dropout", "class_weights", "average")
 
-CHOSEN = {  # by whether there are test pictures
-    True: "its validation score is a little flattering for that, while the test pictures had no part in any choice",
+CHOSEN = {  # by whether there are test images
+    True: "its validation score is a little flattering for that, while the test images had no part in any choice",
     False: "its own score is a little flattering for that; corrected for the choice means scored, over and over, on "
     "groups that a bootstrap left out of the choice (Tsamardinos et al. 2018)",
 }
@@ -33,7 +33,7 @@ def plural(noun: str) -> str:
 
 
 def with_interval(score: Mapping[str, float | None]) -> str:
-    """Return "0.976 [0.965, 0.985]"; a dash stands for what the pictures cannot tell."""
+    """Return "0.976 [0.965, 0.985]"; a dash stands for what the images cannot tell."""
     value, low, high = (score[name] for name in ("value", "low", "high"))
     if value is None:
         return "–"
@@ -48,7 +48,7 @@ def summary(results: Mapping[str, Any]) -> str:
         return f"{chosen['name']} is chosen by validation, test ROC AUC {area}; {_others(others)}."
     area = f"cross-validated ROC AUC {with_interval(chosen['validation']['roc_auc'])}"
     if not others:
-        return f"{chosen['name']} is the only run, {area}; there are no test pictures to confirm it."
+        return f"{chosen['name']} is the only run, {area}; there are no test images to confirm it."
     corrected = f"{with_interval(results['corrected'])} when corrected for the choice"
     return f"{chosen['name']} is the best of {len(others) + 1} runs, {area}, {corrected}; {_others(others)}."
 
@@ -71,17 +71,17 @@ def _of(part: int, whole: int) -> str:
 
 def protocol(results: Mapping[str, Any]) -> list[str]:
     """Return in five plain sentences how the numbers were made."""
-    data, tested = results["dataset"], bool(results["dataset"]["pictures"]["test"])
-    unit = data["grouped_by"] or "picture"
+    data, tested = results["dataset"], bool(results["dataset"]["images"]["test"])
+    unit = data["grouped_by"] or "image"
     folds = " or ".join(str(k) for k in sorted({row["folds"] for row in results["runs"]}))
     apart = f" and no {unit} in two folds" if data["grouped_by"] else ""
     repeats = results["runs"][0]["repeats"]
     again = f", {repeats} times over with other folds" if repeats > 1 else ""
-    pictures = "training pictures" if data["protocol"] == "split" else "pictures, of all splits,"
+    images = "training images" if data["protocol"] == "split" else "images, of all splits,"
     return [
-        f"Each head was trained {folds} times, each time on all but one of {folds} folds of the {pictures} "
-        f"with classes balanced over the folds{apart}{again}; its predictions for the pictures left out give the "
-        "validation scores. Whatever a head has to choose it chose inside the pictures that it was trained on."
+        f"Each head was trained {folds} times, each time on all but one of {folds} folds of the {images} "
+        f"with classes balanced over the folds{apart}{again}; its predictions for the images left out give the "
+        "validation scores. Whatever a head has to choose it chose inside the images that it was trained on."
         + _of_thawed(results["runs"], unit)
         + _of_stacks(results["runs"]),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
@@ -116,7 +116,7 @@ def _decisions(results: Mapping[str, Any]) -> str:
     return (
         f"Decisions take “{positive}” from the threshold of highest sensitivity + specificity (Youden) up; that "
         "threshold and the one for a sensitivity of at least 0.95 come from out-of-fold predictions, never from the "
-        f"{'test pictures' if results['dataset']['pictures']['test'] else 'fold that is scored'}."
+        f"{'test images' if results['dataset']['images']['test'] else 'fold that is scored'}."
     )
 
 
@@ -130,7 +130,7 @@ def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
 
 def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
     return (
-        f"Every other run was compared with the chosen one on the same {'test' if tested else 'held-out'} pictures by "
+        f"Every other run was compared with the chosen one on the same {'test' if tested else 'held-out'} images by "
         f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, with the correction of Holm; “not "
         f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
     )

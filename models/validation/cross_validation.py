@@ -1,4 +1,4 @@
-"""Predictions that nobody has to doubt: out of fold for the pictures to learn from, once for the test pictures."""
+"""Predictions that nobody has to doubt: out of fold for the images to learn from, once for the test images."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "split": Protocol("the publisher's test pictures, looked at once; choices by five grouped folds", 1, True),
-    "cv": Protocol("all pictures in three times five grouped folds, choices inside each (nested)", 3, False),
+    "split": Protocol("the publisher's test images, looked at once; choices by five grouped folds", 1, True),
+    "cv": Protocol("all images in three times five grouped folds, choices inside each (nested)", 3, False),
 }
 
 
 class Fitted(NamedTuple):
     """A head on one view."""
 
-    predictions: Predictions  # the rows of all repeats one after the other, then the test pictures
-    head: Head  # fitted on all pictures to learn from
+    predictions: Predictions  # the rows of all repeats one after the other, then the test images
+    head: Head  # fitted on all images to learn from
     seconds: dict[str, float]  # oof, fit, predict
 
 
@@ -55,7 +55,7 @@ def choose_protocol(name: str) -> Protocol:
 
 
 def learned(splits: NDArray[np.str_], protocol: Protocol) -> NDArray[np.bool_]:
-    """Return which pictures are learned from, (n,): all but the test split, or all where none is kept apart."""
+    """Return which images are learned from, (n,): all but the test split, or all where none is kept apart."""
     return np.asarray((splits != "test") | (not protocol.tests))
 
 
@@ -79,17 +79,17 @@ def fit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     until: float = np.inf,
 ) -> Fitted:
-    """Fit a head on each set of folds but one, to predict the one, and on all pictures, to predict the test pictures.
+    """Fit a head on each set of folds but one, to predict the one, and on all images, to predict the test images.
 
-    `views` is one view, or one for each repeat where the repeats see other features (of the same pictures). Heads
-    choose what they have to choose inside the pictures that they are given. Raises BadDataset where a class cannot be
+    `views` is one view, or one for each repeat where the repeats see other features (of the same images). Heads
+    choose what they have to choose inside the images that they are given. Raises BadDataset where a class cannot be
     learned, OutOfTime when `time.monotonic()` passes `until`.
     """
     train = learned(views[0].splits, protocol)
     parts = [view.take(train) for view in views]
     y, groups = parts[0].y, parts[0].groups
     if len(np.unique(y)) < len(np.unique(views[0].y)):
-        raise BadDataset("a class has no training picture; give every class pictures outside the test split")
+        raise BadDataset("a class has no training image; give every class images outside the test split")
     plan = folds_of(y, groups, protocol, seed=seed)
     total, start = int(plan[-1].max()) + 2, time.perf_counter()
     whole: Head | None = None
@@ -156,7 +156,7 @@ def _together(parts: Sequence[View]) -> tuple[NDArray[np.float32], NDArray[np.in
 def arranged(
     dev: View, plan: Sequence[NDArray[np.int64]], held: NDArray[np.float64], test: View, tested: NDArray[np.float64]
 ) -> Predictions:
-    """Return predictions sorted by id, the pictures of each repeat below those of the one before."""
+    """Return predictions sorted by id, the images of each repeat below those of the one before."""
     order, last = np.argsort(dev.ids, kind="stable"), np.argsort(test.ids, kind="stable")
     ids, groups, y = (
         np.concatenate([*[getattr(dev, name)[order]] * len(plan), getattr(test, name)[last]])

@@ -20,11 +20,11 @@ Ints = NDArray[np.int64]
 
 
 class Point(NamedTuple):
-    """What heads that learned from so many groups say of pictures that they have not seen."""
+    """What heads that learned from so many groups say of images that they have not seen."""
 
     groups: int
-    pictures: float  # mean over the fits
-    predictions: Predictions  # every picture once a draw, rows of the draws one after the other
+    images: float  # mean over the fits
+    predictions: Predictions  # every image once a draw, rows of the draws one after the other
 
 
 def learning_curve(
@@ -36,13 +36,13 @@ def learning_curve(
 ) -> list[Point]:
     """Fit on growing parts of the groups and predict a fold that is held out, five folds in turn, three draws each.
 
-    `view` has the training pictures only; test pictures have no part in it. Parts are nested, drawn by whole groups
+    `view` has the training images only; test images have no part in it. Parts are nested, drawn by whole groups
     with the classes in proportion, of log-spaced sizes. Raises BadDataset for too few groups.
     """
     folds = grouped_folds(view.y, view.groups, FOLDS, seed=seed)
     k, counts = int(folds.max()) + 1, sizes(view, folds)
     held = np.zeros((len(counts), REPEATS, len(view.y), int(view.y.max()) + 1))
-    pictures = np.zeros(len(counts))
+    images = np.zeros(len(counts))
     for draw in range(REPEATS):
         for fold in range(k):
             own = folds == fold
@@ -52,13 +52,13 @@ def learning_curve(
                 at = rest[rank < count]
                 head = make().fit(view.X[at], view.y[at], view.groups[at])
                 held[i, draw, own] = head.predict_proba(view.X[own])
-                pictures[i] += len(at) / (k * REPEATS)
+                images[i] += len(at) / (k * REPEATS)
                 progress(1 + i + len(counts) * (fold + k * draw), len(counts) * k * REPEATS)
     fold_ids = np.concatenate([folds + k * draw for draw in range(REPEATS)])
     ids, groups, y = (np.concatenate([getattr(view, name)] * REPEATS) for name in ("ids", "groups", "y"))
     return [
         Point(count, float(n), Predictions(ids, groups, y, np.concatenate(list(proba)), fold_ids))
-        for count, n, proba in zip(counts, pictures, held, strict=True)
+        for count, n, proba in zip(counts, images, held, strict=True)
     ]
 
 

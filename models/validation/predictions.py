@@ -1,4 +1,4 @@
-"""The narrow waist after any model: whose picture, what it is, what the model said."""
+"""The narrow waist after any model: whose image, what it is, what the model said."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from features.storage import write_whole
 
 
 class Predictions(NamedTuple):
-    """Rows are pictures, sorted by id: once for each repeat of a cross-validation, then the test pictures."""
+    """Rows are images, sorted by id: once for each repeat of a cross-validation, then the test images."""
 
     ids: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,)
     y: NDArray[np.int64]  # (n,)
     proba: NDArray[np.float64]  # (n, K), rows sum to 1
-    fold: NDArray[np.int64]  # (n,) the fold in which the picture was held out; -1 for test pictures
+    fold: NDArray[np.int64]  # (n,) the fold in which the image was held out; -1 for test images
 
     def part(self, *, test: bool) -> Predictions:
-        """Return the test pictures, or the out-of-fold predictions of the training pictures."""
+        """Return the test images, or the out-of-fold predictions of the training images."""
         at = (self.fold < 0) == test
         return Predictions(self.ids[at], self.groups[at], self.y[at], self.proba[at], self.fold[at])
 
 
 def save_predictions(path: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:
-    """Write one CSV line per picture; probabilities with all their digits, so that loading gives the same numbers."""
+    """Write one CSV line per image; probabilities with all their digits, so that loading gives the same numbers."""
     text = io.StringIO(newline="")
     names = (*classes, *predictions.ids.tolist(), *predictions.groups.tolist())
     bare = not any("\r" in name for name in names)  # which csv quotes only where it quotes everything
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
     writer.writerow(["id", "group", "fold", "label", *(f"p_{name}" for name in classes)])
     columns = zip(*(column.tolist() for column in predictions), strict=True)
-    for picture, group, label, proba, fold in columns:
-        writer.writerow([picture, group, "test" if fold < 0 else fold, classes[label], *map(repr, proba)])
+    for image, group, label, proba, fold in columns:
+        writer.writerow([image, group, "test" if fold < 0 else fold, classes[label], *map(repr, proba)])
     write_whole(path, [text.getvalue().encode()])
 
 

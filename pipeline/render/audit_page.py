@@ -1,4 +1,4 @@
-"""What an audit found: the summary in the terminal, the table as CSV, and the page with the pictures."""
+"""What an audit found: the summary in the terminal, the table as CSV, and the page with the images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.datasets.dataset import Source
-from features.errors import BadPicture
+from features.errors import BadImage
 from features.progress import printable
 from features.storage import artifacts_root
 from models.audit import CHECKS, Finding
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FOLDER = Path(__file__).parent
-_SHOWN = 24  # findings of each check whose pictures are on the page
-_SIDE = 160  # pixels of a picture on the page
+_SHOWN = 24  # findings of each check whose images are on the page
+_SIDE = 160  # pixels of an image on the page
 
 
 def findings_folder(dataset: str, labels: str) -> Path:
@@ -32,7 +32,7 @@ def findings_folder(dataset: str, labels: str) -> Path:
 
 
 def load_findings(dataset: str, labels: str, manifest: str) -> dict[str, Any] | None:
-    """Return what an audit of the same pictures, labels and splits found; None without any."""
+    """Return what an audit of the same images, labels and splits found; None without any."""
     try:
         content: dict[str, Any] = json.loads((findings_folder(dataset, labels) / "audit.json").read_text("utf-8"))
         return content if content["manifest"] == manifest else None
@@ -76,20 +76,20 @@ def _table(results: Mapping[str, Any]) -> Table:
 
 
 def _in_words(example: Mapping[str, str]) -> str:
-    pictures = " = ".join(filter(None, (example["picture"], example["other"])))
-    return f"{pictures} ({example['value']})" if example["value"] else pictures
+    images = " = ".join(filter(None, (example["image"], example["other"])))
+    return f"{images} ({example['value']})" if example["value"] else images
 
 
 def summary(results: Mapping[str, Any]) -> list[str]:
     """Return the sentences below the table."""
-    pictures = ", ".join(f"{count:,} {split}" for split, count in results["pictures"].items())
+    images = ", ".join(f"{count:,} {split}" for split, count in results["images"].items())
     nothing = [CHECKS[name].title for name, count in results["counts"].items() if not count]
-    lines = [f"{results['dataset']} with {results['backbone']}: {pictures} pictures."]
+    lines = [f"{results['dataset']} with {results['backbone']}: {images} images."]
     if nothing:
         lines.append(f"Nothing found of: {'; '.join(nothing)}.")
     lines += [f"Left out: {CHECKS[name].title} ({why})." for name, why in results["left_out"].items()]
     if not results["grouped_by"]:
-        lines.append("No groups are known: two pictures of one patient in two splits cannot be noticed.")
+        lines.append("No groups are known: two images of one patient in two splits cannot be noticed.")
     if (accuracy := results["out_of_fold_accuracy"]) is not None and results["counts"].get("label-error"):
         lines.append(f"The head that doubts labels agrees with {accuracy:.1%} of them out of fold.")
     return lines + _score(results["test_roc_auc"])
@@ -100,18 +100,18 @@ def _score(scores: Mapping[str, Any] | None) -> list[str]:
         return []
     everything = f"Test ROC AUC of the logistic head {with_interval(scores['everything'])}"
     if not scores["leaked"]:
-        return [f"{everything}; no test picture is known from training."]
-    kept = scores["pictures"] - scores["leaked"]
+        return [f"{everything}; no test image is known from training."]
+    kept = scores["images"] - scores["leaked"]
     return [
-        f"{everything} on all {scores['pictures']:,} test pictures, {with_interval(scores['clean'])} on the {kept:,} "
+        f"{everything} on all {scores['images']:,} test images, {with_interval(scores['clean'])} on the {kept:,} "
         f"without the {scores['leaked']:,} known from training."
     ]
 
 
 def findings_page(results: Mapping[str, Any], found: Mapping[str, Sequence[Finding]], source: Source | None) -> str:
-    """Return one HTML file that needs no network: the summary, and of each check the first findings with pictures.
+    """Return one HTML file that needs no network: the summary, and of each check the first findings with images.
 
-    `source` gives the pictures, None where there are none. The template escapes every name.
+    `source` gives the images, None where there are none. The template escapes every name.
     """
     import jinja2
 
@@ -119,7 +119,7 @@ def findings_page(results: Mapping[str, Any], found: Mapping[str, Sequence[Findi
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     sections = [
-        (CHECKS[name], len(each), [(finding, _pictures(finding, source)) for finding in each[:_SHOWN]])
+        (CHECKS[name], len(each), [(finding, _images(finding, source)) for finding in each[:_SHOWN]])
         for name, each in found.items()
         if each
     ]
@@ -127,17 +127,17 @@ def findings_page(results: Mapping[str, Any], found: Mapping[str, Sequence[Findi
     return template.render(results=results, summary=summary(results), sections=sections)
 
 
-def _pictures(finding: Finding, source: Source | None) -> list[str]:
-    """Return the finding's pictures as data URLs; none for those that cannot be read."""
+def _images(finding: Finding, source: Source | None) -> list[str]:
+    """Return the finding's images as data URLs; none for those that cannot be read."""
     from PIL import Image
 
     from features.images import decode
 
     urls = []
-    for name in filter(None, (finding.picture, finding.other)):
+    for name in filter(None, (finding.image, finding.other)):
         try:
             plane = decode(source.read(name), name=name)[0] if source else None
-        except (BadPicture, OSError):
+        except (BadImage, OSError):
             continue
         if plane is not None:
             plane.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in lines, under each the same picture with maps laid over it."""
+"""A contact sheet: images in lines, under each the same image with maps laid over it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOR, AGAINST = COLOURS[3], COLOURS[0]  # vermilion and blue, which every kind of colour vision tells apart
-STRONGEST = 0.75  # how much of a picture the highest value hides
+STRONGEST = 0.75  # how much of an image the highest value hides
 DPI = 120
 TILE, GAP, CAPTION, TITLE, HEAD, FOOT, MARGIN = 1.5, 0.1, 0.34, 0.3, 0.32, 0.72, 0.2  # inches
 CHARACTERS = 29  # of a caption's line
-_SEAM = 3  # pixels between a picture and its maps
+_SEAM = 3  # pixels between an image and its maps
 
 
 class Tile(NamedTuple):
-    """One picture."""
+    """One image."""
 
-    picture: NDArray[np.uint8]  # (S, S, 3)
+    image: NDArray[np.uint8]  # (S, S, 3)
     maps: list[NDArray[np.float64]]  # each (H, W), above 0 for and below 0 against
     caption: tuple[str, str]
     wrong: bool
@@ -53,7 +53,7 @@ class Sheet(NamedTuple):
 
 
 def draw_sheet(sheet: Sheet) -> bytes:
-    """Return the sheet as PNG, the same bytes for the same sheet. Each kind of map has one scale for all pictures."""
+    """Return the sheet as PNG, the same bytes for the same sheet. Each kind of map has one scale for all images."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -88,18 +88,18 @@ def draw_sheet(sheet: Sheet) -> bytes:
     return target.getvalue()
 
 
-def overlaid(picture: NDArray[np.uint8], values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:
-    """Return a picture (S, S, 3) in grey with a map (H, W) over it: red for, blue against, the picture itself at zero.
+def overlaid(image: NDArray[np.uint8], values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:
+    """Return an image (S, S, 3) in grey with a map (H, W) over it: red for, blue against, the image itself at zero.
 
     The map is enlarged bilinearly; at `scale` and beyond the colour is strongest.
     """
     from matplotlib.colors import to_rgb
     from PIL import Image
 
-    side = picture.shape[:2]
+    side = image.shape[:2]
     large = Image.fromarray(values.astype(np.float32)).resize(side[::-1], Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(large, dtype=np.float64) / scale, -1, 1)[..., None]
-    grey = np.repeat(np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64)[..., None], 3, axis=2)
+    grey = np.repeat(np.asarray(Image.fromarray(image).convert("L"), dtype=np.float64)[..., None], 3, axis=2)
     colour = np.where(strength > 0, np.array(to_rgb(FOR)), np.array(to_rgb(AGAINST))) * 255
     alpha = STRONGEST * np.abs(strength)
     return np.asarray(np.rint(grey * (1 - alpha) + colour * alpha), dtype=np.uint8)
@@ -113,8 +113,8 @@ def _scales(tiles: Sequence[Tile]) -> list[float]:
 
 
 def _tile(figure: Figure, left: float, top: float, tall: float, tile: Tile, scales: Sequence[float]) -> None:
-    panels = [tile.picture, *(overlaid(tile.picture, m, s) for m, s in zip(tile.maps, scales, strict=True))]
-    seam = np.full((_SEAM, tile.picture.shape[1], 3), 255, np.uint8)
+    panels = [tile.image, *(overlaid(tile.image, m, s) for m, s in zip(tile.maps, scales, strict=True))]
+    seam = np.full((_SEAM, tile.image.shape[1], 3), 255, np.uint8)
     stacked = np.concatenate([piece for panel in panels for piece in (panel, seam)][:-1])
     axes = _axes(figure, left, top, TILE, tall)
     axes.imshow(stacked, aspect="auto", interpolation="antialiased")
@@ -152,6 +152,6 @@ def _bar(figure: Figure, ends: tuple[str, str, str], scale: float) -> None:
 
 
 def _short(text: str) -> str:
-    """Return a text that fits under a picture: its ends, which tell names of files apart."""
+    """Return a text that fits under an image: its ends, which tell names of files apart."""
     half = (CHARACTERS - 1) // 2
     return text if len(text) <= CHARACTERS else f"{text[:half]}…{text[-half:]}"

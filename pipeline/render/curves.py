@@ -53,8 +53,8 @@ def sides(part: Predictions, classes: list[str]) -> list[Side]:
 def operating_table(side: Side, chosen: Mapping[str, float]) -> dict[str, Any]:
     """Return what the slider moves over: thresholds, rising, with the true and false positives at each.
 
-    A picture is positive from its threshold up. There is a threshold between each two neighbouring scores, one that
-    calls every picture positive and one above all; `chosen` thresholds (name -> value) are among them as they are.
+    An image is positive from its threshold up. There is a threshold between each two neighbouring scores, one that
+    calls every image positive and one above all; `chosen` thresholds (name -> value) are among them as they are.
     """
     levels = np.unique(side.score)
     between = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [np.nextafter(levels[-1], 2)]])

@@ -69,7 +69,7 @@ def _reference(kind: str, side: Side) -> Trace:
 
 
 def _band(band: Any) -> list[Trace]:
-    """Return the area between the bounds, nothing where the pictures cannot tell."""
+    """Return the area between the bounds, nothing where the images cannot tell."""
     if np.isnan(band.low).any():
         return []
     x, y = np.concatenate([band.x, band.x[::-1]]), np.concatenate([band.high, band.low[::-1]])
@@ -78,15 +78,15 @@ def _band(band: Any) -> list[Trace]:
 
 
 def reliability_figure(views: Sequence[Side]) -> Figure:
-    """Return how often a class really occurs among pictures of each predicted probability."""
+    """Return how often a class really occurs among images of each predicted probability."""
     layout = blank_layout("predicted probability", "share that really is")
     return {"layout": layout, "views": [_reliability(side) for side in views]}
 
 
 def _reliability(side: Side) -> list[Trace]:
     curve = reliability_curve(side.y, side.score)
-    sizes = 6 + 16 * np.sqrt(curve.pictures / curve.pictures.max())
-    hover = "predicted %{x:.3f}<br>really %{y:.3f}<br>%{text} pictures<extra></extra>"
+    sizes = 6 + 16 * np.sqrt(curve.images / curve.images.max())
+    hover = "predicted %{x:.3f}<br>really %{y:.3f}<br>%{text} images<extra></extra>"
     errors = {
         "type": "data",
         "symmetric": False,
@@ -103,7 +103,7 @@ def _reliability(side: Side) -> list[Trace]:
         "cliponaxis": False,
         "error_y": errors,
         "marker": marker,
-        "text": curve.pictures.tolist(),
+        "text": curve.images.tolist(),
     }
     return [_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), GREY, name="perfect", hoverinfo="skip"), points]
 
@@ -120,7 +120,7 @@ def _decision(side: Side) -> list[Trace]:
     benefit = net_benefit(side.y, side.score, np.linspace(0.01, 0.99, 99))
     floor = -0.1 * float(side.y.mean())
     rows = (
-        ("act on every picture", benefit.treat_all, GREY | {"dash": "dash"}),
+        ("act on every image", benefit.treat_all, GREY | {"dash": "dash"}),
         ("act on none", np.zeros(99), GREY),
         ("act by the chosen run", benefit.model, line_of(0)),
     )
@@ -131,7 +131,7 @@ def _decision(side: Side) -> list[Trace]:
 def score_figure(side: Side, rest: str) -> Figure:
     """Return how the chosen run's probabilities are spread in each of two classes."""
     edges = np.linspace(0, 1, BINS + 1)
-    layout = blank_layout(f"probability of {html.escape(side.label)}", "pictures")
+    layout = blank_layout(f"probability of {html.escape(side.label)}", "images")
     layout["yaxis"] |= {"range": None, "tickformat": ",d", "rangemode": "tozero"}
     layout |= {"barmode": "overlay", "showlegend": True, "bargap": 0.06}
     traces = [
@@ -141,7 +141,7 @@ def score_figure(side: Side, rest: str) -> Figure:
             "x": _short((edges[1:] + edges[:-1]) / 2),
             "y": np.histogram(side.score[side.y == k], edges)[0].tolist(),
             "marker": {"color": colour, "opacity": 0.7, "line": {"width": 0}},
-            "hovertemplate": "%{y} pictures around %{x:.2f}<extra>%{fullData.name}</extra>",
+            "hovertemplate": "%{y} images around %{x:.2f}<extra>%{fullData.name}</extra>",
         }
         for k, name, colour in ((0, rest, "var(--c1)"), (1, side.label, "var(--c0)"))
     ]
@@ -277,9 +277,9 @@ def _figure(rows: Sequence[Mapping[str, Any]], place: int) -> dict[str, Any]:
 
 
 def _lines(row: Mapping[str, Any], place: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a line for each training of a network, that on all pictures last and on top."""
+    """Return a line for each training of a network, that on all images last and on top."""
     *folds, last = row["history"]
-    named = [*((f"fold {i}", h, False) for i, h in enumerate(folds, start=1)), ("all pictures", last, True)]
+    named = [*((f"fold {i}", h, False) for i, h in enumerate(folds, start=1)), ("all images", last, True)]
     return [
         {
             "type": "scatter",

@@ -15,14 +15,14 @@ from features.backbones import load_recipe
 from features.datasets import Dataset
 from features.errors import CacheError, FirnError
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
-from models.explain.run_maps import picture_seen as seen_by_network
+from models.explain.run_maps import image_seen as seen_by_network
 from models.runs.compare import rank, run_names
 from models.runs.outcomes import Judged, Outcome, asked_of, errors, judged, origin
 from models.runs.record import Run
 from pipeline.render.contact_sheet import overlaid
 
-MOST = 24  # pictures
-SIDE = 224  # pixels at most; with their maps 24 such pictures take half a megabyte
+MOST = 24  # images
+SIDE = 224  # pixels at most; with their maps 24 such images take half a megabyte
 QUALITY = 82  # of JPEG
 
 Pixels = NDArray[np.uint8]
@@ -42,11 +42,11 @@ def make_gallery(
 ) -> dict[str, Any]:
     """Return what the page shows, ready for JSON: {"run", "identity", "manifest", "notes", "ends", "lines"}.
 
-    A line has a title and its pictures, the most confident error first, as data URLs with and without the class map.
-    Without cached maps there are pictures alone, and a note says which command adds the maps. Raises BadDataset where
-    the data set came without pictures, CacheError where they are others now, BadWeights, BadPicture.
+    A line has a title and its images, the most confident error first, as data URLs with and without the class map.
+    Without cached maps there are images alone, and a note says which command adds the maps. Raises BadDataset where
+    the data set came without images, CacheError where they are others now, BadWeights, BadImage.
     """
-    dataset.source.stamps([])  # a pack has no pictures and says so
+    dataset.source.stamps([])  # a pack has no images and says so
     named = dict(zip(run_names(runs), runs, strict=True))
     run = named[results["chosen"]]
     found, classes = judged(run), run.facts["classes"]
@@ -56,10 +56,10 @@ def make_gallery(
     case, evidence = mapped.case, mapped.evidence
     geometry = case.recipe.geometry(case.run.facts["keys"][0]["preprocess"].partition(":")[0])
     digests = evidence.sha256 if evidence else digests_of(case)
-    pictures = [seen_by_network(case, i, sha256, geometry) for i, sha256 in enumerate(digests)]
+    images = [seen_by_network(case, i, sha256, geometry) for i, sha256 in enumerate(digests)]
     shown = next(iter(evidence.maps.values())) if evidence else None
     scale = float(np.quantile(np.abs(shown), 0.99)) or 1.0 if shown is not None and shown.size else 1.0
-    tiles = (_tile(found, at[i], classes, picture, shown, scale, i) for i, picture in enumerate(pictures))
+    tiles = (_tile(found, at[i], classes, image, shown, scale, i) for i, image in enumerate(images))
     return {
         "schema": 1,
         "run": results["chosen"],
@@ -95,14 +95,14 @@ def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -
 
 
 def _line(line: Outcome, tiles: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    return {"title": line.words, "pictures": [next(tiles) for _ in line.at]}
+    return {"title": line.words, "images": [next(tiles) for _ in line.at]}
 
 
 def _tile(
     found: Judged,
     place: int,
     classes: Sequence[str],
-    picture: Pixels,
+    image: Pixels,
     maps: NDArray[np.float64] | None,
     scale: float,
     i: int,
@@ -113,17 +113,17 @@ def _tile(
         "is": classes[found.y[place]],
         "called": classes[called],
         "chance": float(found.proba[place, called]),
-        "picture": _data_url(picture),
-        "map": _data_url(overlaid(picture, maps[i], scale)) if maps is not None else "",
+        "image": _data_url(image),
+        "map": _data_url(overlaid(image, maps[i], scale)) if maps is not None else "",
     }
 
 
-def _data_url(picture: Pixels) -> str:
-    """Return a picture (S, S, 3) as a small JPEG, grey where it is grey."""
+def _data_url(square: Pixels) -> str:
+    """Return an image (S, S, 3) as a small JPEG, grey where it is grey."""
     from PIL import Image
 
-    grey = bool((picture[..., :1] == picture[..., 1:]).all())
-    image = Image.fromarray(picture[..., 0] if grey else picture)
+    grey = bool((square[..., :1] == square[..., 1:]).all())
+    image = Image.fromarray(square[..., 0] if grey else square)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     target = io.BytesIO()
     image.save(target, "JPEG", quality=QUALITY)
@@ -147,5 +147,5 @@ def _notes(found: Judged, classes: Sequence[str], mapped: _Mapped, chosen: str) 
     if mapped.name != chosen:
         notes.append(f"The chosen run has no class maps; these are of {mapped.name}, the best run that has.")
     if mapped.evidence.exact:
-        notes.append("The mean of a map is the logit that the picture was given.")
+        notes.append("The mean of a map is the logit that the image was given.")
     return notes

@@ -32,7 +32,7 @@ Content = Mapping[str, Any]
 
 
 class Extras(NamedTuple):
-    """None where there is none, or where it is of other pictures or of another run."""
+    """None where there is none, or where it is of other images or of another run."""
 
     learning: Content | None = None
     gallery: Content | None = None
@@ -58,9 +58,9 @@ def _gallery(folder: Path, results: Mapping[str, Any], chosen: Run) -> Content |
         content: Content = json.loads((folder / GALLERY).read_text(encoding="utf-8"))
         facts = (results["chosen"], chosen.facts.get("identity", ""), results["dataset"]["manifest"])
         same = facts == tuple(content[name] for name in ("run", "identity", "manifest"))
-        pictures = [tile for line in content["lines"] for tile in line["pictures"]] if same else []
+        images = [tile for line in content["lines"] for tile in line["images"]] if same else []
         sound = all(
-            tile["picture"].startswith(_JPEG) and tile["map"].startswith(_JPEG[: len(tile["map"])]) for tile in pictures
+            tile["image"].startswith(_JPEG) and tile["map"].startswith(_JPEG[: len(tile["map"])]) for tile in images
         )
         return content if same and sound else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -144,7 +144,7 @@ class Cell(NamedTuple):
 
 
 def ranking_columns(results: Mapping[str, Any]) -> list[Column]:
-    """Return validation ROC AUC, then every metric on the test pictures; validation throughout without them."""
+    """Return validation ROC AUC, then every metric on the test images; validation throughout without them."""
     metrics, tested = results["metrics"], results["runs"][0]["test"] is not None
     first = ("roc_auc", *FIRST[results["dataset"]["positive"] is not None], "brier")
     order = [*first, *(name for name in metrics if name not in first)]
@@ -246,8 +246,8 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras) ->
         "chosen": chosen,
         "tested": tested,
         "binary": binary,
-        "where": "on the test pictures" if tested else "out of fold",
-        "unit": data["grouped_by"] or "picture",
+        "where": "on the test images" if tested else "out of fold",
+        "unit": data["grouped_by"] or "image",
         "tiles": [(results["metrics"][name]["label"], scores[name]) for name in TILES[binary]],
         "columns": ranking_columns(results),
         "against": 2 if tested else 1,  # the column after which the comparison with the chosen run stands
@@ -280,7 +280,7 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[st
     parts = [sides(shown(by_name[name]), classes) for name in names]
     bootstrap = {name: results["settings"][name] for name in ("n_bootstrap", "level", "seed")}
     drawn = {kind: figures.curve_figure(kind, names[:MOST], parts[:MOST], **bootstrap) for kind in CURVES}
-    once = sides(_first_repeat(by_name[chosen["name"]]), classes)  # each picture once, where pictures are counted
+    once = sides(_first_repeat(by_name[chosen["name"]]), classes)  # each image once, where images are counted
     drawn |= {
         "reliability": figures.reliability_figure(once),
         "decision": figures.decision_figure(once),
@@ -296,7 +296,7 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[st
 
 
 def _first_repeat(run: Run) -> Predictions:
-    """Return the predictions that are shown, each picture once: of the first repeat of a repeated cross-validation."""
+    """Return the predictions that are shown, each image once: of the first repeat of a repeated cross-validation."""
     part = shown(run)
     return Predictions(*(column[part.fold < run.facts["folds"]] for column in part))
 
@@ -307,7 +307,7 @@ def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]
 
 
 def _card(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pictures of each class in each split, with their share of the largest number, and the sums."""
+    """Return the images of each class in each split, with their share of the largest number, and the sums."""
     counts = data["counts"]
     splits = [split for split in SPLITS if split in counts]
     most = max(n for by_class in counts.values() for n in by_class.values())
@@ -315,7 +315,7 @@ def _card(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "splits": splits,
         "classes": [(name, [(n, n / most) for n in row]) for name, row in table.items()],
-        "pictures": [sum(counts[split].values()) for split in splits],
+        "images": [sum(counts[split].values()) for split in splits],
         "groups": [data["groups"].get(split) for split in splits],
     }
 
@@ -332,7 +332,7 @@ def _versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
     """Write results.json, predictions.csv, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
 
-    `results` is what compare_runs returned for `runs`. What other verbs have found of the same pictures is on the page
+    `results` is what compare_runs returned for `runs`. What other verbs have found of the same images is on the page
     too (`load_extras`); `no_gallery` says why there is no gallery, where one was asked for. OSError (disk full,
     read-only) passes through; a file is as before or whole.
     """
@@ -349,12 +349,12 @@ def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path, 
 
 
 def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
-    """Yield a header, then one line per picture of each run, probabilities with all their digits."""
+    """Yield a header, then one line per image of each run, probabilities with all their digits."""
     classes = runs[0].facts["classes"]
     yield csv_lines([["id", "group", "split", "fold", "label", *(f"p_{name}" for name in classes), "run"]])
     for run, name in zip(runs, run_names(runs), strict=True):
         columns = zip(*(column.tolist() for column in run.predictions), strict=True)
         yield csv_lines(
-            [picture, group, *(("test", "") if fold < 0 else ("train", fold)), classes[label], *map(repr, proba), name]
-            for picture, group, label, proba, fold in columns
+            [image, group, *(("test", "") if fold < 0 else ("train", fold)), classes[label], *map(repr, proba), name]
+            for image, group, label, proba, fold in columns
         )

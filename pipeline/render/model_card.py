@@ -62,8 +62,8 @@ def _use(contents: Contents) -> list[str]:
     classes = ", ".join(_plain(name) for name in contents.classes)
     networks = ", ".join(dict.fromkeys(_plain(network.key.backbone) for network in contents.networks))
     return [
-        f"To study how well pictures like the training pictures can be told apart as: {classes}. The networks are "
-        f"{networks}, pretrained on ImageNet. It was not examined for any clinical use, on no picture of another "
+        f"To study how well images like the training images can be told apart as: {classes}. The networks are "
+        f"{networks}, pretrained on ImageNet. It was not examined for any clinical use, on no image of another "
         "hospital, device or population than those below, and no decision about a patient may rest on it."
     ]
 
@@ -73,7 +73,7 @@ def _ports(contents: Contents, exported: Exported) -> list[str]:
     way = contents.networks[0].key.preprocess
     lines = [
         f"- `{exported.file}`: {exported.about}.",
-        f"- `{inputs}`: (batch, 3, {exported.side}, {exported.side}) float32 on the scale 0..255, grey pictures three "
+        f"- `{inputs}`: (batch, 3, {exported.side}, {exported.side}) float32 on the scale 0..255, grey images three "
         f"times over; the square is made so: {_plain(way.partition('; mean')[0])}. Mean and deviation are inside.",
         f"- `{outputs[0]}`: (batch, {len(contents.classes)}) probabilities as in the results below; "
         f"`{outputs[1]}`: the same after calibration on out-of-fold predictions.",
@@ -84,7 +84,7 @@ def _ports(contents: Contents, exported: Exported) -> list[str]:
 
 
 def _data(data: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
-    unit = data.get("grouped_by") or "picture"
+    unit = data.get("grouped_by") or "image"
     lines = [f"Data set {_plain(str(data.get('dataset', '?')))}, split by {_plain(str(data.get('split_by', '?')))}, "]
     lines[0] += f"protocol {_plain(str(run.get('protocol', '?')))}; what is independent of each other: {_plain(unit)}."
     lines += ["", "| split | " + " | ".join(_plain(c) for c in data.get("classes", ())) + " | groups |"]
@@ -97,23 +97,23 @@ def _data(data: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
 
 
 def _results(results: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """Return the scores with their 95 % intervals, on test pictures where there are some, and out of fold."""
-    columns = [("test pictures", results.get("test")), ("out of fold", results.get("validation"))]
+    """Return the scores with their 95 % intervals, on test images where there are some, and out of fold."""
+    columns = [("test images", results.get("test")), ("out of fold", results.get("validation"))]
     shown = [(name, scores) for name, scores in columns if scores]
     lines = ["| | " + " | ".join(name for name, _ in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     lines += [f"| {label} | {' | '.join(with_interval(s[key]) for _, s in shown)} |" for key, label in SCORES.items()]
-    unit = data.get("grouped_by") or "picture"
+    unit = data.get("grouped_by") or "image"
     return [*lines, "", f"Intervals of 95 % by {_plain(unit)}; out-of-fold scores took part in choosing the model."]
 
 
 def _limits(contents: Contents) -> Iterator[str]:
     yield "- Probabilities hold for the share of classes in the training data; elsewhere they have to be recalibrated."
-    yield "- Pictures from other devices, projections, ages or processing may be judged wrongly and with confidence."
+    yield "- Images from other devices, projections, ages or processing may be judged wrongly and with confidence."
     if contents.outliers:
         yield (
-            f"- The graph does not flag pictures unlike the training pictures; `make predict` does, beyond the "
+            f"- The graph does not flag images unlike the training images; `make predict` does, beyond the "
             f"{contents.outliers['quantile']:g} quantile of held-out training distances."
         )
     if any(part.head == "knn" for part in contents.parts):
-        yield "- Features of training pictures are inside, for nearest neighbours are made of them."
-    yield "- Whatever shortcut the training pictures offer (markers, borders, devices) the model may have taken."
+        yield "- Features of training images are inside, for nearest neighbours are made of them."
+    yield "- Whatever shortcut the training images offer (markers, borders, devices) the model may have taken."

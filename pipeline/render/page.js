@@ -120,7 +120,7 @@
       $(id).style.setProperty("--share", isNaN(share) ? 0 : share);
     }
     const [real, found, alarms] = [p.p, p.found, p.alarms].map((share) => Math.round(1000 * share));
-    $("frequencies").textContent = `Of 1,000 pictures at that prevalence, ${real} are “${operating.label}”: ${found} found, `
+    $("frequencies").textContent = `Of 1,000 images at that prevalence, ${real} are “${operating.label}”: ${found} found, `
       + `${real - found} missed. Of the other ${1000 - real}, ${alarms} are false alarms.`;
     $("threshold").setAttribute("aria-valuetext",
       `threshold ${p.threshold.toFixed(3)}, sensitivity ${text(p.sensitivity)}, specificity ${text(p.specificity)}`);
@@ -138,7 +138,7 @@
     move();
   }
 
-  // ---- gallery: class maps over all pictures, or over one ----------------------------------------------------------
+  // ---- gallery: class maps over all images, or over one ----------------------------------------------------------
   const maps = all(".gallery button");
   const press = (button, on) => button.setAttribute("aria-pressed", on);
   for (const button of maps) button.addEventListener("click", () => {

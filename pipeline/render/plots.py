@@ -77,7 +77,7 @@ def _drawn(kind: str, ranked: Sequence[tuple[Mapping[str, Any], list[Side]]], re
 
 
 def _scores(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the scores of a run, or of a class, on the pictures that are shown."""
+    """Return the scores of a run, or of a class, on the images that are shown."""
     scores: Mapping[str, Any] = row if "roc_auc" in row else row["test"] or row["validation"]
     return scores
 
@@ -106,7 +106,7 @@ FILE = "learning-curve.json"  # beside the page of `compare`, which shows it
 
 
 def load_learning(folder: Path, manifest: str) -> dict[str, Any] | None:
-    """Return the learning curves that were drawn for the same pictures, labels and splits; None without any."""
+    """Return the learning curves that were drawn for the same images, labels and splits; None without any."""
     try:
         content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return content if content["manifest"] == manifest and content["curves"] else None
@@ -135,7 +135,7 @@ def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
                 "name": html.escape(curve["name"]),
                 "x": [row["groups"] for row in points],
                 "y": [round(v, 4) for v in value],
-                "customdata": [round(row["pictures"]) for row in points],
+                "customdata": [round(row["images"]) for row in points],
                 "line": line,
                 "error_y": {
                     "type": "data",
@@ -146,7 +146,7 @@ def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
                     "thickness": 1,
                     "width": 0,
                 },
-                "hovertemplate": "<b>%{fullData.name}</b><br>%{x} groups, %{customdata} pictures"
+                "hovertemplate": "<b>%{fullData.name}</b><br>%{x} groups, %{customdata} images"
                 "<br>ROC AUC %{y:.3f}<extra></extra>",
             }
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "≈ tie: on the {} pictures not distinguishable from the chosen run (Holm-corrected p ≥ 0.05)."
+TIES = "≈ tie: on the {} images not distinguishable from the chosen run (Holm-corrected p ≥ 0.05)."
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 
@@ -66,7 +66,7 @@ def _cells(row: Mapping[str, Any], chosen: bool, thawed: bool) -> list[str]:
         with_interval(shown["roc_auc"]),
         *(_plain(shown[name]) for name in COLUMNS),
         f"{row['seconds']['fit'] + row['seconds']['oof']:.3g}",
-        *([f"{row['pictures_per_second']:,.0f}"] if thawed else []),
+        *([f"{row['images_per_second']:,.0f}"] if thawed else []),
         "chosen" if chosen else WORDS[versus["verdict"]] if versus else "–",
     ]
 

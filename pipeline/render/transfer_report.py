@@ -14,13 +14,13 @@ WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie"}
 def detour_lines(results: Mapping[str, Any]) -> list[str]:
     """Return the lines: verdict first, then the table of heads, the steps on the way, and the domain distances."""
     target, protocol = results["target"], results["protocol"]
-    where = "out of fold, three times five grouped folds" if protocol == "cv" else "on the test pictures"
+    where = "out of fold, three times five grouped folds" if protocol == "cv" else "on the test images"
     lines = [
         f"# {' → '.join(['ImageNet', *results['passed'], target])}, {results['backbone']}",
         "",
         _verdict(results),
         "",
-        f"Scores on {target} ({results['pictures']:,} pictures of {results['groups']:,} groups), {where}; intervals "
+        f"Scores on {target} ({results['images']:,} images of {results['groups']:,} groups), {where}; intervals "
         f"are {100 * results['level']:.0f} % by group, differences paired, p corrected by Holm for the heads shown.",
         "",
         *_table(
@@ -48,7 +48,7 @@ def detour_lines(results: Mapping[str, Any]) -> list[str]:
             [_distance(row) for row in results["distances"]],
         ),
         "",
-        "Told apart: 0.5 is one domain, 1 another. Fréchet: 1 is a shift as large as a picture's typical distance from "
+        "Told apart: 0.5 is one domain, 1 another. Fréchet: 1 is a shift as large as an image's typical distance from "
         f"the mean of its set. CKA: how alike {target}'s features are before and after, 1 unchanged.",
     ]
     return [printable(line) for line in lines]
@@ -60,7 +60,7 @@ def _verdict(results: Mapping[str, Any]) -> str:
     said = {
         "higher": "helped",
         "lower": "hurt",
-        "tie": "made no difference that these pictures can tell",
+        "tie": "made no difference that these images can tell",
     }[first["verdict"]]
     counts = {word: sum(row["verdict"] == word for row in rows) for word in WORDS}
     heads = f"{len(rows)} head{'s' if len(rows) > 1 else ''}"
@@ -88,7 +88,7 @@ def _row(row: Mapping[str, Any]) -> list[str]:
 
 def _step(step: Mapping[str, Any]) -> str:
     area = step["test"].get("roc_auc")
-    there = f"test ROC AUC there {with_interval(area)}" if area else "no test pictures there"
+    there = f"test ROC AUC there {with_interval(area)}" if area else "no test images there"
     return (
         f"* thawed {step['blocks']} on {step['dataset']} → `{step['backbone']}`: best epoch {step['epochs']}, "
         f"{step['seconds']:.0f} s, {there}"
