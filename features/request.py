@@ -1,10 +1,9 @@
-"""From what a user typed to data set, recipe and cache entry; no torch where everything is remembered."""
+"""One backbone on one data set, as asked for: its spec, its cache entry, the entry's state; no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from features.backbones import Recipe, load_recipe
 from features.cache import Digests, Entry, State, open_entry
@@ -16,9 +15,10 @@ from features.datasets.packed import Packed
 from features.devices import device, precision
 from features.errors import CacheError, FirnError, unknown
 from features.images import PREPROCESS
+from features.options import DEFAULT_BACKBONE, FeatureOptions, make_command, names_in, replaced
 from features.views import Cached
 
-DEFAULT_BACKBONE, DEFAULT_PREPROCESS = "resnet18", "squash"
+DEFAULT_PREPROCESS = "squash"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Request:
     preprocess: str
     device: str
     entry: Entry
+    options: FeatureOptions
 
     def state(self, parts: tuple[str, ...] = ("pooled",)) -> State:
         """Return what the cache has of it; reads no image."""
@@ -40,12 +41,9 @@ class Request:
         memo = Digests.load(cache_root(self.dataset.name) / "digests.h5")
         return Digests.of(self.dataset.ids, self.dataset.source.stamps(self.dataset.ids), memo)
 
-    def command(self, verb: str = "extract") -> str:
-        """Return the command that fills the entry."""
-        key, where = self.entry.key, precision("auto", self.device)
-        preprocess = f" PREPROCESS={self.preprocess}" if self.preprocess != DEFAULT_PREPROCESS else ""
-        arithmetic = f" PRECISION={key.precision}" if key.precision != where else ""
-        return f"make {verb} DATASET={self.dataset.name} BACKBONE={self.recipe.name}{preprocess}{arithmetic}"
+    def command(self, *blocks: str) -> str:
+        """Return the command that fills the entry, and keeps the maps of some blocks."""
+        return make_command("extract", self.options, backbone=self.recipe.name, maps=" ".join(blocks))
 
     def ready(self, parts: tuple[str, ...] = ("pooled",)) -> Entry:
         """Return the entry. CacheError, saying why and what to type, unless it is ready."""
@@ -54,7 +52,8 @@ class Request:
             return self.entry
         near = self.why() if state.word == "missing" else ""
         place = f"{self.dataset.name} with {self.recipe.name}"
-        raise CacheError(f"features of {place} are {state.word}: {state.why}{near}; run: {self.command()}")
+        maps = (part.removeprefix("maps/") for part in parts if part.startswith("maps/"))
+        raise CacheError(f"features of {place} are {state.word}: {state.why}{near}; run: {self.command(*maps)}")
 
     def why(self) -> str:
         """Say how the request differs from the nearest entry of the same backbone, if there is one."""
@@ -71,72 +70,48 @@ class Request:
         return sorted(others, key=lambda e: (e.key.backbone != mine.backbone, len(e.key.differences(mine))))
 
 
-def names_in(text: str) -> list[str]:
-    """Return the names (or names joined by +) in a list separated by blanks or commas, each once."""
-    return list(dict.fromkeys(text.replace(",", " ").split()))
-
-
-def resolve(
-    dataset: Dataset,
-    backbones: str,
-    *,
-    weights: str = "",
-    preprocess: str = "",
-    precision_: str = "auto",
-    device_: str = "auto",
-) -> list[Request]:
+def resolve(dataset: Dataset, options: FeatureOptions) -> list[Request]:
     """Return one request per backbone. Raises UnknownName, BadWeights or FirnError for what does not fit."""
     dataset.source.stamps([])  # a pack has no images and says so before anything is made ready
-    names = names_in(backbones.replace("+", " "))
-    if not names:
-        raise FirnError("no backbone given; for example BACKBONE=resnet18")
-    if weights and len(names) > 1:
+    names = names_in(options.backbone.replace("+", " ")) or [DEFAULT_BACKBONE]
+    if options.weights and len(names) > 1:
         raise FirnError(f"WEIGHTS= fits one backbone, and {len(names)} are asked for: {', '.join(names)}")
-    if (way := preprocess or DEFAULT_PREPROCESS) not in PREPROCESS:
+    if (way := options.preprocess or DEFAULT_PREPROCESS) not in PREPROCESS:
         raise unknown("preprocess", way, PREPROCESS)
-    where = device(device_)
-    arithmetic = precision(precision_, where)
-    recipes = [load_recipe(name, weights or None) for name in names]
+    where = device(options.device)
+    arithmetic = precision(options.precision, where)
+    recipes = [load_recipe(name, options.weights or None) for name in names]
     return [
-        Request(dataset, r, way, where, open_entry(dataset.name, r.key(preprocess=way, precision=arithmetic)))
+        Request(dataset, r, way, where, open_entry(dataset.name, r.key(preprocess=way, precision=arithmetic)), options)
         for r in recipes
     ]
 
 
-def open_features(dataset: Dataset, backbones: str, **recipe: str) -> list[Cached]:
-    """Return the features that stage two reads: a pack, or the ready entry of each backbone (`recipe` as `resolve`).
+def open_features(dataset: Dataset, options: FeatureOptions, term: str | None = None) -> list[Cached]:
+    """Return the features that stage two reads: a pack, or the ready entry of each backbone, of those in `term` alone.
 
     Raises CacheError, saying why and what to type, where features are not ready.
     """
-    opener = _OPENERS.get(type(dataset.source), _from_cache)
-    return opener(dataset, backbones, **recipe)
+    asked = options if term is None else replaced(options, backbone=term.replace("+", " "))
+    return _OPENERS.get(type(dataset.source), _from_cache)(dataset, asked)
 
 
-def _from_cache(dataset: Dataset, backbones: str, **recipe: str) -> list[Cached]:
-    found = [request.ready() for request in resolve(dataset, backbones or DEFAULT_BACKBONE, **recipe)]
+def _from_cache(dataset: Dataset, options: FeatureOptions) -> list[Cached]:
+    found = [request.ready() for request in resolve(dataset, options)]
     for entry in found:
         note_use(entry)
     return [*found]
 
 
-def _from_pack(
-    dataset: Dataset,
-    backbones: str,
-    *,
-    weights: str = "",
-    preprocess: str = "",
-    precision_: str = "auto",
-    device_: str = "auto",
-) -> list[Cached]:
+def _from_pack(dataset: Dataset, options: FeatureOptions) -> list[Cached]:
     """Return the pack behind a data set; what was asked for by name must be what was packed."""
-    source: Any = dataset.source
-    pack: Pack = source.pack
-    way, arithmetic = pack.key.preprocess.partition(":")[0], pack.key.precision
+    assert isinstance(dataset.source, Packed)
+    pack: Pack = dataset.source.pack
     asked = {
-        "BACKBONE": (backbones, pack.key.backbone),
-        "PREPROCESS": (preprocess, way),
-        "PRECISION": (precision_, "auto" if precision_ == "auto" else arithmetic),
-        "WEIGHTS": (weights, "the weights that it was made with"),
+        "BACKBONE": (options.backbone, pack.key.backbone),
+        "PREPROCESS": (options.preprocess, pack.key.preprocess_mode),
+        "PRECISION": (options.precision, "auto" if options.precision == "auto" else pack.key.precision),
+        "WEIGHTS": (options.weights, "the weights that it was made with"),
     }
     for name, (wanted, packed) in asked.items():
         if wanted and wanted != packed:
@@ -144,4 +119,4 @@ def _from_pack(
     return [pack]
 
 
-_OPENERS: dict[type, Callable[..., list[Cached]]] = {Packed: _from_pack}
+_OPENERS: dict[type, Callable[[Dataset, FeatureOptions], list[Cached]]] = {Packed: _from_pack}

@@ -9,38 +9,17 @@ import sys
 import typer
 
 from features.errors import FirnError
-from pipeline.cache_commands import CACHE_VERBS
-from pipeline.look_commands import LOOK_VERBS
-from pipeline.predictor_commands import PREDICTOR_VERBS
-from pipeline.stage_commands import STAGE_VERBS
-from pipeline.thaw_commands import THAW_VERBS
 
 # Idle OpenMP threads sleep instead of spinning: decoders, network and others on the machine share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-app = typer.Typer(
-    help="Two-stage transfer learning for medical images: extract once, train heads in seconds, compare honestly.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-
-FLOW = (
-    *("doctor", "extract", "audit", "train_heads", "finetune", "transfer", "compare", "report", "explain"),
-    *("learning_curve", "bundle", "predict", "export", "reproduce"),
-)  # the order of --help; what is not named, the cache's own verbs, comes last
-
-_verbs = {verb.__name__: verb for verb in (*STAGE_VERBS, *THAW_VERBS, *LOOK_VERBS, *PREDICTOR_VERBS, *CACHE_VERBS)}
-for _name in dict.fromkeys((*FLOW, *_verbs)):
-    app.command()(_verbs[_name])
-
 
 def main() -> int:
     """Run a verb; a user's mistake is one line on stderr and exit code 2, Ctrl-C is 130."""
+    from pipeline.cli import run
+
     try:
-        code = app(standalone_mode=False)  # typer turns Ctrl-C into 130, older versions into Abort
+        code = run()
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except FirnError as error:
@@ -51,7 +30,7 @@ def main() -> int:
         return _usage(error)
     if code == 130:
         return _fail("interrupted; what was done is kept, the same command goes on from there", code)
-    return code if isinstance(code, int) else 0
+    return code
 
 
 def _fail(line: str, code: int) -> int:

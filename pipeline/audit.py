@@ -10,14 +10,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from features.cache.entry import cache_root
-from features.datasets import Dataset, load_dataset
+from features.datasets import Dataset
 from features.datasets.packed import Packed
 from features.inspection.thumbnails import load_thumbnails
+from features.options import FeatureOptions, Taking, make_command
 from features.progress import shown
 from features.request import open_features
 from features.storage import write_whole
@@ -26,40 +27,30 @@ from models.audit import Evidence, Leakage, Subject, find_all, measure_leakage
 from models.audit.label_errors import MARGIN
 from models.audit.outliers import BLACK, FAR, FLAT
 from models.runs.features import manifest_digest
-from models.runs.summary import make_command
+from models.runs.options import RunOptions
 from pipeline.render.audit_page import findings_csv, findings_folder, findings_page, print_findings
 
 _FORMAT = 2  # raised when a check changes, so that older audits are done again
 _EXAMPLES = 3  # findings of each check in the summary
 
 
-def audit(
-    dataset: str,
-    backbone: str,
-    *,
-    labels: str = "classes",
-    preprocess: str = "",
-    precision: str = "auto",
-    device: str = "auto",
-    weights: str = "",
-    seed: int = 0,
-) -> str:
+def audit(features: FeatureOptions, run: Annotated[RunOptions, Taking("labels")]) -> list[str]:
     """Audit a data set whose features are cached, or a pack; print the summary and return the path of the page.
 
     findings.csv, audit.json and audit.html are written to `artifacts/audit/<dataset>`; an audit of the same images,
     labels and features that is there is shown again.
     """
-    images = load_dataset(dataset, seed=seed)
-    recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
-    entries = open_features(images, backbone, **recipe)
-    subject = _subject(entries, labels)
-    folder = findings_folder(images.name, labels)
-    identity = _identity(entries, subject, labels, seed)
+    dataset = features.data.load()
+    entries = open_features(dataset, features)
+    subject = _subject(entries, run.labels)
+    folder = findings_folder(dataset.name, run.labels)
+    identity = _identity(entries, subject, run.labels, features.data.seed)
     results = _results_in(folder, identity)
     if results is None:
-        results = _examine(images, entries, subject, folder, {"asked": dataset, "labels": labels, "seed": seed})
+        asked = {"asked": features.data.dataset, "labels": run.labels, "seed": features.data.seed}
+        results = _examine(dataset, entries, subject, folder, asked)
     print_findings(results)
-    return str(folder / "audit.html")
+    return [str(folder / "audit.html")]
 
 
 def _subject(entries: Sequence[Cached], labels: str) -> Subject:
@@ -150,14 +141,15 @@ def _examine(
 def _command(entries: Sequence[Cached], asked: Mapping[str, Any]) -> str:
     """Return the command that makes the same audit again."""
     key = entries[0].key
-    labels = (("LABELS", asked["labels"]),) if asked["labels"] != "classes" else ()
-    pixels = (
-        ("PREPROCESS", key.preprocess.partition(":")[0]),
-        ("PRECISION", key.precision),
-        ("SEED", str(asked["seed"])),
+    return make_command(
+        "audit",
+        dataset=asked["asked"],
+        backbone=" ".join(entry.key.backbone for entry in entries),
+        labels=asked["labels"] if asked["labels"] != "classes" else "",
+        preprocess=key.preprocess_mode,
+        precision=key.precision,
+        seed=str(asked["seed"]),
     )
-    names = " ".join(entry.key.backbone for entry in entries)
-    return make_command("audit", ("DATASET", asked["asked"]), ("BACKBONE", names), *labels, *pixels)
 
 
 @contextmanager

@@ -2,103 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.datasets import load_dataset
 from features.errors import BadBundle, CacheError, FirnError
+from features.options import make_command, option
 from features.progress import say
-from features.request import names_in
 from features.storage import artifacts_root, slug
-from models.predictor import Predictor, load
-from models.predictor.archive import BUNDLE, is_bundle
-from models.predictor.build import Wish, write_bundle
+from models.predictor.archive import BUNDLE
+from models.predictor.build import BundleOptions, write_bundle
 from models.predictor.manifest import load_contents
-from models.runs.compare import choose
-from models.runs.record import Run, load_facts, load_run, load_runs, runs_root
-from models.validation.cross_validation import choose_protocol
+from models.runs.options import ModelSelector
+from models.runs.record import Run
+
+if TYPE_CHECKING:
+    from models.predictor.predictor import Predictor
 
 _CLOSE = 0.05  # mean distance of probabilities: a run in half precision may have been made on another processor
 _CHECKED = 8  # test images on which a new bundle has to say what the run said
 
 
-class Sought:
-    """Which model is meant: a path, or the run that validation chooses."""
+@dataclass(frozen=True)
+class OutOptions:
+    """Where the result goes."""
 
-    def __init__(
-        self,
-        model: str = "",
-        dataset: str = "pneumonia",
-        *,
-        backbone: str = "",
-        heads: str = "",
-        labels: str = "classes",
-        protocol: str = "split",
-    ) -> None:
-        self.model, self.dataset, self.labels, self.protocol = model, dataset, labels, protocol
-        self._backbones, self._heads = names_in(backbone), names_in(heads)
-
-    def run(self) -> Run:
-        """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle."""
-        if self.model:
-            if is_bundle(Path(self.model)):
-                raise BadBundle(f"{self.model} is a bundle, and this takes the folder of the run that it was made of")
-            if load_facts(Path(self.model)) is None:
-                raise BadBundle(
-                    f"{self.model} is neither a bundle (a folder with a {BUNDLE}, or a .zip) nor the folder of a run "
-                    "(with a run.json, below artifacts/heads); or leave MODEL= away and name the DATASET="
-                )
-            return load_run(Path(self.model))
-        choose_protocol(self.protocol)
-        name = load_dataset(self.dataset).name
-        runs = [run for run in load_runs(name, self.labels, self.protocol) if self._fits(run)]
-        if not runs:
-            how = f" PROTOCOL={self.protocol}" if self.protocol != "split" else ""
-            raise CacheError(f"no such run of {name} yet; run: make train-heads DATASET={self.dataset}{how}")
-        return choose(runs)
-
-    def _fits(self, run: Run) -> bool:
-        backbone, head = run.facts["backbone"], run.facts["head"]
-        return (not self._backbones or backbone in self._backbones) and (not self._heads or head in self._heads)
+    out: str = option("", "The file or folder to write, or a name that ends in .zip; empty is one below artifacts.")
 
 
-def bundle(sought: Sought, wish: Wish, *, out: str = "") -> str:
+def bundle(model: ModelSelector, how: BundleOptions, to: OutOptions) -> list[str]:
     """Write the bundle of a run, look whether it says what the run said, and return a line with its path.
 
     Raises CacheError, BadWeights or BadDataset where what the run was made of is not there any more.
     """
-    run = sought.run()
-    target = write_bundle(run, Path(out) if out else _place(run), wish)
+    from models.predictor.loading import load
+
+    run = model.load()
+    target = write_bundle(run, Path(to.out) if to.out else _place(run), how)
     predictor = load(target, device_="cpu")
-    return f"ready: {run.name}, {_agreement(run, predictor)}: {target}"
+    return [f"ready: {run.name}, {_agreement(run, predictor)}: {target}"]
 
 
-def bundled(sought: Sought, wish: Wish | None = None) -> Path:
+def bundled(model: ModelSelector, how: BundleOptions) -> Path:
     """Return a bundle: the one that was named, or that of a run, which is made where it is not there yet."""
-    if sought.model and is_bundle(Path(sought.model)):
-        return Path(sought.model)
-    run, wish = sought.run(), wish or Wish()
+    if model.bundle:
+        return model.bundle
+    run = model.load()
     place = _place(run)
-    if not _is_current(place, run, wish):
+    if not _is_current(place, run, how):
         say(f"making the bundle of {run.name}")
-        write_bundle(run, place, wish)
+        write_bundle(run, place, how)
     return place
 
 
 def _place(run: Run) -> Path:
-    root = runs_root(*(run.facts[name] for name in ("dataset", "labels", "protocol")))
-    return artifacts_root() / "bundles" / root.name / slug(f"{run.name}-{run.facts['identity'][:8]}")
+    name = slug(f"{run.name}-{run.record.identity[:8]}")
+    return artifacts_root() / "bundles" / run.record.root.name / name
 
 
-def _is_current(place: Path, run: Run, wish: Wish) -> bool:
+def _is_current(place: Path, run: Run, how: BundleOptions) -> bool:
     if not (place / BUNDLE).is_file():
         return False
     try:
         card = load_contents(place).card
     except BadBundle:
         return False
-    return bool(card["run"].get("identity") == run.facts["identity"] and card.get("made") == wish.as_dict())
+    return bool(card["run"].get("identity") == run.record.identity and card.get("made") == how.as_dict())
 
 
 def _agreement(run: Run, predictor: Predictor) -> str:
@@ -108,7 +79,7 @@ def _agreement(run: Run, predictor: Predictor) -> str:
     if not len(some):
         return "no test images to try it on"
     try:
-        source = load_dataset(run.facts["asked"], seed=int(run.facts["seed"])).source
+        source = run.record.data.load().source
         data = [source.read(image) for image in test.ids[some].tolist()]
     except FirnError as error:
         return f"not tried on test images ({error})"
@@ -117,6 +88,6 @@ def _agreement(run: Run, predictor: Predictor) -> str:
     if not apart.mean() <= _CLOSE:
         raise CacheError(
             f"the bundle of {run.name} differs by {by:.2g} from what the run said of its test images: images or "
-            f"weights have changed since; run: make extract train-heads DATASET={run.facts['asked']}"
+            f"weights have changed since; run: {make_command('extract train-heads', run.record.data)}"
         )
     return f"{len(some)} test images agree within {by:.1g}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from features.backbones import BACKBONES, load_recipe, weights
 from features.cache import Digests, Entry
@@ -19,8 +20,17 @@ from features.datasets.load import at_hand
 from features.devices import device
 from features.errors import BadWeights, CacheError
 from features.extraction.engine import fill
+from features.options import (
+    ExtractOptions,
+    FeatureOptions,
+    Taking,
+    make_command,
+    names_in,
+    option,
+    replaced,
+)
 from features.progress import say, shown
-from features.request import Request, names_in, resolve
+from features.request import Request, resolve
 from features.storage import artifacts_root
 from features.views import choose_blocks
 
@@ -42,12 +52,33 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def verify_entries(dataset: str = "") -> tuple[list[str], bool]:
-    """Read every byte of all entries, those of a data set, or a pack; return what to tell, and whether all is well."""
-    if is_pack(dataset):
-        return _verify_pack(Path(dataset))
+@dataclass(frozen=True)
+class EntriesOptions:
+    """Of which data set."""
+
+    dataset: str = option("", "A data set, or a pack; empty is every entry of the cache.")
+
+
+@dataclass(frozen=True)
+class RemoveOptions:
+    """Whether anything is removed."""
+
+    yes: bool = option(False, "Remove what is listed; without it nothing is touched.")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Where the pack goes."""
+
+    out: str = option("", "The file to write, ending in .h5; empty is a name below artifacts/packs.")
+
+
+def cache_verify(of: EntriesOptions) -> tuple[list[str], int]:
+    """Read every byte of all entries, those of a data set, or a pack; return what to tell, and 2 for damage."""
+    if is_pack(of.dataset):
+        return _verify_pack(Path(of.dataset))
     lines, well = [], True
-    for entry in find(dataset):
+    for entry in find(of.dataset):
         damages = verify(entry)
         lines.append(
             f"{'damaged' if damages else 'whole'}: {place(entry)}, {megabytes(bytes_below(entry.folder))} read"
@@ -55,16 +86,16 @@ def verify_entries(dataset: str = "") -> tuple[list[str], bool]:
         lines += [_told(damage) for damage in damages]
         well &= not damages
     if not well:
-        lines.append("run: make cache-repair")
-    return lines or ["the cache is empty"], well
+        lines.append(f"run: {make_command('cache-repair', dataset=of.dataset)}")
+    return lines or ["the cache is empty"], 0 if well else 2
 
 
-def _verify_pack(path: Path) -> tuple[list[str], bool]:
+def _verify_pack(path: Path) -> tuple[list[str], int]:
     """Check the seal of a pack; where it is broken, say what a reader would meet."""
     pack = open_pack(path)
     if pack.whole():
-        return [f"whole: {path}, {megabytes(bytes_below(path))} read"], True
-    return [f"damaged: {path}, its bytes do not match their seal; fetch it again or run: make cache-pack"], False
+        return [f"whole: {path}, {megabytes(bytes_below(path))} read"], 0
+    return [f"damaged: {path}, its bytes do not match their seal; fetch it again or run: make cache-pack"], 2
 
 
 def _told(damage: Damage) -> str:
@@ -75,12 +106,15 @@ def _told(damage: Damage) -> str:
     return f"  {damage.path}: {damage.reason}; it held {len(damage.images)} images:\n{shown}"
 
 
-def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str]:
+Machine = Annotated[FeatureOptions, Taking("dataset", "seed", "device")]
+
+
+def cache_repair(features: Machine, how: Annotated[ExtractOptions, Taking("workers")]) -> list[str]:
     """Take out what is damaged in the entries of a data set and compute just that again; return one line per entry.
 
     Raises CacheError where an entry's backbone has other weights now than when it was filled.
     """
-    images = load_dataset(dataset)
+    images = features.data.load()
     images.source.stamps([])  # a pack has no images and says so before anything is taken out
     lines = []
     for entry in find_entries(cache_root(images.name)):
@@ -89,7 +123,7 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
         if not damages:
             lines.append(f"whole: {entry.folder.name}")
             continue
-        way = entry.key.preprocess.partition(":")[0]
+        way = entry.key.preprocess_mode
         recipe = load_recipe(entry.key.backbone)
         for_thawing = entry.key.blocks != tuple(recipe.blocks)
         asked = recipe.key(preprocess=way, precision=entry.key.precision, stored=entry.key.stored)
@@ -104,35 +138,35 @@ def repair(dataset: str, *, device_: str = "auto", workers: int = 0) -> list[str
         if for_thawing:
             lines.append(f"taken out: {entry.folder.name}, {len(damages)} files; make finetune computes them again")
             continue
-        fill([(Request(images, recipe, way, device(device_), entry), blocks)], workers=workers)
+        fill([(Request(images, recipe, way, device(features.device), entry, features), blocks)], how)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
     return lines or [f"no entries of {images.name}"]
 
 
-def collect(dataset: str, backbone: str = "", *, yes: bool = False, **recipe: str) -> list[str]:
+def cache_gc(features: FeatureOptions, confirm: RemoveOptions) -> list[str]:
     """Return what may go of the cache of a data set, one line each; with `yes` remove it.
 
     That is: what dead writers left behind, shards whose images are gone, and entries of the backbones (those given,
     else all) that today's weights, preprocessing and precision would not use. Never images, never what a living
     writer holds.
     """
-    images = load_dataset(dataset)
-    found = _survey(images, names_in(backbone), recipe)
-    verb = "removed" if yes else "would remove"
-    waste = remove(found.waste) if yes else found.waste
+    images = features.data.load()
+    found = _survey(images, features)
+    verb = "removed" if confirm.yes else "would remove"
+    waste = remove(found.waste) if confirm.yes else found.waste
     lines = [f"{verb}: {item.path}, {megabytes(item.size)}: {item.why}" for item in waste]
     lines += [f"kept: {line}" for line in found.kept]
     total = f"{len(waste)} files and folders, {megabytes(sum(item.size for item in waste))}"
     if not waste:
         return [*lines, f"nothing to remove of {images.name}"]
-    return [*lines, f"removed {total}" if yes else f"would remove {total}; to do so add YES=1"]
+    again = make_command("cache-gc", features, yes=True)
+    return [*lines, f"removed {total}" if confirm.yes else f"would remove {total}; to do so run: {again}"]
 
 
-def _survey(images: Dataset, backbones: list[str], recipe: dict[str, str]) -> Survey:
+def _survey(images: Dataset, features: FeatureOptions) -> Survey:
     """Look through everything that the cache has of a data set."""
-    root = cache_root(images.name)
-    memo = Digests.load(root / "digests.h5")
-    digests = Digests.of(images.ids, images.source.stamps(images.ids), memo)
+    root, backbones = cache_root(images.name), names_in(features.backbone)
+    digests = _digests(images)
     waste, kept = abandoned(root) + abandoned(artifacts_root() / "cache"), []
     by_backbone: dict[str, list[Entry]] = {}
     for entry in find_entries(root):
@@ -141,7 +175,7 @@ def _survey(images: Dataset, backbones: list[str], recipe: dict[str, str]) -> Su
         if backbones and name not in backbones:
             continue
         try:
-            asked = _asked(images, name, recipe)
+            asked = _asked(images, replaced(features, backbone=name))
         except BadWeights as error:
             kept += [f"{entry.folder}: {error}" for entry in found]
             continue
@@ -151,12 +185,12 @@ def _survey(images: Dataset, backbones: list[str], recipe: dict[str, str]) -> Su
     return Survey(waste, kept)
 
 
-def _asked(images: Dataset, backbone: str, recipe: dict[str, str]) -> Entry:
+def _asked(images: Dataset, features: FeatureOptions) -> Entry:
     """Return the entry that a run would use today. BadWeights where that cannot be told without a download."""
-    row = BACKBONES.get(backbone)
-    if row is None or weights.find(backbone, row.file, recipe.get("weights") or None) is None:
-        raise BadWeights(f"no weights of {backbone} here, so it cannot be told whether a run would use it")
-    return resolve(images, backbone, **recipe)[0].entry
+    row = BACKBONES.get(features.backbone)
+    if row is None or weights.find(features.backbone, row.file, features.weights or None) is None:
+        raise BadWeights(f"no weights of {features.backbone} here, so it cannot be told whether a run would use it")
+    return resolve(images, features)[0].entry
 
 
 class Listed(NamedTuple):
@@ -168,6 +202,12 @@ class Listed(NamedTuple):
     size: str
     state: str
     used: str  # when last
+
+
+def cache_ls(of: EntriesOptions) -> list[str]:
+    """List every cache entry with its images, parts, bytes, state and when it was last used."""
+    print_entries(list_entries(of.dataset))
+    return []
 
 
 def list_entries(dataset: str = "") -> list[Listed]:
@@ -236,16 +276,16 @@ def _columns(rows: list[Listed]) -> list[str]:
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def pack(dataset: str, backbone: str, *, out: str = "", maps: str = "", seed: int = 0, **recipe: str) -> list[str]:
+def cache_pack(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("maps")], to: PackOptions) -> list[str]:
     """Pack the ready entries of one or several backbones; return one line per file.
 
     Files go to `out` (one backbone only) or into artifacts/packs. Raises CacheError, saying why, for what is not
     ready, and for a place that belongs to the cache itself.
     """
-    requests = resolve(load_dataset(dataset, seed=seed), backbone, **recipe)
-    if out and len(requests) > 1:
+    requests = resolve(features.data.load(), features)
+    if to.out and len(requests) > 1:
         raise CacheError(f"OUT= takes one backbone, and {len(requests)} are asked for; leave OUT= away")
-    return [_packed(request, _checked(Path(out)) if out else _default(request), maps) for request in requests]
+    return [_packed(r, _checked(Path(to.out)) if to.out else _default(r), how.maps) for r in requests]
 
 
 def _packed(request: Request, path: Path, maps: str) -> str:
@@ -274,13 +314,13 @@ _NAMED = 3  # images named of each kind
 _NEAREST = 3  # entries compared with
 
 
-def why(dataset: str, backbone: str, **recipe: str) -> list[str]:
+def cache_why(features: FeatureOptions) -> list[str]:
     """Return the state of each request in words, with what changed in the data set or in the recipe since.
 
     Images whose size or times changed are read, to tell whether their bytes did; nothing is written.
     """
     lines = []
-    for request in resolve(load_dataset(dataset), backbone, **recipe):
+    for request in resolve(features.data.load(), features):
         state = request.state()
         lines.append(f"{state.word}: {request.dataset.name} {request.recipe.name} {state.why}")
         if state.word == "missing":

@@ -8,16 +8,17 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from features.datasets import SPLITS, Dataset, load_dataset
+from features.datasets import SPLITS, Dataset
 from features.devices import BATCH
 from features.errors import FirnError
 from features.images import Geometry
 from features.inspection.diagnoses import Case, Diagnosis, diagnose
 from features.inspection.survey import Examination, examine, sample
+from features.options import ExtractOptions, FeatureOptions, Taking
 from features.progress import printable, shown
 from features.request import DEFAULT_PREPROCESS, Request, resolve
 from features.storage import artifacts_root, write_whole
@@ -42,29 +43,18 @@ class _Cost(NamedTuple):
     precision: str
 
 
-def doctor(
-    dataset: str,
-    backbone: str,
-    *,
-    maps: str = "",
-    preprocess: str = "",
-    precision: str = "auto",
-    device: str = "auto",
-    weights: str = "",
-    seed: int = 0,
-) -> tuple[list[str], bool]:
-    """Examine a data set and what its extraction will take; return the lines to print, and whether to go ahead.
+def doctor(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("maps")]) -> tuple[list[str], int]:
+    """Examine a data set and what its extraction will take; return the lines to print, and 2 where not to go ahead.
 
     doctor.json and sheet.png are written to `artifacts/doctor/<dataset>`; no feature is computed for keeps. Raises
     BadDataset for what is no data set at all.
     """
-    images = load_dataset(dataset, seed=seed)
+    images, seed = features.data.load(), features.data.seed
     images.source.stamps([])  # a pack has no images and says so
-    way, troubles = preprocess or DEFAULT_PREPROCESS, list[str]()
+    way, troubles = features.preprocess or DEFAULT_PREPROCESS, list[str]()
     try:
-        recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
-        requests = resolve(images, backbone, **recipe)
-        cost: _Cost | None = _cost(images, requests, maps, seed)
+        requests = resolve(images, features)
+        cost: _Cost | None = _cost(images, requests, how.maps, seed)
     except FirnError as error:
         requests, cost, troubles = [], None, [str(error)]
     geometry = requests[0].recipe.geometry(way) if requests else Geometry(DEFAULT_PREPROCESS, 224, 256, "bilinear")
@@ -81,7 +71,7 @@ def doctor(
     write_whole(folder / "doctor.json", [json.dumps(told, indent=1, ensure_ascii=False).encode()])
     lines = [*_lines(case, requests, cost), f"sheet     {folder / 'sheet.png'}", ""]
     lines += [f"{d.level}: {d.words}" for d in diagnoses] + [f"verdict: {verdict}"]
-    return [printable(line) for line in lines], verdict != VERDICTS["fault"]
+    return [printable(line) for line in lines], 2 if verdict == VERDICTS["fault"] else 0
 
 
 def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -> _Cost:

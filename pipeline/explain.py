@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import load_recipe
-from features.datasets import Dataset, load_dataset
+from features.datasets import Dataset
 from features.errors import CacheError, FirnError, unknown
+from features.options import FeatureOptions, Taking, names_in, option
 from features.progress import say
-from features.request import names_in
 from features.storage import artifacts_root, slug, write_whole
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, image_seen
 from models.heads import HEADS
 from models.runs.compare import choose
+from models.runs.options import ModelSelector
 from models.runs.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
-from models.runs.record import FINETUNED, Run, load_runs, runs_root
-from models.validation.cross_validation import choose_protocol
+from models.runs.record import FINETUNED, Run
 from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
 
 CAUTION = (
@@ -30,34 +31,33 @@ CAUTION = (
 MOST_HIGHEST = 3  # positions of the highest evidence that are told of each image
 
 
-def explain(
-    dataset: str,
-    backbone: str = "",
-    *,
-    heads: str = "",
-    labels: str = "classes",
-    protocol: str = "split",
-    per_row: int = 6,
-    weights: str = "",
-) -> list[str]:
+@dataclass(frozen=True)
+class SheetOptions:
+    """How the contact sheet is drawn."""
+
+    per_row: int = option(6, "Images in a line of the sheet.", min=2)
+
+
+Explained = Annotated[ModelSelector, Taking("dataset", "seed", "backbone", "heads", "labels", "protocol")]
+
+
+def explain(runs: Explained, sheet: SheetOptions, features: Annotated[FeatureOptions, Taking("weights")]) -> list[str]:
     """Draw a sheet for the run chosen by validation, or for the best of each head that is named; return a line each.
 
     Raises FirnError for heads without class maps, CacheError where no run, or no maps of its images, are there.
     """
-    named = _named(heads)
-    choose_protocol(protocol)
-    images = load_dataset(dataset)
-    images.source.stamps([])  # a pack has no images and says so
-    wanted = names_in(backbone)
-    every = [run for run in load_runs(images.name, labels, protocol) if can_be_explained(run.facts)]
-    runs = [run for run in every if not wanted or run.facts["backbone"] in wanted]
+    named, dataset = _named(runs.heads), runs.data.load()
+    dataset.source.stamps([])  # a pack has no images and says so
+    able = [run for run in replace(runs, heads="").load_all() if can_be_explained(run.record)]
     chosen = []
     for some in named:
-        fitting = [run for run in runs if run.facts["head"] in some]
+        fitting = [run for run in able if run.record.head in some]
         if not fitting:
-            raise CacheError(_missing(dataset, backbone, protocol, some))
+            asked = replace(runs, heads=" ".join(some) if len(some) == 1 else "")
+            words = f"no run of {runs.data.dataset} that class maps explain, of {' '.join(some)}"
+            raise CacheError(f"{words}; run: {asked.command()}")
         chosen.append(choose(fitting))
-    return [_shown(run, images, per_row, weights) for run in chosen]
+    return [_shown(run, dataset, sheet.per_row, features.weights) for run in chosen]
 
 
 def _named(heads: str) -> list[tuple[str, ...]]:
@@ -71,24 +71,17 @@ def _named(heads: str) -> list[tuple[str, ...]]:
     return [(name,) for name in names] or [tuple(EXPLAINERS)]
 
 
-def _missing(dataset: str, backbone: str, protocol: str, heads: Sequence[str]) -> str:
-    settings = f"DATASET={dataset}{f' BACKBONE={backbone}' if backbone else ''}"
-    settings += f" PROTOCOL={protocol}" if protocol != "split" else ""
-    verb = "finetune" if heads == (FINETUNED,) else "train-heads"
-    return f"no run of {dataset} that class maps explain, of {' '.join(heads)}; run: make {verb} {settings}"
-
-
 def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     """Write the sheet of one run and the JSON beside it; return a line with their paths."""
-    found, classes = judged(run), run.facts["classes"]
+    found, classes = judged(run), run.record.classes
     lines = outcomes(found, classes, per_row)
     at = np.array([place for line in lines for place in line.at], dtype=np.intp)
-    recipe = load_recipe(run.facts["backbone"], weights or None)
+    recipe = load_recipe(run.record.backbone, weights or None)
     case = Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(classes)))
     evidence = evidence_of(case, None if found.seen else found.proba[at])
-    geometry = recipe.geometry(run.facts["keys"][0]["preprocess"].partition(":")[0])
+    geometry = recipe.geometry(run.record.keys[0].preprocess_mode)
     seen = [image_seen(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
-    root = runs_root(run.facts["dataset"], run.facts["labels"], run.facts["protocol"])
+    root = run.record.root
     stem = slug("-".join(run.folder.relative_to(root).parts))
     png = artifacts_root() / "explain" / root.name / f"{stem}.png"
     write_whole(png, [draw_sheet(_sheet(run, found, lines, evidence, seen, per_row))])
@@ -107,7 +100,7 @@ def _sheet(
     seen: Sequence[NDArray[np.uint8]],
     per_row: int,
 ) -> Sheet:
-    classes, strips, i = run.facts["classes"], [], 0
+    classes, strips, i = run.record.classes, [], 0
     for line in lines:
         tiles = []
         for place in line.at:
@@ -119,7 +112,7 @@ def _sheet(
     named = classes[1] if len(classes) == 2 else "what it was called"
     unit = f"{'log odds' if len(classes) == 2 else 'logit less the mean of all classes'}; one scale for the sheet"
     ends = (f"against {named}", unit, f"for {named}")
-    return Sheet(f"{run.facts['dataset']}: {run.name}", _notes(run, found, evidence), strips, per_row, ends)
+    return Sheet(f"{run.record.dataset}: {run.name}", _notes(run, found, evidence), strips, per_row, ends)
 
 
 def _caption(found: Judged, place: int, classes: Sequence[str]) -> tuple[str, str]:
@@ -131,7 +124,7 @@ def _caption(found: Judged, place: int, classes: Sequence[str]) -> tuple[str, st
 
 def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
     """Return the lines below the title: whose images these are, how was decided, what is seen."""
-    classes, (first, *others) = run.facts["classes"], evidence.maps
+    classes, (first, *others) = run.record.classes, evidence.maps
     rule = "called the most probable class"
     if found.threshold is not None:
         rule = f"called {classes[1]} from a probability of {found.threshold:.3f} up (out-of-fold Youden threshold)"
@@ -150,7 +143,7 @@ def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
 
 def _told(run: Run, found: Judged, lines: Sequence[Outcome], evidence: Evidence, size: int) -> dict[str, Any]:
     """Return what the sheet shows, for JSON."""
-    classes, told, i = run.facts["classes"], [], 0
+    classes, told, i = run.record.classes, [], 0
     (kind, shown), *_ = evidence.maps.items()
     for line in lines:
         for place in line.at:
@@ -170,7 +163,7 @@ def _told(run: Run, found: Judged, lines: Sequence[Outcome], evidence: Evidence,
         "schema": 1,
         "run": run.name,
         "folder": str(run.folder),
-        **{name: run.facts[name] for name in ("dataset", "labels", "protocol", "classes", "manifest", "identity")},
+        **{n: getattr(run.record, n) for n in ("dataset", "labels", "protocol", "classes", "manifest", "identity")},
         "threshold": found.threshold,
         "seen_in_training": found.seen,
         "exact": evidence.exact,

@@ -6,8 +6,9 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +18,20 @@ from features.datasets.image_list import find_images
 from features.datasets.load import at_hand
 from features.errors import BadBundle, BadDataset, FirnError, unknown
 from features.images import Geometry, pixels
+from features.options import Taking, option
 from features.progress import say
 from features.storage import artifacts_root, make_folder, slug, write_whole
-from models.predictor.archive import is_bundle, opened
-from models.predictor.build import Wish
+from models.predictor.archive import opened
+from models.predictor.build import BundleOptions
 from models.predictor.export import FORMATS, NAMES, Runner
 from models.predictor.manifest import Contents
 from models.predictor.self_test import draw_images
-from pipeline.bundle import Sought, bundled
+from models.runs.options import ModelSelector
+from pipeline.bundle import bundled
 from pipeline.render.model_card import Exported, render_card
 
 if TYPE_CHECKING:
-    from models.predictor import Predictor
+    from models.predictor.predictor import Predictor
 
 PARITY = 1e-4  # in probability, between the exported graph and torch
 MOST = 24  # images that it is checked on
@@ -41,34 +44,46 @@ class _Trial(NamedTuple):
     images: list[bytes | NDArray[Any]]
 
 
-def export(sought: Sought, format_: str, *, images: str = "", weights: str = "", out: str = "") -> list[str]:
+@dataclass(frozen=True)
+class ExportOptions:
+    """In which format, and what the export is checked on."""
+
+    format: str = option("onnx", "onnx (the extra onnx) or program (torch.export).")
+    images: str = option("", "Images that the export is checked on; empty is test images of the set.")
+    out: str = option("", "The file to write; empty is one below artifacts/exports.")
+
+    def __post_init__(self) -> None:
+        """Refuse a format that is in no table, and a file name of another one."""
+        if self.format not in FORMATS:
+            raise unknown("format", self.format, FORMATS)
+        suffix = FORMATS[self.format].suffix
+        if self.out and Path(self.out).suffix != suffix:
+            raise FirnError(f"expected OUT= to end in {suffix} for FORMAT={self.format}, got {Path(self.out).name}")
+
+
+def export(model: ModelSelector, to: ExportOptions, how: Annotated[BundleOptions, Taking("weights")]) -> list[str]:
     """Write a bundle in one of FORMATS, with its card (.md) and facts (.json); return a summary and the path.
 
     It is opened in the runtime that it is for and compared on images: those of `images`, else test images of the
     data set, else drawn ones. Raises FirnError where it differs, in float32, by more than PARITY; UnknownName.
     """
-    if format_ not in FORMATS:
-        raise unknown("format", format_, FORMATS)
-    row = FORMATS[format_]
-    model = bundled(sought, Wish(weights=weights))
-    target = Path(out) if out else artifacts_root() / "exports" / f"{_stem(model)}{row.suffix}"
-    if target.suffix != row.suffix:
-        raise FirnError(f"expected OUT= to end in {row.suffix} for FORMAT={format_}, got {target.name}")
-    from models.predictor import load
+    from models.predictor.loading import load
 
-    predictor = load(model, device_="cpu")
-    module, side = _module(model), predictor.geometry.size
+    row, path = FORMATS[to.format], bundled(model, how)
+    target = Path(to.out) if to.out else artifacts_root() / "exports" / f"{_stem(path)}{row.suffix}"
+    predictor = load(path, device_="cpu")
+    module, side = _module(path), predictor.geometry.size
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as beside:
         unproven = Path(beside) / target.name
         row.write(module, side, unproven)
-        trial = _trial(images, predictor.contents, model if sought.model and is_bundle(Path(sought.model)) else None)
+        trial = _trial(to.images, predictor.contents, model.bundle)
         found = _check(row.open(unproven), module, predictor, trial)
         card = _card(predictor.contents, Exported(target.name, row.about, side, NAMES, found))
         os.replace(unproven, target)
     write_whole(target.with_suffix(".md"), [card.encode()])
     write_whole(target.with_suffix(".json"), [_facts(predictor.contents, predictor.geometry).encode()])
-    return [f"ready: {predictor.contents.name} as {format_}; {found}", str(target)]
+    return [f"ready: {predictor.contents.name} as {to.format}; {found}", str(target)]
 
 
 def _stem(model: Path) -> str:

@@ -6,81 +6,61 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from features.datasets import load_dataset
+from features.options import FeatureOptions, Taking, make_command
 from features.progress import shown
-from features.request import names_in, open_features
+from features.request import open_features
 from features.storage import artifacts_root, write_whole
-from models.heads import HEADS, choose_heads, make_head
+from models.heads import HEADS, make_head
 from models.metrics import score
-from models.runs.features import Ask, Stage
+from models.runs.features import Stage
+from models.runs.options import HeadOptions, RunOptions
 from models.runs.record import runs_root
 from models.runs.scores import LEVEL, as_dict
-from models.runs.summary import make_command, plural, with_interval
+from models.runs.summary import plural, with_interval
 from models.validation import learning_curve as learning
 from models.validation.learning_curve import Point
-from pipeline.render.plots import FILE, draw_learning
+from pipeline.render.plots import FILE, SCHEMA, draw_learning
+
+View = Annotated[HeadOptions, Taking(heads="logistic")]
+Labels = Annotated[RunOptions, Taking("labels")]
+DRAWS = 1000  # of the bootstrap
 
 
-def learning_curve(
-    dataset: str,
-    backbone: str,
-    *,
-    heads: str = "logistic",
-    blocks: str = "1",
-    pool: str = "avg",
-    labels: str = "classes",
-    preprocess: str = "",
-    precision: str = "auto",
-    device: str = "auto",
-    weights: str = "",
-    seed: int = 0,
-    n_bootstrap: int = 1000,
-) -> list[str]:
+def learning_curve(features: FeatureOptions, view: View, run: Labels) -> list[str]:
     """Fit heads on growing parts of the training patients; print a table, write JSON and plots; return their paths.
 
     Test images have no part in it: it is made to decide whether to collect more.
     """
     from rich.console import Console
 
-    images = load_dataset(dataset, seed=seed)
-    recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
+    dataset, seed = features.data.load(), features.data.seed
     curves = []
-    for term in names_in(backbone) or [""]:
-        stage = Stage(open_features(images, term.replace("+", " "), **recipe), Ask(dataset, labels, seed=seed))
-        for name in choose_heads(heads):
+    for term in features.terms:
+        stage = Stage(open_features(dataset, features, term), features.data, run)
+        for name in view.names:
             if HEADS[name].input != "runs":
-                described, view = stage.view(name, blocks, pool)
-                dev = view.take(view.splits != "test")
+                described, seen = stage.view(name, view.blocks, view.pool)
+                dev = seen.take(seen.splits != "test")
                 make, words = partial(make_head, name, seed=seed), f"learning curve of {name} on {described}"
                 with shown(words, "fits") as progress:
                     points = learning.learning_curve(make, dev, seed=seed, progress=progress)
-                curves.append(_curve(f"{name} on {described}", points, seed, n_bootstrap))
-    folder = artifacts_root() / "compare" / runs_root(images.name, labels).name
-    unit = images.grouped_by or "image"
-    settings = {
-        "DATASET": dataset,
-        "BACKBONE": backbone,
-        "HEADS": heads,
-        "BLOCKS": blocks,
-        "POOL": pool,
-        "LABELS": labels,
-    }
-    settings |= {"PREPROCESS": preprocess, "PRECISION": precision, "SEED": str(seed)}
-    command = make_command("learning-curve", *((name, value) for name, value in settings.items() if value))
+                curves.append(_curve(f"{name} on {described}", points, seed))
+    unit = dataset.grouped_by or "image"
     for curve in curves:
         Console().print(_lines(curve, unit), markup=False, highlight=False)
-    return _written(
-        folder, {"manifest": stage.digest, "unit": unit, "seed": seed, "curves": curves, "command": command}
-    )
+    command = make_command("learning-curve", features, view, run, heads=view.heads, seed=str(seed))
+    content = {"schema": SCHEMA, "manifest": stage.digest, "unit": unit, "seed": seed, "curves": curves}
+    folder = artifacts_root() / "compare" / runs_root(dataset.name, run.labels).name
+    return _written(folder, content | {"command": command})
 
 
-def _curve(name: str, points: Sequence[Point], seed: int, n_bootstrap: int) -> dict[str, Any]:
+def _curve(name: str, points: Sequence[Point], seed: int) -> dict[str, Any]:
     rows = []
     for point in points:
         p = point.predictions
-        area = score(p.y, p.proba, p.groups, n_bootstrap=n_bootstrap, level=LEVEL, seed=seed)["roc_auc"]
+        area = score(p.y, p.proba, p.groups, n_bootstrap=DRAWS, level=LEVEL, seed=seed)["roc_auc"]
         rows.append({"groups": point.groups, "images": round(point.images, 1), "roc_auc": as_dict(area)})
     return {"name": name, "points": rows}
 

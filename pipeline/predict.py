@@ -3,63 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.image_list import Listed, find_images
-from features.errors import BadImage
+from features.errors import BadImage, FirnError
 from features.images import pixels
+from features.options import ExtractOptions, FeatureOptions, Taking, option
 from features.progress import printable, say, shown
 from features.storage import artifacts_root, slug, write_whole
 from models.explain.class_maps import asked_maps
-from models.predictor.build import Wish
+from models.predictor.build import BundleOptions
+from models.runs.options import ModelSelector
 from models.runs.outcomes import asked_of
-from pipeline.bundle import Sought, bundled
+from pipeline.bundle import bundled
 from pipeline.render.tables import csv_lines
 
 if TYPE_CHECKING:
-    from models.predictor import Prediction, Predictor
+    from models.predictor.predictor import Prediction, Predictor
 
 _TOLD = 20  # unreadable files on the terminal
 
 
-def predict(
-    images: str,
-    sought: Sought,
-    *,
-    point: str = "",
-    overlays: bool = False,
-    device: str = "auto",
-    workers: int = 0,
-    weights: str = "",
-    out: str = "",
-) -> list[str]:
+@dataclass(frozen=True)
+class PredictOptions:
+    """Which images, and what is made of them."""
+
+    images: str = option("", "A folder of images, one image, or a CSV with a column of paths.")
+    point: str = option("", "youden (if empty), sensitivity>=0.95, or a probability of the positive class.")
+    overlays: bool = option(False, "Also write every image with its class activation map laid over it.")
+    out: str = option("", "The folder to write into; empty is one below artifacts.")
+
+
+Weights = Annotated[BundleOptions, Taking("weights")]
+Machine = Annotated[FeatureOptions, Taking("device")]
+Threads = Annotated[ExtractOptions, Taking("workers")]
+
+
+def predict(what: PredictOptions, model: ModelSelector, how: Weights, machine: Machine, threads: Threads) -> list[str]:
     """Predict the images of a folder, a file or a CSV; return a summary and the path of predictions.csv.
 
     Unreadable files are left out and listed in unreadable.csv; with `overlays` there is an image with its class map
     for each. Raises BadBundle, BadDataset; BadImage where nothing can be read; FirnError for a model without maps.
     """
-    from models.predictor import load
+    from models.predictor.loading import load
 
-    listed = find_images(images)
-    model = bundled(sought, Wish(weights=weights))
-    predictor = load(model, device_=device, explained=overlays)
-    folder = Path(out) if out else artifacts_root() / "predict" / _name(Path(images).resolve())
-    found = _predicted(predictor, listed, point, workers)
+    if not what.images:
+        raise FirnError("which images? run: make predict IMAGES=path/to/images, a folder, one image or a CSV of paths")
+    listed, path = find_images(what.images), bundled(model, how)
+    predictor = load(path, device_=machine.device, explained=what.overlays)
+    folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
+    found = _predicted(predictor, listed, what.point, threads.workers)
     if not found.names:
         raise BadImage(f"no image could be read; the first: {next(iter(found.left_out.values()))}")
     names = {str(one.path): one.name for one in listed}
+    _write_tables(found, names, folder)
+    if what.overlays:
+        _write_overlays(predictor, found, names, folder / "overlays")
+    return [_summary(found, predictor, what.point, path), str(folder / "predictions.csv")]
+
+
+def _write_tables(found: Prediction, names: dict[str, str], folder: Path) -> None:
+    """Write predictions.csv and unreadable.csv, and name the first files that could not be read."""
     write_whole(folder / "predictions.csv", [csv_lines(predictions_table(found, names))])
     unreadable = [(names[path], why.removeprefix(f"{path}: ")) for path, why in found.left_out.items()]
     write_whole(folder / "unreadable.csv", [csv_lines([("path", "reason"), *unreadable])])
     for name, why in unreadable[:_TOLD]:
         say(printable(f"left out {name}: {why}"))
-    if overlays:
-        _write_overlays(predictor, found, names, folder / "overlays")
-    return [_summary(found, predictor, point, model), str(folder / "predictions.csv")]
 
 
 def _name(images: Path) -> str:

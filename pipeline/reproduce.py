@@ -6,30 +6,28 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
 from features.backbones.registry import domains
 from features.backbones.weights import thawed_root
-from features.cache.key import Key
-from features.datasets import load_dataset
 from features.datasets.packed import Packed
 from features.devices import device, precision
 from features.errors import CacheError
+from features.options import ExtractOptions, FeatureOptions, Taking, option, replaced
 from features.progress import say
 from features.storage import artifacts_root, make_folder
 from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
-from models.runs.record import FINETUNED, Run, load_run, load_runs, runs_root
+from models.runs.options import HeadOptions, ModelSelector, RunOptions
+from models.runs.record import FINETUNED, Run, RunRecord, load_run, load_runs
 from models.runs.scores import shown
-from pipeline.bundle import Sought
-
-_OTHERWISE_GIVEN = ("recipe", "views", "flip", "precision", "seed")  # of a thaw's settings
 
 
 @contextmanager
@@ -54,93 +52,63 @@ def bases_of(run: Run) -> list[Run]:
 
     A head on maps takes the last block whose maps are cached, so these must not be there yet when it is trained.
     """
-    root = runs_root(*(run.facts[name] for name in ("dataset", "labels", "protocol")))
-    runs = [load_run(root / base) for base in run.facts.get("bases", ())] or [run]
-    return sorted(runs, key=lambda base: [_key(base).blocks.index(block) for block in _maps(base)][-1:])
+    runs = [load_run(run.record.root / base) for base in run.record.bases] or [run]
+    return sorted(runs, key=lambda base: [base.record.keys[0].blocks.index(block) for block in _maps(base.record)][-1:])
 
 
-def make_again(run: Run, bases: Sequence[Run], *, device: str = "auto", weights: str = "") -> Run:
-    """Extract and train as the facts say, wherever artifacts go now, and return the new run.
+def make_again(run: Run, bases: Sequence[Run], machine: FeatureOptions) -> Run:
+    """Extract and train as the records say, wherever artifacts go now, and return the new run.
 
     CacheError where what comes out is another run: the images, or Firn's recipes, have changed.
     """
     for base in bases:
         say(f"again: {base.name}")
-        features = {"preprocess": _way(base), "device": device, "weights": weights, "precision": _key(base).precision}
-        _MAKERS.get(base.facts["head"], _headed)(base.facts, features, _maps(base))
-    if run.facts.get("bases"):
-        _stacked(run.facts)
-    names = ("head", "backbone", "view", "pool")
-    for found in load_runs(*(run.facts[name] for name in ("dataset", "labels", "protocol"))):
-        if all(found.facts[name] == run.facts[name] for name in names):
+        features = replaced(base.record.feature_options, device=machine.device, weights=machine.weights)
+        _MAKERS.get(base.record.head, _headed)(base.record, features)
+    if run.record.bases:
+        _stacked(run.record)
+    for found in load_runs(run.record.dataset, run.record.labels, run.record.protocol):
+        if all(getattr(found.record, n) == getattr(run.record, n) for n in ("head", "backbone", "view", "pool")):
             return found
     raise CacheError(f"making {run.name} again gave no run of that name; its recipe has changed since")
 
 
-def _key(run: Run) -> Key:
-    return Key.from_json(json.dumps(run.facts["keys"][0]))
-
-
-def _way(run: Run) -> str:
-    return _key(run).preprocess.partition(":")[0]
-
-
-def _maps(run: Run) -> list[str]:
+def _maps(record: RunRecord) -> list[str]:
     """Return the blocks whose maps a run needs in the cache."""
-    head, pool = run.facts["head"], run.facts["pool"]
-    needed = head != FINETUNED and (HEADS[head].input == "maps" or POOLS[pool].of_maps is not None)
-    return list(dict.fromkeys(run.facts["blocks"])) if needed else []
+    head = record.head
+    needed = head != FINETUNED and (HEADS[head].input == "maps" or POOLS[record.pool].of_maps is not None)
+    return list(dict.fromkeys(record.blocks)) if needed else []
 
 
-def _headed(facts: Mapping[str, Any], features: Mapping[str, Any], maps: Sequence[str]) -> None:
+def _headed(record: RunRecord, features: FeatureOptions) -> None:
     from pipeline.extract import extract
-    from pipeline.train_heads import train_heads
+    from pipeline.train_heads import TrainOptions, train_heads
 
-    dataset, backbone, seed = facts["asked"], facts["backbone"], int(facts["seed"])
-    if not isinstance(load_dataset(dataset, seed=seed).source, Packed):
-        extract(dataset, backbone, maps=" ".join(maps), seed=seed, **features)
-    train_heads(
-        dataset,
-        backbone,
-        heads=facts["head"],
-        blocks=facts["asked_blocks"],
-        pool=facts["pool"] or "avg",
-        labels=facts["labels"],
-        protocol=facts["protocol"],
-        seed=seed,
-        **features,
-    )
+    if not isinstance(features.data.load().source, Packed):
+        extract(features, ExtractOptions(maps=" ".join(_maps(record))))
+    view = HeadOptions(record.head, record.asked_blocks, record.pool or "avg")
+    train_heads(features, view, RunOptions(record.labels, record.protocol), TrainOptions())
 
 
-def _thawed(facts: Mapping[str, Any], features: Mapping[str, Any], maps: Sequence[str]) -> None:
+def _finetuned(record: RunRecord, features: FeatureOptions) -> None:
+    from models.finetuning.settings import FinetuneOptions
     from pipeline.finetune import finetune
 
-    renamed = {"precision": "precision_", "device": "device_"}
-    thaw = facts["thaw"]
-    finetune(
-        facts["asked"],
-        facts["backbone"],
-        blocks=facts["asked_blocks"],
-        recipe=thaw["recipe"],
-        views=thaw["views"],
-        flip=thaw["flip"],
-        labels=facts["labels"],
-        protocol=facts["protocol"],
-        seed=int(facts["seed"]),
-        features={renamed.get(name, name): value for name, value in features.items()},
-        **{name: value for name, value in thaw.items() if name not in _OTHERWISE_GIVEN},
-    )
+    how = dict(record.finetuning or {})
+    how["batch_size"] = how.get("batch")
+    known = {name: how[name] for name in FinetuneOptions.__dataclass_fields__ if name in how}
+    options = FinetuneOptions(blocks=record.asked_blocks, **known)
+    finetune(features, options, RunOptions(record.labels, record.protocol))
 
 
-_MAKERS = {FINETUNED: _thawed}  # heads that are not trained by train-heads
+_MAKERS = {FINETUNED: _finetuned}  # heads that are not trained by train-heads
 
 
-def _stacked(facts: Mapping[str, Any]) -> None:
-    from models.runs.features import Ask
+def _stacked(record: RunRecord) -> None:
     from models.runs.stack import train_stack
 
-    ask = Ask(facts["asked"], facts["labels"], facts["protocol"], int(facts["seed"]))
-    train_stack(facts["dataset"], ask, facts["backbone"].split("+"), tuple(HEADS))
+    run = RunOptions(record.labels, record.protocol)
+    train_stack(record.dataset, record.data, run, record.backbone.split("+"), tuple(HEADS))
 
 
 class Budget(NamedTuple):
@@ -165,28 +133,40 @@ TRAINED = 5  # times as much for networks that were thawed
 _SAME = 1e-9
 
 
-def reproduce(sought: Sought, *, device_: str = "auto", weights: str = "") -> tuple[list[str], bool]:
-    """Make a run again in a temporary folder; return lines that end in a verdict, and whether it came out again.
+@dataclass(frozen=True)
+class RecordedOptions:
+    """Which recorded run."""
 
-    Features are extracted anew, folds, heads, thawed networks and stacks follow the recorded settings. Raises
+    run: str = option("", "The folder of a run; empty is the run that validation chooses of DATASET.")
+
+
+Chosen = Annotated[ModelSelector, Taking("dataset", "seed", "backbone", "heads", "labels", "protocol")]
+Machine = Annotated[FeatureOptions, Taking("device", "weights")]
+
+
+def reproduce(recorded: RecordedOptions, model: Chosen, machine: Machine) -> tuple[list[str], int]:
+    """Make a run again in a temporary folder; return lines that end in a verdict, and 1 where it is another run.
+
+    Features are extracted anew, folds, heads, fine-tuned networks and stacks follow the recorded settings. Raises
     CacheError, BadDataset or BadWeights where what it was made of is not there.
     """
-    run, where = sought.run(), device(device_)
+    run, where = replace(model, model=recorded.run).load(), device(machine.device)
     bases = bases_of(run)
-    names = list(dict.fromkeys(name for base in bases for name in base.facts["backbone"].split("+")))
+    names = list(dict.fromkeys(name for base in bases for name in base.record.backbone.split("+")))
     make_folder(artifacts_root())
     place = tempfile.TemporaryDirectory(prefix=".reproduce-", dir=artifacts_root())
     with place as folder, elsewhere(Path(folder), names):
-        again = make_again(run, bases, device=device_, weights=weights)
-    return compared(run, again, budget_of(run, bases, where))
+        again = make_again(run, bases, machine)
+    lines, well = compared(run, again, budget_of(run, bases, where))
+    return lines, 0 if well else 1
 
 
 def budget_of(run: Run, bases: list[Run], where: str) -> tuple[str, Budget]:
     """Return the budget of a run, of a stack the widest of its runs, in words and numbers."""
     kind = where.partition(":")[0]
-    arithmetic = {str(key["precision"]) for base in bases for key in base.facts["keys"]}
+    arithmetic = {key.precision for base in bases for key in base.record.keys}
     rows = [BUDGETS[kind, name if name != "auto" else precision("auto", where)] for name in arithmetic]
-    trained = TRAINED if any(base.facts["head"] == FINETUNED for base in bases) else 1
+    trained = TRAINED if any(base.record.head == FINETUNED for base in bases) else 1
     widest = Budget(*(trained * max(values) for values in zip(*rows, strict=True)))
     return f"{kind} in {'/'.join(sorted(arithmetic))}{', thawed' if trained > 1 else ''}", widest
 
@@ -212,14 +192,14 @@ def compared(run: Run, again: Run, budget: tuple[str, Budget]) -> tuple[list[str
 
 def _differences(run: Run, again: Run) -> Iterator[str]:
     """Yield what is otherwise than it was: images, features, what was chosen, versions."""
-    if run.facts["manifest"] != again.facts["manifest"]:
+    if run.record.manifest != again.record.manifest:
         yield "images, labels, splits or groups have changed since"
-    for old, new in zip(run.facts["keys"], again.facts["keys"], strict=False):
-        yield from Key.from_json(json.dumps(old)).differences(Key.from_json(json.dumps(new)))
-    old_choice, new_choice = (json.dumps(r.facts["chosen"], sort_keys=True) for r in (run, again))
+    for old, new in zip(run.record.keys, again.record.keys, strict=False):
+        yield from old.differences(new)
+    old_choice, new_choice = (json.dumps(r.record.chosen, sort_keys=True) for r in (run, again))
     if old_choice != new_choice and len(old_choice) < 200:
         yield f"chosen was {old_choice}, now {new_choice}"
-    before, now = run.facts["versions"], again.facts["versions"]
+    before, now = run.record.versions, again.record.versions
     for name in before.keys() & now.keys():
         if before[name] != now[name]:
             yield f"{name} was {before[name]}, now {now[name]}"

@@ -5,39 +5,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from features.datasets import load_dataset
 from features.errors import FirnError, unknown
+from features.options import FeatureOptions, option
 from features.progress import heard
-from features.request import names_in, open_features
-from features.views import choose_pool
-from models.heads import HEADS, choose_heads
-from models.runs.features import Ask, Stage
+from features.request import open_features
+from models.heads import HEADS
+from models.runs.features import Stage
 from models.runs.on_ray import Order, train_on_ray
+from models.runs.options import HeadOptions, RunOptions
 from models.runs.search import search
 from models.runs.stack import train_stack
-from models.validation.cross_validation import choose_protocol
 
 ENGINES = ("local", "ray")
 
 
-def train_heads(
-    dataset: str,
-    backbone: str,
-    *,
-    heads: str = "all",
-    blocks: str = "1",
-    pool: str = "avg",
-    labels: str = "classes",
-    protocol: str = "split",
-    budget: float = 0.0,
-    preprocess: str = "",
-    precision: str = "auto",
-    device: str = "auto",
-    weights: str = "",
-    seed: int = 0,
-    engine: str = "local",
-) -> list[str]:
+@dataclass(frozen=True)
+class TrainOptions:
+    """How the training of heads is organised."""
+
+    budget: float = option(0.0, "Seconds for a search over views and heads; 0 is no search.", min=0)
+    engine: str = option("local", "local, or ray: runs side by side on a machine or a cluster ($RAY_ADDRESS).")
+
+    def __post_init__(self) -> None:
+        """Raise UnknownName for an unknown engine, FirnError where Ray has nothing to share out."""
+        if self.engine not in ENGINES:
+            raise unknown("engine", self.engine, ENGINES)
+        if self.budget and self.engine == "ray":
+            raise FirnError("BUDGET= learns from each run which one to try next; leave ENGINE= away, or BUDGET=")
+
+
+def train_heads(features: FeatureOptions, view: HeadOptions, run: RunOptions, how: TrainOptions) -> list[str]:
     """Train heads on the cached features of one or several backbones, or on a pack; return one line per run.
 
     Each head is fitted on four fifths of the training images' groups to predict the fifth, five times, and once on
@@ -45,45 +44,31 @@ def train_heads(
     are there already are not trained again. Backbones joined by + are one view. With a `budget` in seconds views and
     heads are searched; blocks and pool are then the search's own. The `engine` "ray" trains runs side by side.
     """
-    names, begun = choose_heads(heads), time.monotonic()
-    _check_engine(engine, budget)
-    choose_pool(pool)
-    choose_protocol(protocol)
-    images = load_dataset(dataset, seed=seed)
-    recipe = {"weights": weights, "preprocess": preprocess, "precision_": precision, "device_": device}
-    ask = Ask(dataset, labels, protocol, seed, until=begun + budget if budget else math.inf)
-    terms = names_in(backbone) or [""]
-    stages = [Stage(open_features(images, term.replace("+", " "), **recipe), ask) for term in terms]
-    if budget:
-        return search(images.name, stages, ask, names)
-    insist = heads != "all"
-    if engine == "ray":
+    until = time.monotonic() + how.budget if how.budget else math.inf
+    dataset, names = features.data.load(), _of_features(view.names)
+    stages = [Stage(open_features(dataset, features, term), features.data, run, until=until) for term in features.terms]
+    if how.budget:
+        return search(dataset.name, stages, view.names)
+    if how.engine == "ray":
         with heard():  # what is left out is said below
-            pairs = zip(stages, terms, strict=True)
-            each = [(stage, term, name) for stage, term in pairs for name in _of_features(names)]
-            lacking = [(term, name) for stage, term, name in each if stage.lacks(name, blocks, pool, insist=insist)]
-        train_on_ray([Order(term, name, blocks, pool, recipe, ask, insist) for term, name in lacking])
+            each = [(stage, term, name) for stage, term in zip(stages, features.terms, strict=True) for name in names]
+            lacking = [
+                (term, name)
+                for stage, term, name in each
+                if stage.lacks(name, view.blocks, view.pool, insist=view.insist)
+            ]
+        train_on_ray([Order(term, name, features, view, run) for term, name in lacking])
     lines = []
     for stage in stages:
-        trained = ((name, stage.train(name, blocks, pool, insist=insist)) for name in _of_features(names))
+        trained = ((name, stage.train(name, view.blocks, view.pool, insist=view.insist)) for name in names)
         lines += [f"ready: {name} on {stage.name} {folder}" for name, folder in trained if folder]
-    return lines + _stacked(images.name, ask, [stage.name for stage in stages], names, insist)
-
-
-def _check_engine(engine: str, budget: float) -> None:
-    """Raise UnknownName for an unknown engine, FirnError where Ray has nothing to share out."""
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if budget and engine == "ray":
-        raise FirnError("BUDGET= learns from each run which one to try next; leave ENGINE= away, or BUDGET=")
+    bases = names or _of_features(tuple(HEADS))  # alone, a stack combines all heads that are there
+    stacks = [name for name in view.names if HEADS[name].input == "runs"]
+    backbones = [stage.name for stage in stages]
+    return lines + [
+        f"ready: {name} {train_stack(dataset.name, features.data, run, backbones, bases)}" for name in stacks
+    ]
 
 
 def _of_features(names: Sequence[str]) -> list[str]:
     return [name for name in names if HEADS[name].input != "runs"]
-
-
-def _stacked(dataset: str, ask: Ask, backbones: Sequence[str], names: Sequence[str], insist: bool) -> list[str]:
-    """Train the heads that combine runs; alone, they combine all heads that are there."""
-    wanted = [name for name in names if HEADS[name].input == "runs"]
-    bases = _of_features(names) or _of_features(tuple(HEADS))
-    return [f"ready: {name} {train_stack(dataset, ask, backbones, bases)}" for name in wanted]

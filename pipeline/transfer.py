@@ -1,97 +1,104 @@
-"""transfer: does thawing on a source domain first help on a target? The detour against the direct way, paired."""
+"""transfer: does fine-tuning on a source domain first help on a target? The detour against the direct way, paired."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from features.datasets import load_dataset
 from features.errors import BadDataset, FirnError
+from features.options import DatasetOptions, ExtractOptions, FeatureOptions, Taking, option, replaced
 from features.request import open_features
 from features.storage import artifacts_root, slug, write_whole
 from features.views import Cached, View, load_manifest
 from models.domain_shift import Distances, measure
+from models.finetuning.settings import FinetuneOptions
 from models.finetuning.train import best_epoch
-from models.heads import HEADS, choose_heads
+from models.heads import HEADS
 from models.metrics import score
 from models.runs.compare import paired, verdicts
-from models.runs.features import Ask, Stage
+from models.runs.features import Stage
+from models.runs.finetune import finetuned, finetuned_once, write_backbone
+from models.runs.options import HeadOptions, RunOptions
 from models.runs.record import Run, load_run
+from models.runs.results import DetourRow, DetourStep, TransferResult
 from models.runs.scores import LEVEL, as_dict, number, shown
-from models.validation.cross_validation import choose_protocol
 from pipeline.extract import extract
-from pipeline.finetune import asked_thaw, finetuned, thawed_once, write_backbone
 from pipeline.render.transfer_report import detour_lines
 
 REPORTED = ("roc_auc", "balanced_accuracy")
+DRAWS = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """The domains on the way, and the one that it is all for."""
+
+    source: str = option("pneumonia", "The data set on which the backbone is fine-tuned first.")
+    target: str = option("cervical", "The data set that it is all for.")
+    shared: str = option("", "A data set between the two, on which the backbone is fine-tuned second.")
+    thaw: bool = option(False, "Fine-tune both backbones on the target too.")
+
+    @property
+    def passed(self) -> list[str]:
+        """Return the domains on the way."""
+        return [self.source, *([self.shared] if self.shared else [])]
+
+
+Backbone = Annotated[FeatureOptions, Taking("seed", "backbone", "preprocess", "precision", "device")]
+Heads = Annotated[HeadOptions, Taking("heads", heads="logistic lda knn")]
+Protocol = Annotated[RunOptions, Taking(protocol="cv")]
 
 
 def transfer(
-    source: str,
-    target: str,
-    backbone: str,
-    *,
-    shared: str = "",
-    heads: str = "logistic lda knn",
-    thaw: bool = False,
-    blocks: str = "1",
-    recipe: str = "adamw",
-    views: int = 1,
-    flip: str = "none",
-    labels: str = "classes",
-    protocol: str = "cv",
-    seed: int = 0,
-    features: Mapping[str, str] | None = None,
-    n_bootstrap: int = 2000,
-    **given: Any,
+    way: TransferOptions, features: Backbone, view: Heads, finetuning: FinetuneOptions, run: Protocol
 ) -> list[str]:
-    """Thaw a backbone on the source (then on `shared`) and compare it, on the target, with the backbone as it came.
+    """Fine-tune a backbone on the source (then on `shared`); compare it, on the target, with the backbone as it came.
 
-    Heads are trained on the target's features of both, in the same folds; with `thaw` both are thawed on the target
-    too. Returns the report's lines, the last two with the paths of transfer.md and transfer.json. `features` are
-    preprocess, precision_ and device_ as `resolve` takes them, `given` replaces settings of the recipe. Raises
+    Heads are trained on the target's features of both, in the same folds; with `thaw` both are fine-tuned on the
+    target too. Returns the report's lines, the last two with the paths of transfer.md and transfer.json. Raises
     FirnError for a target that is among the domains, BadDataset for images of the target that lie in one of them.
     """
-    choose_protocol(protocol)
-    passed, names = [source, *([shared] if shared else [])], _of_features(heads)
-    titles = _different([load_dataset(name, seed=seed).name for name in (*passed, target)])
-    how = _How(dict(features or {}), asked_thaw(blocks, recipe, views, flip, seed, given), seed, n_bootstrap)
-    first = [how.view(name, backbone) for name in (*passed, target)]
+    names, how = _of_features(view), _How(features, finetuning, features.data.seed)
+    backbone = features.backbone or "resnet18"
+    places = (*way.passed, way.target)
+    titles = _different([load_dataset(name, seed=how.seed).name for name in places])
+    first = [how.view(name, backbone) for name in places]
     _check_apart(titles, first)
-    steps = how.thawed_on_all(passed, backbone)
-    thawed = steps[-1]["backbone"]
-    after = how.view(target, thawed)[1]
-    ask = Ask(target, labels, protocol, seed)
-    pairs = [(how.head(ask, backbone, name), how.head(ask, thawed, name)) for name in names]
-    if thaw:
-        pairs.append((how.network(ask, backbone), how.network(ask, thawed)))
+    steps = how.finetuned_on_all(way.passed, backbone)
+    detour = steps[-1].backbone
+    after = how.view(way.target, detour)[1]
+    pairs = [(how.head(way.target, backbone, name, run), how.head(way.target, detour, name, run)) for name in names]
+    if way.thaw:
+        pairs.append((how.network(way.target, backbone, run), how.network(way.target, detour, run)))
     scored = shown(pairs[0][0])
-    results = {
-        "schema": 1,
-        "passed": titles[:-1],
-        "target": titles[-1],
-        "backbone": backbone,
-        "detour": thawed,
-        "labels": labels,
-        "protocol": protocol,
-        "seed": seed,
-        "n_bootstrap": n_bootstrap,
-        "level": LEVEL,
-        "images": len(np.unique(scored.ids)),
-        "groups": len(np.unique(scored.groups)),
-        "steps": steps,
-        "distances": [
-            {"domain": title, **_told(_distances(view, first[-1][1], after, seed))}
-            for title, (_, view) in zip(titles[:-1], first[:-1], strict=True)
-        ],
-        "rows": _rows(pairs, how),
-    }
-    return _written(results)
+    distances = [
+        {"domain": title, **_told(_distances(view, first[-1][1], after, how.seed))}
+        for title, (_, view) in zip(titles[:-1], first[:-1], strict=True)
+    ]
+    return _written(
+        TransferResult(
+            passed=titles[:-1],
+            target=titles[-1],
+            backbone=backbone,
+            detour=detour,
+            labels=run.labels,
+            protocol=run.protocol,
+            seed=how.seed,
+            n_bootstrap=DRAWS,
+            level=LEVEL,
+            images=len(np.unique(scored.ids)),
+            groups=len(np.unique(scored.groups)),
+            steps=steps,
+            distances=distances,
+            rows=_rows(pairs, how.seed),
+        )
+    )
 
 
 def _different(titles: list[str]) -> list[str]:
@@ -101,12 +108,11 @@ def _different(titles: list[str]) -> list[str]:
     return titles
 
 
-def _of_features(heads: str) -> list[str]:
+def _of_features(view: HeadOptions) -> list[str]:
     """Return the heads that were asked for; FirnError for those that need more than pooled features."""
-    names = choose_heads(heads)
-    fitting = [name for name in names if HEADS[name].input == "pooled"]
-    if heads != "all" and len(fitting) < len(names):
-        odd = next(name for name in names if name not in fitting)
+    fitting = [name for name in view.names if HEADS[name].input == "pooled"]
+    if view.insist and len(fitting) < len(view.names):
+        odd = next(name for name in view.names if name not in fitting)
         raise FirnError(f'{odd} needs more than pooled features; for transfer take HEADS="{" ".join(fitting)}"')
     return fitting
 
@@ -115,58 +121,53 @@ def _of_features(heads: str) -> list[str]:
 class _How:
     """What every step has in common."""
 
-    features: dict[str, str]
-    thaw: Any  # precision -> Thaw
+    features: FeatureOptions
+    finetuning: FinetuneOptions
     seed: int
-    n_bootstrap: int
+
+    def asked(self, dataset: str, backbone: str) -> FeatureOptions:
+        """Return the options for one backbone on one data set."""
+        return replaced(self.features, data=DatasetOptions(dataset, self.seed), backbone=backbone)
 
     def view(self, dataset: str, backbone: str) -> tuple[Cached, View]:
         """Return the entry and the average-pooled last block of a data set, extracted where missing."""
-        entry = self.stage(Ask(dataset, seed=self.seed), backbone).entries[0]
-        stage = Stage([entry], Ask(dataset, seed=self.seed))
-        return entry, stage.view("logistic", "1", "avg")[1]
+        stage = self.stage(dataset, backbone, RunOptions())
+        return stage.entries[0], stage.view("logistic", "1", "avg")[1]
 
-    def stage(self, ask: Ask, backbone: str) -> Stage:
+    def stage(self, dataset: str, backbone: str, run: RunOptions) -> Stage:
         """Return the features of a data set from a backbone, extracted where missing."""
-        own: Any = {name.rstrip("_"): value for name, value in self.features.items()}
-        extract(ask.dataset, backbone, seed=self.seed, **own)
-        return Stage(open_features(load_dataset(ask.dataset, seed=self.seed), backbone, **self.features), ask)
+        asked = self.asked(dataset, backbone)
+        extract(asked, ExtractOptions())
+        return Stage(open_features(asked.data.load(), asked), asked.data, run)
 
-    def thawed_on(self, dataset: str, backbone: str) -> dict[str, Any]:
-        """Thaw a backbone on one domain; return the new backbone's name and how well it does there."""
-        thawing, fit, test = thawed_once(Ask(dataset, seed=self.seed), backbone, self.features, self.thaw)
-        known = len(np.unique(test.y)) == fit.proba.shape[1]
-        scores = (
-            score(test.y, fit.proba, test.groups, n_bootstrap=self.n_bootstrap, level=LEVEL, seed=self.seed)
-            if known
-            else {}
-        )
-        return {
-            "dataset": thawing.request.dataset.name,
-            "blocks": thawing.described,
-            "backbone": write_backbone(thawing),
-            "epochs": best_epoch(fit.history) + 1,
-            "seconds": fit.seconds,
-            "test": {name: as_dict(scores[name]) for name in ("roc_auc",) if known},
-        }
+    def finetuned_on(self, dataset: str, backbone: str) -> DetourStep:
+        """Fine-tune a backbone on one domain; return the new backbone's name and how well it does there."""
+        done, fit, test = finetuned_once(self.asked(dataset, backbone), self.finetuning, RunOptions())
+        area = None
+        if len(np.unique(test.y)) == fit.proba.shape[1]:
+            drawn = score(test.y, fit.proba, test.groups, n_bootstrap=DRAWS, level=LEVEL, seed=self.seed)
+            area = as_dict(drawn["roc_auc"])
+        epochs = best_epoch(fit.history) + 1
+        name = done.request.dataset.name
+        return DetourStep(name, done.described, write_backbone(done), epochs, fit.seconds, area)
 
-    def thawed_on_all(self, passed: Sequence[str], backbone: str) -> list[dict[str, Any]]:
-        """Thaw a backbone on one domain, the result on the next, and so on."""
-        steps: list[dict[str, Any]] = []
+    def finetuned_on_all(self, passed: Sequence[str], backbone: str) -> list[DetourStep]:
+        """Fine-tune a backbone on one domain, the result on the next, and so on."""
+        steps: list[DetourStep] = []
         for name in passed:
-            steps.append(self.thawed_on(name, steps[-1]["backbone"] if steps else backbone))
+            steps.append(self.finetuned_on(name, steps[-1].backbone if steps else backbone))
         return steps
 
-    def head(self, ask: Ask, backbone: str, name: str) -> Run:
+    def head(self, dataset: str, backbone: str, name: str, run: RunOptions) -> Run:
         """Return the run of a head on the target."""
-        folder = self.stage(ask, backbone).train(name, "1", "avg", insist=True)
-        assert folder is not None  # insist raises instead
+        folder = self.stage(dataset, backbone, run).train(name)
+        assert folder is not None  # insisting raises instead
         return load_run(folder)
 
-    def network(self, ask: Ask, backbone: str) -> Run:
-        """Return the run of a backbone that was thawed on the target."""
-        (thawing,) = finetuned(ask, backbone, self.features, self.thaw)
-        return load_run(thawing.folder())
+    def network(self, dataset: str, backbone: str, run: RunOptions) -> Run:
+        """Return the run of a backbone that was fine-tuned on the target."""
+        (done,) = finetuned(self.asked(dataset, backbone), self.finetuning, run)
+        return load_run(done.folder())
 
 
 def _check_apart(titles: Sequence[str], found: Sequence[tuple[Cached, View]]) -> None:
@@ -193,34 +194,28 @@ def _told(found: Distances) -> dict[str, Any]:
     return {**plain, "directions": found.directions, "auc": as_dict(found.auc), "cka": cka, **sides}
 
 
-def _rows(pairs: Sequence[tuple[Run, Run]], how: _How) -> list[dict[str, Any]]:
-    """Return for each head both ways with scores, and the test of their difference, corrected by Holm for all."""
+def _rows(pairs: Sequence[tuple[Run, Run]], seed: int) -> list[DetourRow]:
+    """Return for each head both ways with scores, and the test of their difference, Holm-corrected for all."""
     parts = [(shown(direct), shown(detour)) for direct, detour in pairs]
-    tests = verdicts([paired(a, b, seed=how.seed, n_bootstrap=how.n_bootstrap) for a, b in parts])
+    tests = verdicts([paired(a, b, seed=seed, n_bootstrap=DRAWS) for a, b in parts])
     return [
-        {
-            "head": direct.facts["head"],
-            "view": direct.facts["view"],
-            "direct": _scored(direct, how),
-            "detour": _scored(detour, how),
-            **test,
-        }
+        DetourRow(direct.record.head, direct.record.view, _scored(direct, seed), _scored(detour, seed), test)
         for (direct, detour), test in zip(pairs, tests, strict=True)
     ]
 
 
-def _scored(run: Run, how: _How) -> dict[str, Any]:
+def _scored(run: Run, seed: int) -> dict[str, Any]:
     part = shown(run)
-    scores = score(part.y, part.proba, part.groups, n_bootstrap=how.n_bootstrap, level=LEVEL, seed=how.seed)
+    scores = score(part.y, part.proba, part.groups, n_bootstrap=DRAWS, level=LEVEL, seed=seed)
     return {"folder": str(run.folder), **{name: as_dict(scores[name]) for name in REPORTED}}
 
 
-def _written(results: Mapping[str, Any]) -> list[str]:
+def _written(result: TransferResult) -> list[str]:
     """Write transfer.md and transfer.json; return the report and their paths."""
-    way = "-".join([*results["passed"], results["target"], results["backbone"]])
-    marks = [results[name] for name, usual in (("labels", "classes"), ("protocol", "cv")) if results[name] != usual]
-    folder = artifacts_root() / "transfer" / slug("-".join([way, *marks]))
-    lines = detour_lines(results)
+    way = "-".join([*result.passed, result.target, result.backbone])
+    pairs = ((result.labels, "classes"), (result.protocol, "cv"))
+    folder = artifacts_root() / "transfer" / slug("-".join([way, *(value for value, usual in pairs if value != usual)]))
+    lines = detour_lines(result)
     write_whole(folder / "transfer.md", ["\n".join(lines).encode() + b"\n"])
-    write_whole(folder / "transfer.json", [json.dumps(results, indent=1, allow_nan=False).encode()])
+    write_whole(folder / "transfer.json", [json.dumps(result.to_json(), indent=1, allow_nan=False).encode()])
     return [*lines, "", str(folder / "transfer.md"), str(folder / "transfer.json")]

@@ -65,9 +65,7 @@ def draw(folder: Path, *, per_class: int = 12, test: int = 4, seed: int = 0, siz
 @pytest.fixture(scope="session")
 def trained_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with `spots`, drawn images, and `artifacts`: features and a few runs on them, made once."""
-    from pipeline.extract import extract
-    from pipeline.finetune import finetune
-    from pipeline.train_heads import train_heads
+    from verbs_for_tests import extract, finetune, train_heads
 
     root = tmp_path_factory.mktemp("trained")
     folder, net = str(draw(root / "spots", per_class=10)), "squeezenet1_1"
@@ -77,7 +75,7 @@ def trained_spots(tmp_path_factory: pytest.TempPathFactory) -> Path:
         extract(folder, net, maps="2", precision="float32")
         train_heads(folder, net, heads="logistic lightgbm spatial stack", precision="float32")
         train_heads(folder, net, heads="logistic", blocks="2", pool="both", precision="float32")
-        finetune(folder, net, epochs=1, batch=8, features={"precision_": "float32"})
+        finetune(folder, net, epochs=1, batch_size=8, precision="float32")
     return root
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from models.runs.record import Run
+from features.cache.key import Key
+from models.runs.record import Run, RunRecord
 from models.validation.predictions import Predictions
 
 KEY = {
     "weights": "ab" * 32,
-    "blocks": ["layer3", "layer4"],
+    "blocks": ("layer3", "layer4"),
     "preprocess": "squash: 224x224 bilinear, antialias; mean [0.5], std [0.25]",
     "precision": "float32",
     "stored": "float16",
@@ -48,21 +49,22 @@ def draw_predictions(
 def make_run(
     predictions: Predictions, head: str = "logistic", *, backbone: str = "resnet18", note: str = "", **changed: Any
 ) -> Run:
-    """Return a run with the facts that train-heads writes; `changed` facts replace them."""
+    """Return a run with the record that train-heads writes; `changed` fields replace its own."""
     k = predictions.proba.shape[1]
     classes = changed.get("classes") or (["clear", "opacity"] if k == 2 else [f"kind_{i}" for i in range(k)])
     parts = {"train": predictions.part(test=False), "test": predictions.part(test=True)}
     facts = {
         "dataset": "drawn",
+        "asked": "drawn",
         "labels": "classes",
         "classes": classes,
         "backbone": backbone,
         "entry": f"{backbone}-0123abcd",
-        "keys": [KEY | {"backbone": backbone}],
+        "keys": (Key(backbone=backbone, **KEY),),
         "protocol": "split",
         "repeats": 1,
         "asked_blocks": "1",
-        "blocks": ["layer4"],
+        "blocks": ("layer4",),
         "pool": "avg",
         "view": "layer4 avg",
         "head": head,
@@ -80,7 +82,9 @@ def make_run(
         "groups": {s: len(np.unique(p.groups)) for s, p in parts.items() if len(p.y)},
         "versions": {"numpy": "2.0", "torch": "2.9"},
     }
-    return Run(Path("heads") / head, facts | changed, predictions)
+    facts |= changed
+    facts["classes"] = tuple(facts["classes"])
+    return Run(Path("heads") / head, RunRecord(**facts), predictions)
 
 
 def draw_runs(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import SHARED, draw, needs_images
 from PIL import Image, ImageEnhance
+from verbs_for_tests import audit, extract, pack
 
 from features.errors import UnknownName
 from features.images.phash import HASH_BITS, SIDE, hash_bits, thumbnail
@@ -24,9 +25,6 @@ from models.audit.label_errors import label_errors
 from models.audit.neighbours import best_matches, mean_distances
 from models.audit.outliers import blank, far_out
 from pipeline.__main__ import main
-from pipeline.audit import audit
-from pipeline.cache import pack
-from pipeline.extract import extract
 from pipeline.render.audit_page import findings_page
 from pipeline.render.tables import csv_lines
 

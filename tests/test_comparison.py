@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from features.errors import CacheError
 from models.metrics import METRICS, bootstrap_test, delong_test, holm, operating_points, score
 from models.runs.compare import compare_runs, run_names
 from models.runs.record import Run
+from models.runs.results import ComparisonResult
 from models.validation.predictions import Predictions
 from pipeline.render.terminal import print_table
 
@@ -25,25 +27,30 @@ DRAWS = 120  # of the bootstrap: enough to see that it is asked for
 @pytest.fixture(scope="module")
 def two() -> tuple[list[Run], dict[str, Any]]:
     runs = draw_runs(2)
-    return runs, compare_runs(runs, n_bootstrap=DRAWS, seed=3)
+    return runs, compared(runs, n_bootstrap=DRAWS, seed=3)
 
 
 @pytest.fixture(scope="module")
 def seven() -> tuple[list[Run], dict[str, Any]]:
     runs = draw_runs(7, strengths=(1.2, 2.0), train=280, test=140)
-    return runs, compare_runs(runs, n_bootstrap=DRAWS)
+    return runs, compared(runs, n_bootstrap=DRAWS)
 
 
 def with_part(run: Run, other: Predictions, *, test: bool) -> Run:
     """Return `run` with the test (or out-of-fold) probabilities of `other`."""
     own = run.predictions
     taken = ((own.fold < 0) == test)[:, None]
-    return Run(run.folder, run.facts, own._replace(proba=np.where(taken, other.proba, own.proba)))
+    return Run(run.folder, run.record, own._replace(proba=np.where(taken, other.proba, own.proba)))
+
+
+def compared(runs: Sequence[Run], **options: Any) -> dict[str, Any]:
+    """Return what results.json says of runs."""
+    return compare_runs(runs, **options).to_json()
 
 
 def printed(results: dict[str, Any], width: int = 100) -> str:
     text = io.StringIO()
-    print_table(results, Console(file=text, width=width))
+    print_table(ComparisonResult.from_json(results), Console(file=text, width=width))
     return text.getvalue()
 
 
@@ -51,7 +58,7 @@ def test_chosen_by_validation_not_by_test() -> None:
     good, poor = (draw_predictions(2, strength=s, noise=i) for i, s in enumerate((2.5, 0.3)))
     modest = with_part(make_run(good, "modest"), poor, test=True)
     lucky = with_part(make_run(poor, "lucky"), good, test=True)
-    results = compare_runs([lucky, modest], n_bootstrap=DRAWS)
+    results = compared([lucky, modest], n_bootstrap=DRAWS)
     first, second = results["runs"]
     assert results["chosen"] == first["name"] == modest.name
     assert [row["validation_rank"] for row in results["runs"]] == [1, 2]
@@ -135,19 +142,19 @@ def test_each_class_against_the_rest(seven: tuple[list[Run], dict[str, Any]]) ->
 
 def test_order_of_runs_changes_nothing(two: tuple[list[Run], dict[str, Any]]) -> None:
     runs, results = two
-    assert compare_runs(runs[::-1], n_bootstrap=DRAWS, seed=3) == results
+    assert compared(runs[::-1], n_bootstrap=DRAWS, seed=3) == results
 
 
 def test_without_test_images_only_validation() -> None:
     runs = draw_runs(2, train=120, test=0)
-    results = compare_runs(runs, n_bootstrap=DRAWS)
+    results = compared(runs, n_bootstrap=DRAWS)
     first, *others = results["runs"]
     assert [row["test"] for row in results["runs"]] == [None] * 3
     assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
     assert first["validation"]["roc_auc"]["low"] < first["validation"]["roc_auc"]["value"]
     assert results["corrected"]["value"] < first["validation"]["roc_auc"]["value"], "choosing flatters"
     assert "when corrected for the choice" in results["summary"]
-    assert "there are no test images" in compare_runs(runs[:1], n_bootstrap=DRAWS)["summary"]
+    assert "there are no test images" in compared(runs[:1], n_bootstrap=DRAWS)["summary"]
     assert "validation ROC AUC" in printed(results)
 
 
@@ -160,7 +167,7 @@ def test_thresholds_without_test_images_come_from_the_other_folds() -> None:
         own = held.fold == fold
         at = operating_points(held.y[~own], held.proba[~own, 1])["youden"]
         decided[own] = held.proba[own, 1] >= at
-    row = compare_runs([run], n_bootstrap=DRAWS)["runs"][0]
+    row = compared([run], n_bootstrap=DRAWS)["runs"][0]
     assert row["thresholds"]["youden"]["sensitivity"]["value"] == pytest.approx(decided[held.y == 1].mean())
     assert row["confusion"][1][1] == (decided & (held.y == 1)).sum()
     whole = operating_points(held.y, held.proba[:, 1])["youden"]
@@ -172,10 +179,10 @@ def test_what_the_images_cannot_tell_is_null() -> None:
     runs = draw_runs(2)
     kept = [(run.predictions.fold >= 0) | (run.predictions.y == 1) for run in runs]
     runs = [
-        Run(run.folder, run.facts, Predictions(*(c[at] for c in run.predictions)))
+        Run(run.folder, run.record, Predictions(*(c[at] for c in run.predictions)))
         for run, at in zip(runs, kept, strict=True)
     ]
-    results = json.loads(json.dumps(compare_runs(runs, n_bootstrap=DRAWS), allow_nan=False))
+    results = json.loads(json.dumps(compared(runs, n_bootstrap=DRAWS), allow_nan=False))
     assert results["runs"][0]["test"]["roc_auc"] == {"value": None, "low": None, "high": None}
     assert results["runs"][1]["against_chosen"]["p_adjusted"] is None
     assert results["runs"][1]["against_chosen"]["distinguishable"] is False
@@ -188,7 +195,7 @@ def test_other_images_are_refused() -> None:
     moved = make_run(draw_predictions(2, strength=1.0, seed=1), "mlp")
     for other in (again, moved):
         with pytest.raises(CacheError) as error:
-            compare_runs([first, other])
+            compared([first, other])
         message = str(error.value)
         assert first.name in message
         assert other.name in message
@@ -198,9 +205,9 @@ def test_other_images_are_refused() -> None:
 
 def test_no_run_and_no_validation_are_refused() -> None:
     with pytest.raises(CacheError, match="make train-heads"):
-        compare_runs([])
+        compared([])
     with pytest.raises(CacheError, match="no out-of-fold predictions"):
-        compare_runs(draw_runs(2, train=0, test=60))
+        compared(draw_runs(2, train=0, test=60))
 
 
 def test_names_differ() -> None:
@@ -217,14 +224,14 @@ def test_results_carry_what_makes_them_again() -> None:
     p = draw_predictions(2, strength=1.0)
     maps = make_run(p, "map", view="layer4 maps")
     both = make_run(p, "knn", backbone="alexnet", asked_blocks="2", view="layer3+layer4 avg")
-    results = compare_runs([make_run(p, labels="binary")], n_bootstrap=DRAWS)
+    results = compared([make_run(p, labels="binary")], n_bootstrap=DRAWS)
     assert results["commands"] == [
         "make extract DATASET=drawn BACKBONE=resnet18 PREPROCESS=squash PRECISION=float32 SEED=0",
         "make train-heads DATASET=drawn LABELS=binary BACKBONE=resnet18 HEADS=logistic BLOCKS=1 POOL=avg "
         "PREPROCESS=squash PRECISION=float32 SEED=0",
         "make compare DATASET=drawn LABELS=binary SEED=0",
     ]
-    results = compare_runs([make_run(p), maps, both], n_bootstrap=DRAWS)
+    results = compared([make_run(p), maps, both], n_bootstrap=DRAWS)
     extracts = [line for line in results["commands"] if "extract" in line]
     trainings = [line for line in results["commands"] if "train-heads" in line]
     assert any("BACKBONE=resnet18" in line and "MAPS=layer4" in line for line in extracts)
@@ -249,7 +256,7 @@ def test_table_fits_and_marks_ties(two: tuple[list[Run], dict[str, Any]]) -> Non
 
 def test_names_cannot_steer_the_terminal() -> None:
     runs = draw_runs(2, strengths=(1.5,), backbone="\x1b[2J[red]evil", note="\x1b]0;title\x07")
-    text = printed(compare_runs(runs, n_bootstrap=DRAWS))
+    text = printed(compared(runs, n_bootstrap=DRAWS))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[red]evil" in text
@@ -267,11 +274,11 @@ def test_no_interval_is_outside_its_metric(two: tuple[list[Run], dict[str, Any]]
 def test_a_stack_is_told_to_flatter_itself() -> None:
     """Where a stack is among the runs, the page says how its validation score came about."""
     plain = draw_runs(2)
-    assert "A stack learned" not in compare_runs(plain, n_bootstrap=DRAWS)["protocol"][0]
+    assert "A stack learned" not in compared(plain, n_bootstrap=DRAWS)["protocol"][0]
     stack = make_run(
         plain[0].predictions, "stack", bases=["a", "b"], view="2 runs", blocks=[], asked_blocks="", pool=""
     )
-    results = compare_runs([*plain, stack], n_bootstrap=DRAWS)
+    results = compared([*plain, stack], n_bootstrap=DRAWS)
     assert "A stack learned" in results["protocol"][0]
     assert "stack of 2 runs" in [row["name"] for row in results["runs"]]
     assert any("HEADS=stack" in command for command in results["commands"])

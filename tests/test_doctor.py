@@ -15,15 +15,14 @@ import pytest
 from conftest import draw
 from PIL import Image
 from test_images import dicom
+from verbs_for_tests import doctor, extract
+from verbs_for_tests import pack as cache_pack
 
 from features.datasets import load_dataset
 from features.errors import BadDataset
 from features.images import Geometry, look
 from features.inspection.diagnoses import DIAGNOSES, Case, diagnose
 from features.inspection.survey import Examination, sample
-from pipeline.cache import pack as cache_pack
-from pipeline.doctor import doctor
-from pipeline.extract import extract
 
 ROOT = Path(__file__).parents[1]
 NET = "squeezenet1_1"

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from verbs_for_tests import explain, extract, finetune, train_heads
+from verbs_for_tests import pack as cache_pack
 
 from features.backbones import load_recipe
 from features.backbones.tails import load_tail
@@ -28,12 +30,7 @@ from models.heads.linear import probabilities
 from models.runs.outcomes import judged, outcomes
 from models.runs.record import Run, load_run
 from models.validation.predictions import Predictions
-from pipeline.cache import pack as cache_pack
-from pipeline.explain import explain
-from pipeline.extract import extract
-from pipeline.finetune import finetune
 from pipeline.render.contact_sheet import overlaid
-from pipeline.train_heads import train_heads
 
 ROOT = Path(__file__).parents[1]
 NET = "squeezenet1_1"
@@ -171,7 +168,7 @@ def test_outcomes_of_more_classes_out_of_fold() -> None:
     one = made(y, (0.9 * first + 0.03).tolist(), [0, 0, 1, 1], "a b c")
     two = made(y, (0.1 * again + 0.3).tolist(), [2, 2, 3, 3], "a b c")
     both = (np.concatenate(columns) for columns in zip(one.predictions, two.predictions, strict=True))
-    found = judged(Run(Path(), one.facts, Predictions(*both)))
+    found = judged(Run(Path(), one.record, Predictions(*both)))
     assert found.seen
     assert found.threshold is None
     assert found.called.tolist() == [0, 1, 2, 0]
@@ -199,7 +196,7 @@ def test_the_sheet(spots: Path) -> None:
     content, png = told(done.stdout.splitlines())
     run = load_run(Path(trained[0].split()[-1]))
     found = judged(run)
-    expected = {line.name: [str(found.ids[i]) for i in line.at] for line in outcomes(found, run.facts["classes"], 3)}
+    expected = {line.name: [str(found.ids[i]) for i in line.at] for line in outcomes(found, run.record.classes, 3)}
     shown: dict[str, list[str]] = {name: [] for name in expected}
     for image in content["images"]:
         shown[image["line"]].append(image["id"])
@@ -222,7 +219,7 @@ def test_the_sheet(spots: Path) -> None:
 
 def test_the_sheet_of_a_thawed_network(spots: Path) -> None:
     """Class map and both gradient maps, from the boundary; without blocks in the cache, from images."""
-    quick: dict[str, Any] = {"epochs": 1, "batch": 8, "features": {"precision_": "float32"}}
+    quick: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32"}
     finetune(str(spots), NET, **quick)
     content, png = told(explain(str(spots), heads="finetuned"))
     assert any("Grad-CAM at features.8" in note for note in content["notes"])
@@ -265,7 +262,7 @@ def test_what_cannot_be_explained(spots: Path, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"no maps of features\.12 .*make extract DATASET=\S+ .*MAPS=features\.12"):
         explain(str(spots))
     pack = tmp_path / "spots.h5"
-    cache_pack(str(spots), NET, out=str(pack), precision_="float32")
+    cache_pack(str(spots), NET, out=str(pack), precision="float32")
     with pytest.raises(BadDataset, match="without the images"):
         explain(str(pack))
 

@@ -13,29 +13,29 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from verbs_for_tests import export, selected
 
 from features.errors import FirnError, UnknownName
 from features.views import POOLS
 from models.heads import HEADS, make_head
 from models.metrics import CALIBRATIONS
-from models.predictor import load
-from models.predictor.build import Wish, write_bundle
+from models.predictor.build import BundleOptions, write_bundle
 from models.predictor.export import FORMATS, POOLING
+from models.predictor.loading import load
 from models.predictor.torch_heads import MODULES, calibrator, head_module
 from models.predictor.trees import read_trees
+from models.runs.options import ModelSelector
 from models.runs.record import load_runs
-from pipeline.bundle import Sought
-from pipeline.export import export
 from pipeline.render.model_card import Exported, render_card
 
 ROOT = Path(__file__).parents[1]
 EXPORTED = [name for name, row in HEADS.items() if row.input != "runs"]
 
 
-def sought(head: str) -> Sought:
+def sought(head: str) -> ModelSelector:
     """Return what finds the run of a head with the plainest view."""
-    runs = [run for run in load_runs("spots") if run.facts["head"] == head and run.facts["pool"] != "both"]
-    return Sought(str(runs[0].folder))
+    runs = [run for run in load_runs("spots") if run.record.head == head and run.record.pool != "both"]
+    return selected(runs[0].folder)
 
 
 def learn(name: str, classes: int, folder: Path) -> tuple[Any, np.ndarray[Any, Any]]:
@@ -136,8 +136,8 @@ def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
     assert "on 8 images of spots it agrees with torch within" in done.stdout
     assert done.stdout.splitlines()[-1] == str(out)
     images = sorted((workshop / "spots" / "test").rglob("*.png"))
-    run = sought("finetuned").run()
-    predictor = load(write_bundle(run, tmp_path / "b", Wish()))
+    run = sought("finetuned").load()
+    predictor = load(write_bundle(run, tmp_path / "b", BundleOptions()))
     from features.images import pixels
 
     squares = np.stack([pixels(p.read_bytes(), predictor.geometry, name="").repeat(3, axis=0) for p in images])
@@ -193,12 +193,12 @@ def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_card_that_is_none(workshop: Path, tmp_path: Path) -> None:
     """A stranger's bundle may say anything of itself; drawn images check it, for it names no path to read."""
-    folder = write_bundle(sought("logistic").run(), tmp_path / "b", Wish())
+    folder = write_bundle(sought("logistic").load(), tmp_path / "b", BundleOptions())
     values = json.loads((folder / "bundle.json").read_text())
     for card in ({"data": 5}, {"results": {"test": {"roc_auc": 1}}}, {"data": {"asked": "/etc", "counts": [1]}}):
         (folder / "bundle.json").write_text(json.dumps(values | {"card": card}))
         with pytest.raises(FirnError, match="card"):
-            export(Sought(str(folder)), "torchscript", out=str(tmp_path / "m.pt"))
+            export(selected(folder), "torchscript", out=str(tmp_path / "m.pt"))
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
@@ -208,7 +208,7 @@ def test_names_in_a_card_are_plain_text(workshop: Path, tmp_path: Path) -> None:
 
     from models.predictor.manifest import load_contents
 
-    contents = load_contents(write_bundle(sought("logistic").run(), tmp_path / "b", Wish()))
+    contents = load_contents(write_bundle(sought("logistic").load(), tmp_path / "b", BundleOptions()))
     evil = "<script>alert(1)</script>|[x](javascript:y)\n# z"
     data = contents.card["data"] | {"dataset": evil, "classes": [evil, "b"], "note": evil, "counts": {evil: {evil: 1}}}
     changed = replace(contents, name=evil, classes=(evil, "b"), card={**contents.card, "data": data})

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import draw
+from verbs_for_tests import compare, extract, finetune, train_heads
 
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries
@@ -23,14 +25,10 @@ from models.finetuning.checkpoints import load_network
 from models.folds import held_out
 from models.runs.record import load_run, load_runs
 from models.validation.cross_validation import PROTOCOLS, folds_of
-from pipeline.compare import compare
-from pipeline.extract import extract
-from pipeline.finetune import finetune
-from pipeline.train_heads import train_heads
 
 ROOT = Path(__file__).parents[1]
 NET = "squeezenet1_1"
-QUICK: dict[str, Any] = {"epochs": 2, "batch": 8, "features": {"precision_": "float32"}}
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "float32"}
 
 
 def folder_of(lines: list[str]) -> Path:
@@ -47,11 +45,11 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     run = load_run(folder)
     assert run.name == f"finetuned on {NET} features.12, epochs 2, batch 8"
     train_heads(str(spots), NET, heads="logistic lda", precision="float32")
-    head = next(r for r in load_runs("spots") if r.facts["head"] == "lda")
+    head = next(r for r in load_runs("spots") if r.record.head == "lda")
     for column in ("ids", "y", "groups", "fold"):
         assert np.array_equal(getattr(run.predictions, column), getattr(head.predictions, column))
-    assert len(run.facts["history"]) == 6
-    assert [len(history) for history in run.facts["history"]] == [2] * 6
+    assert len(run.record.history) == 6
+    assert [len(history) for history in run.record.history] == [2] * 6
     page = Path(compare(str(spots)))
     results = json.loads((page.parent / "results.json").read_text())
     row = next(row for row in results["runs"] if row["head"] == "finetuned")
@@ -62,11 +60,13 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     assert "EPOCHS=2" in command
     assert 'data-figure="training-auc"' in page.read_text()
     every = tuple(name for name, row in HEADS.items() if row.input != "runs")
-    from models.runs.features import Ask
+    from features.options import DatasetOptions
+    from models.runs.options import RunOptions
     from models.runs.stack import base_runs
 
-    assert {r.facts["head"] for r in base_runs("spots", Ask("spots"), [NET], every)} == {"finetuned", "logistic", "lda"}
-    assert "finetuned" not in {r.facts["head"] for r in base_runs("spots", Ask("spots"), [NET], ("lda",))}
+    bases = partial(base_runs, "spots", DatasetOptions("spots"), RunOptions(), [NET])
+    assert {r.record.head for r in bases(every)} == {"finetuned", "logistic", "lda"}
+    assert "finetuned" not in {r.record.head for r in bases(("lda",))}
 
 
 def test_a_second_command_does_nothing_and_other_settings_are_another_run(spots: Path) -> None:
@@ -166,10 +166,10 @@ def test_the_thawed_network_is_a_backbone(spots: Path, tmp_path: Path) -> None:
 
 def test_cross_validation(spots: Path) -> None:
     """PROTOCOL=cv: every image three times out of fold, none kept apart."""
-    run = load_run(folder_of(finetune(str(spots), NET, protocol="cv", epochs=1, batch=16)))
+    run = load_run(folder_of(finetune(str(spots), NET, protocol="cv", epochs=1, batch_size=16)))
     assert len(run.predictions.ids) == 3 * 32
     assert (run.predictions.fold >= 0).all()
-    assert run.facts["repeats"] == 3
+    assert run.record.repeats == 3
 
 
 def command(spots: Path, *more: str) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import SHARED, needs_images, needs_weights
 from torch import nn
+from verbs_for_tests import choose_settings
 
 from features.backbones import load_recipe
 from features.backbones.build import network, row
@@ -24,7 +25,7 @@ from features.extraction.loop import extract
 from features.streams import ImageStream, MapStream
 from models.finetuning.batches import Inputs, batches, epoch_plan
 from models.finetuning.network import Convolution, Thawed, set_mode, start_from_probe, use_products
-from models.finetuning.settings import RECIPES, choose_settings
+from models.finetuning.settings import RECIPES
 from models.finetuning.train import Epoch, Task, best_epoch, predict, train
 
 LABELS = np.array([0] * 8 + [1] * 8)

@@ -94,7 +94,6 @@ WRONG = [
     (["extract", "--dataset", "SPOTS", "--backbone", "squeezenet1_1", "--precision", "int8"], "unknown precision"),
     (["extract", "--dataset", "SPOTS", "--backbone", "squeezenet1_1", "--device", "tpu"], "unknown device"),
     (["extract", "--dataset", "SPOTS", "--backbone", "squeezenet1_1", "--maps", "layer4"], "unknown block 'layer4'"),
-    (["extract", "--dataset", "SPOTS", "--backbone", ""], "no backbone given"),
     (["train-heads", "--dataset", "SPOTS", "--backbone", "squeezenet1_1"], "run: make extract"),
     (
         ["train-heads", "--dataset", "SPOTS", "--backbone", "squeezenet1_1", "--heads", "forest"],

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,15 @@ import pytest
 from chromium import CHROMIUM, Browser, complaints, requested
 from conftest import draw
 from PIL import Image
+from verbs_for_tests import audit, compare, extract, report, selected, train_heads
+from verbs_for_tests import pack as cache_pack
 
 from features.datasets import load_dataset
-from models.runs.compare import choose_runs, compare_runs
+from models.runs.compare import compare_runs
 from models.runs.outcomes import judged
 from models.runs.record import load_runs
-from pipeline.audit import audit
-from pipeline.cache import pack as cache_pack
-from pipeline.compare import compare
-from pipeline.extract import extract
 from pipeline.render.gallery import make_gallery
 from pipeline.render.html_page import load_extras
-from pipeline.report import report
-from pipeline.train_heads import train_heads
 
 NET = "squeezenet1_1"
 CLASSES = ("<img src=x onerror=alert(1)> normal", '"><script>alert(2)<!-- ')
@@ -107,10 +104,8 @@ def test_images_and_maps(evil: Path) -> None:
     train_heads(str(evil), NET, heads="logistic knn", precision="float32")
     runs, images = load_runs("evil"), load_dataset(str(evil))
     results = compare_runs(runs, n_bootstrap=20)
-    own, other = (
-        make_gallery(results | {"chosen": next(run.name for run in runs if run.facts["head"] == head)}, runs, images)
-        for head in ("logistic", "knn")
-    )
+    rows = {row.record.head: row for row in results.runs}
+    own, other = (make_gallery(replace(results, runs=(rows[head],)), runs, images) for head in ("logistic", "knn"))
     assert not any("has no class maps" in note for note in own["notes"])
     assert any("has no class maps; these are of logistic on squeezenet1_1" in note for note in other["notes"])
     for gallery in (own, other):
@@ -144,7 +139,7 @@ def test_what_is_missing_is_said(evil: Path, tmp_path: Path, capsys: pytest.Capt
     kept = gallery_of(page)
     assert gallery_of(Path(compare(str(evil)))) == kept  # what was made is shown again
     pack = tmp_path / "evil.h5"
-    cache_pack(str(evil), NET, out=str(pack), precision_="float32")
+    cache_pack(str(evil), NET, out=str(pack), precision="float32")
     tile = json.loads((page.parent / "gallery.json").read_text())["lines"][0]["images"][0]["id"]
     Image.new("L", (48, 48)).save(evil / tile)
     report(str(evil))
@@ -162,7 +157,7 @@ def test_a_gallery_of_other_runs_is_not_shown(evil: Path) -> None:
     content = json.loads(file.read_text())
     stranger = json.loads(file.read_text())
     stranger["lines"][0]["images"][0]["image"] = "https://example.org/x.png"
-    runs = choose_runs("evil", "evil", backbone="", labels="classes", protocol="split")
+    runs = selected(dataset=str(evil)).load_all()
     results = compare_runs(runs, n_bootstrap=20)
     for changed in ({}, {"identity": "other"}, {"manifest": "other"}, {"run": "other"}, {"lines": 3}, stranger):
         file.write_text(json.dumps(content | changed))

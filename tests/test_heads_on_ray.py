@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from verbs_for_tests import asked, extract, train_heads
 
 from features.errors import FirnError, UnknownName
 from features.ray_cluster import Home
-from models.runs.features import Ask
 from models.runs.on_ray import Order, train_on_ray, work
+from models.runs.options import HeadOptions, RunOptions
 from models.validation.predictions import load_predictions
-from pipeline.extract import extract
-from pipeline.train_heads import train_heads
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: '.[ray]'")
 NET = "squeezenet1_1"
-RECIPE = {"weights": "", "preprocess": "", "precision_": "float32", "device_": "cpu"}
+RECIPE = {"precision": "float32", "device": "cpu"}
 
 
 def train(folder: Path, heads: str, engine: str) -> list[Path]:
@@ -99,7 +98,7 @@ def test_a_worker_trains_what_is_lacking(spots: Path, monkeypatch: pytest.Monkey
 def test_what_a_worker_says_comes_back(spots: Path) -> None:
     """Lines that a worker writes are returned; its errors are raised."""
     extract(str(spots), NET, precision="float32", device="cpu")
-    order = Order(NET, "map", "1", "avg", RECIPE, Ask(str(spots)), insist=False)
+    order = Order(NET, "map", asked(spots, NET, **RECIPE), HeadOptions(), RunOptions())
     (line,) = work(order, Home.here())
     assert line.startswith(f"map on {NET} is left out: it needs feature maps; run: make extract")
     with pytest.raises(FirnError, match="no feature maps"):

@@ -39,11 +39,11 @@ def test_imports_flow_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
-    """A module has a docstring, at most 300 lines, and its public functions have docstrings too."""
+    """A module has a docstring, at most 450 lines, and its public functions have docstrings too."""
     text = path.read_text()
     tree = ast.parse(text)
     assert ast.get_docstring(tree)
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 450
     public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
     methods = [m for c in public if isinstance(c, ast.ClassDef) for m in c.body if isinstance(m, ast.FunctionDef)]
     for node in [*public, *(m for m in methods if not m.name.startswith("_"))]:

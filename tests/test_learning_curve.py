@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import draw
 from test_heads import drawn
+from verbs_for_tests import compare, extract, train_heads
+from verbs_for_tests import learning_curve as verb
 
 from features.errors import BadDataset
 from features.views import View
@@ -17,10 +19,6 @@ from models.folds import grouped_folds
 from models.heads import make_head
 from models.metrics import METRICS
 from models.validation.learning_curve import REPEATS, draw_order, learning_curve, sizes
-from pipeline.compare import compare
-from pipeline.extract import extract
-from pipeline.learning_curve import learning_curve as verb
-from pipeline.train_heads import train_heads
 
 
 def a_view(n: int = 400) -> View:

@@ -15,6 +15,7 @@ import pytest
 from conftest import draw
 from test_cache import filled
 from test_verify import flip
+from verbs_for_tests import compare, extract, pack, repair, train_heads, verify_entries
 
 from features.cache import Entry, entries
 from features.cache.index import Manifest
@@ -22,10 +23,6 @@ from features.cache.pack import Pack, open_pack, write_pack
 from features.datasets import load_dataset
 from features.errors import BadDataset, CacheError
 from features.views import map_view, pooled_view
-from pipeline.cache import pack, repair, verify_entries
-from pipeline.compare import compare
-from pipeline.extract import extract
-from pipeline.train_heads import train_heads
 
 ROOT = Path(__file__).parents[1]
 NO_TORCH = """
@@ -207,7 +204,7 @@ def colleague(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
         patch.setattr("features.cache.content.RACY_NS", 0)  # the images were drawn a moment ago
         folder = str(draw(root / "spots", per_class=15, test=5))
         extract(folder, "squeezenet1_1", maps="1", precision="float32")
-        (line,) = pack(folder, "squeezenet1_1", out=str(root / "hand.h5"), precision_="float32")
+        (line,) = pack(folder, "squeezenet1_1", out=str(root / "hand.h5"), precision="float32")
         assert line.startswith("packed: 40 images, pooled, ")
         train_heads(folder, "squeezenet1_1", heads="logistic lda knn", precision="float32")
         shutil.rmtree(folder)
@@ -300,5 +297,5 @@ def test_places_that_a_pack_may_not_take(spots: Path, tmp_path: Path) -> None:
     image = entry.master.read_bytes()
     for out, message in ((entry.master, "in the cache itself"), (tmp_path / "features.npz", "ends in .h5")):
         with pytest.raises(CacheError, match=message):
-            pack(str(spots), "squeezenet1_1", out=str(out), precision_="float32")
+            pack(str(spots), "squeezenet1_1", out=str(out), precision="float32")
     assert entry.master.read_bytes() == image

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw
+from verbs_for_tests import asked, extract
 
 from features.datasets import load_dataset
 from features.errors import CacheError, UnknownName
 from features.request import open_features
 from features.views import POOLS, choose_pool, gem, grid, join, map_view, pooled_view
-from pipeline.extract import extract
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3])
@@ -39,7 +39,7 @@ def test_views_of_maps(tmp_path: Path) -> None:
     """Every pooling of POOLS is a view; those of maps are computed from the cached maps, two backbones join by id."""
     folder = draw(tmp_path / "spots")
     extract(str(folder), "squeezenet1_1", maps="1")
-    (entry,) = open_features(load_dataset(str(folder)), "squeezenet1_1")
+    (entry,) = open_features(load_dataset(str(folder)), asked(folder, "squeezenet1_1"))
     maps = map_view(entry, "features.12")
     for name, pool in POOLS.items():
         view = pooled_view(entry, ["features.12"], name)

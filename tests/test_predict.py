@@ -15,15 +15,15 @@ import numpy as np
 import pydicom.data
 import pytest
 from PIL import Image
+from verbs_for_tests import bundle, predict, selected
 
 from features.datasets.image_list import find_images
 from features.errors import BadBundle, BadDataset, BadImage, CacheError, FirnError, UnknownName
-from models.predictor import Prediction
-from models.predictor.build import Wish
+from models.predictor.predictor import Prediction
 from models.runs.compare import choose
+from models.runs.options import ModelSelector
 from models.runs.record import load_runs
-from pipeline.bundle import Sought, bundle
-from pipeline.predict import predict, predictions_table
+from pipeline.predict import predictions_table
 from pipeline.render.tables import csv_lines
 
 ROOT = Path(__file__).parents[1]
@@ -39,13 +39,13 @@ def table(folder: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def linear(workshop: Path) -> Sought:
+def linear(workshop: Path) -> ModelSelector:
     """Return what finds the plain linear run."""
     (folder,) = (workshop / "artifacts" / "heads" / "spots").glob("*/features.12-avg/logistic")
-    return Sought(str(folder))
+    return selected(folder)
 
 
-def test_the_command(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+def test_the_command(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
     """The numbers of the comparison from the command line, a bundle made once, and a line that says what was done."""
     command = [sys.executable, "-W", "error", "-m", "pipeline", "predict", "--model", linear.model]
     command += ["--images", str(workshop / "spots" / "test"), "--out", str(tmp_path / "out")]
@@ -53,7 +53,7 @@ def test_the_command(linear: Sought, workshop: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "predictions.csv")
     assert "making the bundle of logistic" in done.stderr
-    test = linear.run().predictions.part(test=True)
+    test = linear.load().predictions.part(test=True)
     rows = {f"test/{row['path']}": row for row in table(tmp_path / "out")}
     assert list(rows) == test.ids.tolist()
     ours = [[float(rows[image][f"p_{name}"]) for name in ("normal", "spot")] for image in test.ids]
@@ -67,7 +67,7 @@ def test_the_command(linear: Sought, workshop: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "predictions.csv").read_bytes() == (tmp_path / "out" / "predictions.csv").read_bytes()
 
 
-def test_dicom(linear: Sought, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dicom(linear: ModelSelector, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files that pydicom ships: what holds one image is predicted, the rest is listed with its reason."""
     folder = tmp_path / "pacs"
     folder.mkdir()
@@ -90,7 +90,7 @@ def test_dicom(linear: Sought, tmp_path: Path, capsys: pytest.CaptureFixture[str
         predict(str(folder / "rtplan.dcm"), linear, out=str(tmp_path / "none"))
 
 
-def test_lists(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+def test_lists(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
     """Paths of a CSV stay below it; one that is not there is unreadable, one that leads out is refused."""
     image = workshop / "spots" / "test" / "spot" / "test000.png"
     (tmp_path / "in").mkdir()
@@ -112,7 +112,7 @@ def test_lists(linear: Sought, workshop: Path, tmp_path: Path) -> None:
         find_images(str(tmp_path / "in"))
 
 
-def test_formulas_in_names(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+def test_formulas_in_names(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
     """A cell that a spreadsheet would run gets an apostrophe: names of files and of classes."""
     names = ["=cmd|'x'!A1.png", "+1.png", "-2+3.png", "@sum.png", "\tt.png", "\rr.png", "plain.png"]
     (tmp_path / "in").mkdir()
@@ -146,24 +146,24 @@ def test_overlays(head: str, workshop: Path, tmp_path: Path) -> None:
         predict(str(workshop / "spots" / "test"), linear_or("lightgbm", workshop), overlays=True)
 
 
-def linear_or(head: str, workshop: Path) -> Sought:
+def linear_or(head: str, workshop: Path) -> ModelSelector:
     """Return what finds the run of a head with the plainest view."""
-    runs = [run for run in load_runs("spots") if run.facts["head"] == head and run.facts["pool"] != "both"]
-    return Sought(str(runs[0].folder))
+    runs = [run for run in load_runs("spots") if run.record.head == head and run.record.pool != "both"]
+    return selected(runs[0].folder)
 
 
 def test_the_chosen_run_is_taken(workshop: Path, tmp_path: Path) -> None:
     """Without MODEL the run of best validation of the data set, or the best of a head or backbone."""
     folder = str(workshop / "spots")
-    assert Sought(dataset=folder).run().folder == choose(load_runs("spots")).folder
-    assert Sought(dataset=folder, heads="spatial", backbone="squeezenet1_1").run().facts["head"] == "spatial"
-    line = bundle(Sought(dataset=folder, heads="spatial"), Wish(), out=str(tmp_path / "b.zip"))
+    assert selected(dataset=folder).load().folder == choose(load_runs("spots")).folder
+    assert selected(dataset=folder, heads="spatial", backbone="squeezenet1_1").load().record.head == "spatial"
+    line = bundle(selected(dataset=folder, heads="spatial"), out=str(tmp_path / "b.zip"))
     assert re.search(r"8 test images agree within \d", line)
-    predict(str(workshop / "spots" / "test"), Sought(str(tmp_path / "b.zip")), point="0", out=str(tmp_path / "out"))
+    predict(str(workshop / "spots" / "test"), selected(tmp_path / "b.zip"), point="0", out=str(tmp_path / "out"))
     assert {row["decision"] for row in table(tmp_path / "out")} == {"spot"}
 
 
-def test_a_run_whose_head_was_replaced(linear: Sought, workshop: Path, tmp_path: Path) -> None:
+def test_a_run_whose_head_was_replaced(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
     """A bundle that does not say what the run said of its test images is not called ready."""
     from safetensors.numpy import load_file, save_file
 
@@ -171,19 +171,19 @@ def test_a_run_whose_head_was_replaced(linear: Sought, workshop: Path, tmp_path:
     head = folder / "head.safetensors"
     save_file({name: -array for name, array in load_file(head).items()}, head)
     with pytest.raises(CacheError, match=r"differs by .* from what the run said"):
-        bundle(Sought(str(folder)), Wish(), out=str(tmp_path / "b"))
+        bundle(selected(folder), out=str(tmp_path / "b"))
 
 
-def test_what_is_not_there(linear: Sought, workshop: Path, spots: Path, tmp_path: Path) -> None:
+def test_what_is_not_there(linear: ModelSelector, workshop: Path, spots: Path, tmp_path: Path) -> None:
     """One clear line each: no images, no model, no run, no features any more, no such point."""
     (tmp_path / "empty").mkdir()
     for images in (tmp_path / "empty", tmp_path / "none.png"):
         with pytest.raises(BadDataset, match="no images at"):
             predict(str(images), linear)
     with pytest.raises(BadBundle, match="neither a bundle"):
-        predict(str(spots), Sought(str(tmp_path)))
+        predict(str(spots), selected(tmp_path))
     with pytest.raises(CacheError, match="run: make train-heads"):
-        predict(str(spots), Sought(dataset=str(workshop / "spots"), heads="knn"))
+        predict(str(spots), selected(dataset=str(workshop / "spots"), heads="knn"))
     with pytest.raises(UnknownName, match="operating point"):
         predict(str(spots), linear, point="best", out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -192,14 +192,14 @@ def test_what_is_not_there(linear: Sought, workshop: Path, spots: Path, tmp_path
     folder = Path(shutil.copytree(linear.model, tmp_path / "heads" / "logistic"))
     (folder / "run.json").write_text(json.dumps(facts))
     with pytest.raises(CacheError, match=r"no features at .*make extract train-heads"):
-        bundle(Sought(str(folder)), Wish(), out=str(tmp_path / "b"))
+        bundle(selected(folder), out=str(tmp_path / "b"))
     assert not (tmp_path / "b").exists()
 
 
-def test_the_notebook(linear: Sought, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook(linear: ModelSelector, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of docs/predict.md run as they are, and leave nothing in the folder they run in."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL)
-    bundle(linear, Wish(), out=str(tmp_path / "pneumonia.zip"))
+    bundle(linear, out=str(tmp_path / "pneumonia.zip"))
     for name, image in (("one", "spot"), ("other", "normal")):
         shutil.copy(workshop / "spots" / "test" / image / "test000.png", tmp_path / f"{name}.png")
     monkeypatch.chdir(tmp_path)

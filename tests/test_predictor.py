@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from features.errors import BadBundle, BadImage, BadWeights, FirnError, UnknownName
-from models.predictor import load
 from models.predictor.archive import BUNDLE, check_files, opened, write_archive
-from models.predictor.build import Wish, write_bundle
-from models.predictor.loading import OUTLIERS
+from models.predictor.build import BundleOptions, write_bundle
+from models.predictor.loading import OUTLIERS, load
 from models.predictor.manifest import load_contents
 from models.predictor.ood import fit_novelty
 from models.predictor.self_test import GOLDEN, draw_images
@@ -36,7 +35,7 @@ HEADS = ("logistic", "lightgbm", "spatial", "stack", "finetuned")
 
 def best(head: str, **facts: Any) -> Run:
     """Return the run of a head on the drawn images."""
-    found = [run for run in load_runs("spots") if run.facts["head"] == head]
+    found = [run for run in load_runs("spots") if run.record.head == head]
     return next(run for run in found if all(run.facts[name] == value for name, value in facts.items()))
 
 
@@ -45,7 +44,7 @@ def written(trained_spots: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Return a bundle of the plain linear run, not to be changed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIRN_ARTIFACTS", str(trained_spots / "artifacts"))
-        return write_bundle(best("logistic", pool="avg"), tmp_path_factory.mktemp("written") / "b", Wish())
+        return write_bundle(best("logistic", pool="avg"), tmp_path_factory.mktemp("written") / "b", BundleOptions())
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def spoil(folder: Path, name: str, content: bytes, *, sign: bool = True) -> None
 def test_same_images_same_numbers(head: str, workshop: Path, tmp_path: Path) -> None:
     """Probabilities of the test images are those of the run's predictions.csv, a linear head's to all digits."""
     run = best(head)
-    target = write_bundle(run, tmp_path / f"{head}.zip", Wish())
+    target = write_bundle(run, tmp_path / f"{head}.zip", BundleOptions())
     predictor = load(target)
     test = run.predictions.part(test=True)
     found = predictor([workshop / "spots" / image for image in test.ids])
@@ -84,7 +83,7 @@ def test_joined_blocks_and_poolings(workshop: Path, tmp_path: Path) -> None:
     """Several blocks, mean and maximum, come side by side as the head learned them."""
     run = best("logistic", pool="both")
     test = run.predictions.part(test=True)
-    found = load(write_bundle(run, tmp_path / "b", Wish()))([workshop / "spots" / image for image in test.ids])
+    found = load(write_bundle(run, tmp_path / "b", BundleOptions()))([workshop / "spots" / image for image in test.ids])
     np.testing.assert_allclose(found.proba, test.proba, rtol=0, atol=1e-6)
 
 
@@ -128,19 +127,21 @@ def test_operating_points(linear: Path, workshop: Path) -> None:
 def test_calibration_is_kept_apart(workshop: Path, tmp_path: Path) -> None:
     """Calibrated probabilities come beside those of the comparison; without a calibration they are the same."""
     run, image = best("logistic", pool="avg"), draw_images()[0]
-    with_it = load(write_bundle(run, tmp_path / "a", Wish("temperature")))(image)
-    without = load(write_bundle(run, tmp_path / "b", Wish("none")))(image)
+    with_it = load(write_bundle(run, tmp_path / "a", BundleOptions("temperature")))(image)
+    without = load(write_bundle(run, tmp_path / "b", BundleOptions("none")))(image)
     np.testing.assert_array_equal(with_it.proba, without.proba)
     np.testing.assert_array_equal(without.proba, without.calibrated)
     assert not np.array_equal(with_it.calibrated, with_it.proba)
     with pytest.raises(UnknownName, match="calibration"):
-        Wish("plat")
+        BundleOptions("plat")
 
 
 def test_weights_travel_where_asked(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By digest they are looked for and named when missing; inside they need nothing else."""
     run = best("logistic", pool="avg")
-    by_digest, inside = (write_bundle(run, tmp_path / n, Wish(with_weights=bool(i))) for i, n in enumerate("ab"))
+    by_digest, inside = (
+        write_bundle(run, tmp_path / n, BundleOptions(with_weights=bool(i))) for i, n in enumerate("ab")
+    )
     expected = load(by_digest)(draw_images()[0]).proba
     monkeypatch.setattr("features.backbones.weights.BUNDLED", tmp_path)
     monkeypatch.setattr("features.backbones.weights.download", lambda name, url: (_ for _ in ()).throw(BadWeights(url)))
@@ -442,12 +443,12 @@ def test_trees_of_strangers(change: str, forest: tuple[Path, int], tmp_path: Pat
 
 def test_folders_are_replaced_whole(linear: Path, workshop: Path, tmp_path: Path) -> None:
     """Writing again replaces a bundle, and nothing else."""
-    write_bundle(best("logistic", pool="both"), linear, Wish())
+    write_bundle(best("logistic", pool="both"), linear, BundleOptions())
     assert "both" in load(linear).contents.name
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(BadBundle, match="no bundle"):
-        write_bundle(best("logistic", pool="both"), tmp_path / "mine", Wish())
+        write_bundle(best("logistic", pool="both"), tmp_path / "mine", BundleOptions())
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert not list(tmp_path.glob(".*"))
     with opened(linear) as folder:

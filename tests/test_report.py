@@ -17,6 +17,7 @@ from runs_for_tests import draw_predictions, draw_runs, make_run
 
 from models.runs.compare import compare_runs, run_names
 from models.runs.record import Run
+from models.runs.results import ComparisonResult
 from pipeline.render.curves import operating_table, sides
 from pipeline.render.html_page import predictions_csv, write_report
 
@@ -40,8 +41,8 @@ class Written(NamedTuple):
 
 
 def written(folder: Path, runs: list[Run]) -> Written:
-    results = compare_runs(runs, n_bootstrap=DRAWS)
-    return Written(runs, results, write_report(results, runs, folder))
+    result = compare_runs(runs, n_bootstrap=DRAWS)
+    return Written(runs, result.to_json(), write_report(result, runs, folder))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_every_file_is_there_and_whole(two: Written) -> None:
     names = {path.name for path in two.page.parent.iterdir()}
     assert names == {"results.json", "predictions.csv", "roc.svg", "roc.png", "pr.svg", "pr.png", "report.html"}
-    assert json.loads((two.page.parent / "results.json").read_text(encoding="utf-8")) == two.results
+    assert json.loads((two.page.parent / "results.json").read_text(encoding="utf-8")) == json.loads(
+        json.dumps(two.results)
+    )
 
 
 def test_same_results_same_bytes(two: Written, tmp_path: Path) -> None:
-    again = write_report(two.results, two.runs, tmp_path).parent
+    again = write_report(ComparisonResult.from_json(two.results), two.runs, tmp_path).parent
     for path in two.page.parent.iterdir():
         assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 

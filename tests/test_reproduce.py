@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from verbs_for_tests import reproduce, selected
 
 from features.devices import DEVICES, PRECISIONS
 from features.errors import BadBundle, CacheError
 from models.runs.record import Run, load_run, load_runs
-from pipeline.bundle import Sought
-from pipeline.reproduce import BUDGETS, Budget, budget_of, compared, reproduce
+from pipeline.reproduce import BUDGETS, Budget, budget_of, compared
 
 ROOT = Path(__file__).parents[1]
 
 
 def of(head: str) -> Run:
     """Return the run of a head with the plainest view."""
-    return next(run for run in load_runs("spots") if run.facts["head"] == head and run.facts["pool"] != "both")
+    return next(run for run in load_runs("spots") if run.record.head == head and run.record.pool != "both")
 
 
 def everything(root: Path) -> dict[str, int]:
@@ -38,7 +38,7 @@ def everything(root: Path) -> dict[str, int]:
 def test_the_same_numbers(workshop: Path) -> None:
     """Extracted and trained anew in a place of its own: bit for bit, and nothing is left or touched."""
     run, before = of("finetuned"), everything(workshop)
-    lines, well = reproduce(Sought(str(run.folder)))
+    lines, well = reproduce(selected(run.folder))
     assert well
     assert lines[-1] == "verdict: the same numbers"
     assert f"{len(run.predictions.ids)} predictions: mean distance" in "\n".join(lines)
@@ -48,7 +48,7 @@ def test_the_same_numbers(workshop: Path) -> None:
 
 def test_a_stack_and_its_runs(workshop: Path) -> None:
     """All that it combines is made again first."""
-    lines, well = reproduce(Sought(dataset=str(workshop / "spots"), heads="stack"))
+    lines, well = reproduce(selected(dataset=str(workshop / "spots"), heads="stack"))
     assert (lines[0].startswith("stack of 3 runs"), well) == (True, True), lines
 
 
@@ -70,7 +70,7 @@ def test_a_image_has_changed(workshop: Path, tmp_path: Path) -> None:
 def moved(run: Run, by: float, **facts: Any) -> Run:
     """Return a run whose probabilities are pulled towards their middle."""
     predictions = run.predictions._replace(proba=(1 - by) * run.predictions.proba + by / 2)
-    return replace(run, predictions=predictions, facts={**run.facts, **facts})
+    return replace(run, predictions=predictions, record=replace(run.record, **facts))
 
 
 def test_verdicts(workshop: Path) -> None:
@@ -101,14 +101,14 @@ def test_what_is_not_there(workshop: Path, tmp_path: Path) -> None:
     """No run, a bundle instead of one, a stack whose runs are gone."""
     for place in (tmp_path, tmp_path / "none"):
         with pytest.raises(BadBundle, match="neither a bundle"):
-            reproduce(Sought(str(place)))
+            reproduce(selected(place))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "bundle.json").write_text("{}")
     with pytest.raises(BadBundle, match="is a bundle, and this takes the folder of the run"):
-        reproduce(Sought(str(tmp_path / "b")))
+        reproduce(selected(tmp_path / "b"))
     run = of("stack")
     folder = Path(shutil.copytree(run.folder, tmp_path / "stack"))
-    (folder / "run.json").write_text(json.dumps({**run.facts, "bases": ["gone/logistic"]}))
+    (folder / "run.json").write_text(json.dumps({**run.record.to_json(), "bases": ["gone/logistic"]}))
     with pytest.raises(CacheError, match="no whole run in"):
-        reproduce(Sought(str(folder)))
-    assert load_run(run.folder).facts["bases"]
+        reproduce(selected(folder))
+    assert load_run(run.folder).record.bases

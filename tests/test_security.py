@@ -23,6 +23,8 @@ import pytest
 import xxhash
 from conftest import draw
 from test_images import chunk, dicom, npy, png, saved
+from verbs_for_tests import asked, extract
+from verbs_for_tests import pack as cache_pack
 
 from benchmarks import fuzz as fuzzing
 from benchmarks.readers import READERS
@@ -37,8 +39,6 @@ from features.images.image import MAX_BYTES, MAX_PIXELS, ImageFacts
 from features.request import open_features
 from features.views import pooled_view
 from models.heads import load_head, make_head, save_head
-from pipeline.cache import pack as cache_pack
-from pipeline.extract import extract
 
 ROOT = Path(__file__).parents[1]
 SMALL = Geometry("squash", 16, 16, "bilinear")
@@ -212,7 +212,7 @@ def test_a_damaged_pack(spots: Path, tmp_path: Path) -> None:
     """A pack comes from a colleague: a label outside the classes is damage, whatever the checksums say."""
     extract(str(spots), NET, precision="float32")
     pack = tmp_path / "spots.h5"
-    cache_pack(str(spots), NET, out=str(pack), precision_="float32")
+    cache_pack(str(spots), NET, out=str(pack), precision="float32")
 
     def change(file: h5py.File) -> None:
         labels = np.full(file["labels"].shape, 7, file["labels"].dtype)
@@ -221,14 +221,14 @@ def test_a_damaged_pack(spots: Path, tmp_path: Path) -> None:
 
     resealed(pack, change)
     with pytest.raises(CacheError, match="a label is outside its classes"):
-        open_features(load_dataset(str(pack)), "")
+        open_features(load_dataset(str(pack)), asked(pack))
 
 
 def test_a_heap_that_leads_nowhere(spots: Path, tmp_path: Path) -> None:
     """HDF5 follows the objects of a heap of texts for ever where one has no length; a pack with one is refused."""
     extract(str(spots), NET, precision="float32")
     pack = tmp_path / "spots.h5"
-    cache_pack(str(spots), NET, out=str(pack), precision_="float32")
+    cache_pack(str(spots), NET, out=str(pack), precision="float32")
     data = bytearray(pack.read_bytes())
     check_heaps(pack)
     at = data.index(b"GCOL\x01") + 16

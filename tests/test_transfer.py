@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import draw
+from verbs_for_tests import train_heads, transfer
 
 from features.backbones import load_recipe
 from features.cache.entry import cache_root
@@ -23,12 +24,10 @@ from models.metrics import delong_test, holm, score
 from models.runs.record import load_run
 from models.runs.scores import shown
 from pipeline.render.transfer_report import detour_lines
-from pipeline.train_heads import train_heads
-from pipeline.transfer import transfer
 
 ROOT = Path(__file__).parents[1]
 NET = "squeezenet1_1"
-QUICK: dict[str, Any] = {"epochs": 1, "batch": 8, "features": {"precision_": "float32"}, "n_bootstrap": 100}
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32", "n_bootstrap": 100}
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def test_the_target_can_be_thawed_too(domains: list[str]) -> None:
     found = told(done.stdout.splitlines())
     assert [row["head"] for row in found["rows"]] == ["lda", "finetuned"]
     runs = [load_run(Path(found["rows"][1][way]["folder"])) for way in ("direct", "detour")]
-    assert [run.facts["backbone"] for run in runs] == [NET, f"{NET}@first"]
+    assert [run.record.backbone for run in runs] == [NET, f"{NET}@first"]
     assert np.array_equal(runs[0].predictions.fold, runs[1].predictions.fold)
 
 
@@ -135,7 +134,7 @@ def test_a_thawed_backbone_has_no_place_on_its_own_source(domains: list[str]) ->
     transfer(first, third, NET, heads="lda", **QUICK)
     (entry,) = (e for e in find_entries(cache_root("third")) if e.key.backbone == f"{NET}@first")
     assert len(load_manifest(entry).ids) == 32
-    from pipeline.extract import extract
+    from verbs_for_tests import extract
 
     extract(first, f"{NET}@first", precision="float32")
     with pytest.raises(CacheError, match="has seen the labels"):

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from conftest import draw
 from test_heads import drawn
+from verbs_for_tests import compare, extract, train_heads
 
 from features.errors import BadDataset, CacheError, UnknownName
 from features.views import View
@@ -19,9 +20,6 @@ from models.heads import make_head
 from models.runs.record import load_runs
 from models.validation.cross_validation import PROTOCOLS, OutOfTime, fit, folds_of
 from models.validation.predictions import Predictions, load_predictions, save_predictions
-from pipeline.compare import compare
-from pipeline.extract import extract
-from pipeline.train_heads import train_heads
 
 
 class Witness:
@@ -98,10 +96,10 @@ def test_cross_validation_and_its_stack(drawn_set: str) -> None:
     """PROTOCOL=cv uses all images, keeps to folders of its own, corrects for the choice, and its stack is nested."""
     lines = train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack", protocol="cv")
     assert [line.split()[1] for line in lines] == ["lda", "knn", "stack"]
-    runs = {run.facts["head"]: run for run in load_runs("spots", protocol="cv")}
+    runs = {run.record.head: run for run in load_runs("spots", protocol="cv")}
     assert not load_runs("spots")
     stack = runs["stack"]
-    assert stack.facts["repeats"] == 3
+    assert stack.record.repeats == 3
     assert len(stack.predictions.y) == 3 * 64
     assert np.array_equal(stack.predictions.fold, runs["lda"].predictions.fold)
     page = Path(compare(drawn_set, protocol="cv"))
@@ -159,9 +157,9 @@ def test_search_within_a_budget(drawn_set: str, capsys: pytest.CaptureFixture[st
     """A search tries many views with one head, other heads on the best, stacks, and goes on from what is there."""
     lines = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp stack", budget=600)
     assert lines[0].split()[1] == "stack"
-    views = {run.facts["view"] for run in load_runs("spots")}
+    views = {run.record.view for run in load_runs("spots")}
     assert {"features.12 avg", "features.12 gem", "features.8+features.12 avg", "features.12 grid2"} <= views
-    heads = [run.facts["head"] for run in load_runs("spots")]
+    heads = [run.record.head for run in load_runs("spots")]
     assert heads.count("mlp") == 3
     areas = [float(line.split()[0]) for line in lines[1:]]
     assert areas == sorted(areas, reverse=True)
@@ -199,7 +197,7 @@ def test_runs_of_an_older_form_are_passed_over(drawn_set: str) -> None:
     with pytest.raises(CacheError, match="no trained heads"):
         compare(drawn_set)
     train_heads(drawn_set, "squeezenet1_1", heads="knn")
-    assert [run.facts["protocol"] for run in load_runs("spots")] == ["split"]
+    assert [run.record.protocol for run in load_runs("spots")] == ["split"]
 
 
 def test_names_of_all_kinds_come_back(tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from conftest import draw
 from test_cache import KEY, filled
+from verbs_for_tests import extract, repair, verify_entries
 
 from features.cache import Entry, entries
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries, verify
 from features.datasets import load_dataset
 from features.views import pooled_view
-from pipeline.cache import list_entries, repair, verify_entries
-from pipeline.extract import extract
+from pipeline.cache import list_entries
 
 
 def flip(path: Path, position: int) -> None:

@@ -21,6 +21,11 @@ class Key:
     stored: str = "float16"  # the numbers on the disk
     schema: int = SCHEMA
 
+    @property
+    def preprocess_mode(self) -> str:
+        """Return how an image of any shape becomes a square: "squash", "pad" or "crop"."""
+        return self.preprocess.partition(":")[0]
+
     def to_json(self) -> str:
         """Return the canonical text that is digested and stored."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

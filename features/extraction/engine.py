@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from features.devices import BATCH
+from features.options import ExtractOptions
 from features.progress import say, shown
 from features.request import Request
 
@@ -35,21 +36,14 @@ def _ray() -> Callable[..., Outcome]:
 ENGINES: dict[str, Callable[[], Callable[..., Outcome]]] = {"local": _local, "ray": _ray}
 
 
-def fill(
-    todo: list[tuple[Request, tuple[str, ...]]],
-    *,
-    batch_size: int = 0,
-    workers: int = 0,
-    strict: bool = False,
-    engine: str = "local",
-) -> None:
+def fill(todo: list[tuple[Request, tuple[str, ...]]], how: ExtractOptions) -> None:
     """Compute what the requests (with the blocks whose maps they want) lack, and tell how it went. Imports torch."""
     from features.extraction.job import Job
 
-    run = ENGINES[engine]()
+    run = ENGINES[how.engine]()
     jobs = [Job(r.entry, r.recipe, r.preprocess, blocks) for r, blocks in todo]
     first = todo[0][0]
-    size = batch_size or BATCH[first.device.partition(":")[0]]
+    size = how.batch_size or BATCH[first.device.partition(":")[0]]
     names = ", ".join(r.recipe.name for r, _ in todo)
     with shown(f"extract {first.dataset.name} with {names}") as progress:
         outcome = run(
@@ -57,8 +51,8 @@ def fill(
             jobs,
             device=first.device,
             batch_size=size,
-            workers=workers,
-            strict=strict,
+            workers=how.workers,
+            strict=how.strict,
             progress=progress,
         )
     for image, reason in list(outcome.left_out.items())[:20]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,12 +17,14 @@ from features.cache.key import Key
 from features.datasets import Dataset
 from features.errors import CacheError
 from features.images import Geometry, pixels
+from features.options import make_command
 from features.views import load_manifest
 from models.explain.class_maps import asked_maps, linear_class_maps
 from models.heads import load_head
 from models.heads.linear import probabilities
+from models.runs.commands import extract_command, train_command
 from models.runs.features import manifest_digest
-from models.runs.record import FINETUNED, Run
+from models.runs.record import FINETUNED, Run, RunRecord
 
 if TYPE_CHECKING:
     from features.cache import Entry
@@ -54,7 +55,7 @@ class Evidence(NamedTuple):
 
 
 def _linear(case: Case) -> Evidence:
-    maps, sha256 = _cached(case, case.run.facts["keys"][0], case.run.facts["blocks"][-1])
+    maps, sha256 = _cached(case, case.run.record.keys[0], case.run.record.blocks[-1])
     _, arrays = load_head(case.run.folder).state()
     found = linear_class_maps(arrays["coef"], arrays["intercept"], maps)
     shown = asked_maps(found.votes(), case.asked)
@@ -62,7 +63,7 @@ def _linear(case: Case) -> Evidence:
 
 
 def _voted(case: Case) -> Evidence:
-    maps, sha256 = _cached(case, case.run.facts["keys"][0], case.run.facts["blocks"][-1])
+    maps, sha256 = _cached(case, case.run.record.keys[0], case.run.record.blocks[-1])
     head: Any = load_head(case.run.folder)
     return Evidence(
         {"class map": asked_maps(head.class_maps(maps), case.asked)}, head.predict_proba(maps), sha256, False
@@ -76,13 +77,13 @@ def _thawed(case: Case) -> Evidence:
     from models.finetuning.network import arithmetic
 
     network, about = _network(case)
-    key, after = json.loads(about["keys"][0]), about["after"]
+    key, after = Key.from_json(about["keys"][0]), about["after"]
     maps, sha256 = _images(case, key) if after == IMAGES else _cached(case, key, after)
-    with arithmetic(key["precision"], "cpu"):
+    with arithmetic(key.precision, "cpu"):
         found = network_class_maps(network, maps)
     shown = {"class map": asked_maps(found.votes(), case.asked)}
     if after != IMAGES:
-        with arithmetic(key["precision"], "cpu"):
+        with arithmetic(key.precision, "cpu"):
             shown[f"HiResCAM at {after}"] = hires_cam(network, maps, case.asked)
             shown[f"Grad-CAM at {after}"] = grad_cam(network, maps, case.asked)
     return Evidence(shown, probabilities(found.logits()), sha256, True)
@@ -98,11 +99,11 @@ EXPLAINERS: dict[str, Callable[[Case], Evidence]] = {
 }
 
 
-def can_be_explained(facts: Mapping[str, Any]) -> bool:
+def can_be_explained(record: RunRecord) -> bool:
     """Tell whether class maps say how a run decides: one backbone, and a head on maps or on one block's mean."""
-    on_maps = facts["view"].endswith(" maps") or facts["head"] == FINETUNED
-    plain = len(facts["blocks"]) == 1 and facts["pool"] == "avg"
-    return facts["head"] in EXPLAINERS and len(facts["keys"]) == 1 and (on_maps or plain)
+    on_maps = record.view.endswith(" maps") or record.head == FINETUNED
+    plain = len(record.blocks) == 1 and record.pool == "avg"
+    return record.head in EXPLAINERS and len(record.keys) == 1 and (on_maps or plain)
 
 
 def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
@@ -110,18 +111,18 @@ def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
 
     CacheError where their maps are not cached, or where the probabilities are not those `predicted` (m, K).
     """
-    found = EXPLAINERS[case.run.facts["head"]](case)
+    found = EXPLAINERS[case.run.record.head](case)
     if predicted is not None and np.abs(found.proba - predicted).max(initial=0) > _CLOSE:
         raise CacheError(
             f"{case.run.name} does not give the probabilities again that it once predicted: model and predictions "
-            f"in {case.run.folder} do not belong together; remove that folder and run: {_again(case.run.facts)}"
+            f"in {case.run.folder} do not belong together; remove that folder and run: {train_command(case.run.record)}"
         )
     return found
 
 
 def digests_of(case: Case) -> list[str]:
     """Return the digests (m,) of a case's images as they were extracted. CacheError where their entry is gone."""
-    return _digests(_current(case, _entry(case, case.run.facts["keys"][0])), case.ids)
+    return _digests(_current(case, _entry(case, case.run.record.keys[0])), case.ids)
 
 
 def image_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[np.uint8]:
@@ -129,8 +130,7 @@ def image_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[n
     name = str(case.ids[i])
     data = case.dataset.source.read(name)
     if hashlib.sha256(data).hexdigest() != sha256:
-        facts = case.run.facts
-        again = f"make extract train-heads DATASET={facts['asked']} BACKBONE={facts['backbone']}"
+        again = make_command("extract train-heads", case.run.record.data, backbone=case.run.record.backbone)
         raise CacheError(f"{name} has changed since its features were extracted; run: {again}")
     square = np.rint(pixels(data, geometry, name=name)).astype(np.uint8).transpose(1, 2, 0)
     return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
@@ -149,7 +149,7 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
     try:
         tensors, about = load_network(path)
     except (OSError, SafetensorError) as error:
-        raise CacheError(f"cannot read {path} ({error}); run: {_again(case.run.facts)}") from None
+        raise CacheError(f"cannot read {path} ({error}); run: {train_command(case.run.record)}") from None
     classes, width = tensors[f"{CLASSIFIER}.weight"].shape
     network = Thawed(load_tail(case.recipe, about["after"]), width, classes)
     network.classifier.load_state_dict({name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")})
@@ -157,40 +157,41 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
     return network.eval(), about
 
 
-def _cached(case: Case, key: Mapping[str, Any] | str, block: str) -> tuple[NDArray[Any], list[str]]:
+def _cached(case: Case, key: Key, block: str) -> tuple[NDArray[Any], list[str]]:
     """Return the cached maps of the images, (m, C, H, W), and the digests of the images."""
     from features.streams import MapStream
 
     entry = _entry(case, key)
     manifest = _current(case, entry)
     if f"maps/{block}" not in manifest.parts:
-        raise CacheError(f"no maps of {block} at {entry.folder}; run: {_extraction(case.run.facts, block)}")
+        raise CacheError(f"no maps of {block} at {entry.folder}; run: {_extraction(case.run.record, block)}")
     with MapStream(entry, block) as stream:
         at = np.searchsorted(stream.ids, case.ids)
         return stream.read(at), _digests(manifest, case.ids)
 
 
-def _images(case: Case, key: Mapping[str, Any]) -> tuple[NDArray[Any], list[str]]:
+def _images(case: Case, key: Key) -> tuple[NDArray[Any], list[str]]:
     """Return the images as the network sees them, (m, 3, S, S)."""
     from features.streams import ImageStream
 
     manifest = _current(case, _entry(case, key))
-    stream = ImageStream(case.dataset.source, case.ids.tolist(), case.recipe, key["preprocess"].partition(":")[0])
+    stream = ImageStream(case.dataset.source, case.ids.tolist(), case.recipe, key.preprocess_mode)
     return stream.read(np.arange(len(case.ids))), _digests(manifest, case.ids)
 
 
-def _entry(case: Case, key: Mapping[str, Any] | str) -> Entry:
-    return open_entry(case.dataset.name, Key.from_json(json.dumps(key)))
+def _entry(case: Case, key: Key) -> Entry:
+    return open_entry(case.dataset.name, key)
 
 
 def _current(case: Case, entry: Entry) -> Manifest:
     """Return the manifest of an entry; CacheError where there is none, or of other images than the run's."""
-    facts = case.run.facts
+    record = case.run.record
     if entry.manifest() is None:
-        raise CacheError(f"no features at {entry.folder}; run: {_extraction(facts, facts['blocks'][-1])}")
+        raise CacheError(f"no features at {entry.folder}; run: {_extraction(record, record.blocks[-1])}")
     manifest = load_manifest(entry)
-    if manifest_digest(manifest, facts["classes"]) != facts["manifest"]:
-        raise CacheError(f"{case.run.name} is of other images than are now in the cache; run: {_again(facts)}")
+    if manifest_digest(manifest, record.classes) != record.manifest:
+        again = train_command(record)
+        raise CacheError(f"{case.run.name} is of other images than are now in the cache; run: {again}")
     return manifest
 
 
@@ -199,20 +200,6 @@ def _digests(manifest: Manifest, ids: Sequence[str] | NDArray[np.str_]) -> list[
     return [known[image].decode() for image in ids]
 
 
-def _extraction(facts: Mapping[str, Any], block: str) -> str:
+def _extraction(record: RunRecord, block: str) -> str:
     """Return the command that puts maps of a block into the cache; fine-tuning itself does for other boundaries."""
-    key = facts["keys"][0]
-    if block not in key["blocks"]:
-        return _again(facts)
-    how = f"PREPROCESS={key['preprocess'].partition(':')[0]} PRECISION={key['precision']}"
-    return f"make extract DATASET={facts['asked']} BACKBONE={facts['backbone']} MAPS={block} {how}"
-
-
-def _again(facts: Mapping[str, Any]) -> str:
-    """Return the command that makes a run again."""
-    where = f"DATASET={facts['asked']} BACKBONE={facts['backbone']} BLOCKS={facts['asked_blocks']}"
-    where += "".join(f" {n.upper()}={facts[n]}" for n, usual in _USUAL.items() if facts[n] != usual)
-    return f"make finetune {where}" if facts["head"] == FINETUNED else f"make train-heads {where} HEADS={facts['head']}"
-
-
-_USUAL = {"labels": "classes", "protocol": "split"}
+    return extract_command(record, block) if block in record.keys[0].blocks else train_command(record)

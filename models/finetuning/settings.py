@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from features.errors import FirnError, unknown
+from features.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -118,18 +119,66 @@ class Settings:
         return asdict(self)
 
 
-def choose_settings(recipe: str, **given: Any) -> Settings:
-    """Return the settings of a recipe, with those of `given` that are not None in place of the recipe's own.
+FLIPS = {"none": {}, "mirror": {"flip": True}, "any": {"flip": True, "turns": True}}
 
-    Raises UnknownName for names that are in no table, FirnError for numbers that make no sense.
-    """
-    tables = {"norm": NORMS, "class_weights": CLASS_WEIGHTS, "average": AVERAGES}
-    for what, name, table in [("recipe", recipe, RECIPES), *((w, given.get(w), t) for w, t in tables.items())]:
-        if name is not None and name not in table:
-            raise unknown(what.replace("_", " "), name, table)
-    row = RECIPES[recipe]
-    own = {name: getattr(row, name) for name in Settings.__dataclass_fields__ if hasattr(row, name)}
-    settings = replace(Settings(recipe), **own | {name: value for name, value in given.items() if value is not None})
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What is fine-tuned, and how; None and empty leave the choice to the recipe."""
+
+    blocks: str = option("1", "What is trained: a number of last blocks, names, a module, or all.")
+    recipe: str = option("adamw", "adamw (cosine decay), or article (SGD 0.9 with StepLR(10, 0.1)).")
+    views: int = option(1, "Cached views per image (shift, turn, zoom, brightness), one an epoch.")
+    flip: str = option("none", "none, mirror (left and right), any (quarter turns too): in the views.")
+    epochs: int | None = option(None, "Most epochs; the recipe's own without.")
+    rate: float | None = option(None, "Learning rate; the recipe's own without.")
+    batch_size: int | None = option(None, "Images per step; 64 without.")
+    norm: str | None = option(None, "Batch normalisation: frozen, or adapt (to the new images).")
+    mixup: float | None = option(None, "Mixup of cached maps, the Beta parameter; 0 is none.")
+    dropout: float | None = option(None, "Share of the maps' channels that an image loses.")
+    class_weights: str | None = option(None, "none or balanced.")
+    average: str | None = option(None, "none, or ema: a moving average of the weights is what is kept.")
+
+    def __post_init__(self) -> None:
+        """Raise UnknownName for names that are in no table, FirnError for numbers that make no sense."""
+        tables: dict[str, Collection[str]] = {"recipe": RECIPES, "flip": FLIPS, "norm": NORMS}
+        tables |= {"class_weights": CLASS_WEIGHTS, "average": AVERAGES}
+        for name, table in tables.items():
+            if (value := getattr(self, name)) is not None and value not in table:
+                raise unknown(name.replace("_", " "), value, table)
+        if self.views < 1:
+            raise FirnError(f"expected VIEWS=1 or more, got {self.views}")
+        if self.flip != "none" and self.views == 1:
+            raise FirnError(f"FLIP={self.flip} needs views to show it in; add VIEWS=4")
+        _check(self.settings(precision="float32", seed=0))
+
+    def settings(self, *, precision: str, seed: int) -> Settings:
+        """Return the settings of the recipe, with what was asked for in place of the recipe's own."""
+        row = RECIPES[self.recipe]
+        own = {name: getattr(row, name) for name in Settings.__dataclass_fields__ if hasattr(row, name)}
+        names = ("epochs", "rate", "norm", "mixup", "dropout", "class_weights", "average")
+        asked = {name: getattr(self, name) for name in names} | {"batch": self.batch_size}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(Settings(self.recipe, precision=precision, seed=seed), **own | given)
+
+    def described(self, blocks: Sequence[str], settings: Settings) -> str:
+        """Return what is special about a run, in words: the blocks, the views, whatever is not the recipe's own."""
+        row = RECIPES[self.recipe]
+        usual = {name: getattr(row, name, default) for name, default in Settings().as_dict().items()}
+        kept = ("recipe", "seed", "precision")  # named otherwise, or in the cache key
+        changed = {n: v for n, v in settings.as_dict().items() if n not in kept and v != usual[n]}
+        words = [
+            "+".join(blocks),
+            *([self.recipe] if self.recipe != Settings().recipe else []),
+            *([f"{self.views} views"] if self.views > 1 else []),
+            *([f"flip {self.flip}"] if self.flip != "none" else []),
+            *(f"{name.replace('_', ' ')} {value}" for name, value in changed.items()),
+        ]
+        return ", ".join(words)
+
+
+def _check(settings: Settings) -> None:
+    """Raise FirnError for numbers that make no sense."""
     if settings.epochs < 1 or settings.batch < 2 or not settings.rate > 0:
         raise FirnError(
             f"expected 1 epoch, 2 images a batch and a rate above 0 at least, got EPOCHS={settings.epochs}, "
@@ -137,4 +186,3 @@ def choose_settings(recipe: str, **given: Any) -> Settings:
         )
     if not 0 <= settings.dropout < 1 or settings.mixup < 0:
         raise FirnError(f"expected 0 <= DROPOUT < 1 and MIXUP >= 0, got {settings.dropout:g} and {settings.mixup:g}")
-    return settings

@@ -1,17 +1,13 @@
 """The portable bundle: everything between an image and a decision in one folder or .zip, without a pickle.
 
-archive   its files, read as if a stranger had made them      contents  bundle.json, checked field by field
-lanes     pixels -> what each network sees                    parts     the models on that
-trees     LightGBM's text, read without its own loader        novelty   how unlike the training images an image is
-golden    drawn images whose probabilities must come out    loading   a bundle -> a predictor
-predictor images -> predictions                             portable  the same as one torch module, for export
+build      a run -> the files of a bundle                     manifest   bundle.json, checked field by field
+archive    its files, read as if a stranger had made them     backbones  pixels -> what each network sees
+heads      the models on that                                 trees      LightGBM's text, read without its own loader
+ood        how unlike the training images an image is         self_test  drawn images whose probabilities must come out
+loading    a bundle -> a predictor                            predictor  images -> predictions
+export     the same as one torch module (torch_heads), for ONNX and others
 
-    from models.predictor import load
+    from models.predictor.loading import load
     predictor = load("artifacts/bundles/pneumonia/...")
     found = predictor(["one.dcm", "other.png"])
 """
-
-from models.predictor.loading import load
-from models.predictor.predictor import Prediction, Predictor
-
-__all__ = ["Prediction", "Predictor", "load"]

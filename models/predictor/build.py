@@ -23,6 +23,7 @@ from features.cache.reader import rows_view
 from features.datasets import load_dataset
 from features.datasets.packed import Packed
 from features.errors import BadWeights, CacheError, unknown
+from features.options import make_command, option
 from features.storage import make_folder, write_whole
 from features.views import Cached, choose_blocks
 from models.heads import HEADS, load_head, save_head
@@ -32,7 +33,8 @@ from models.predictor.loading import OUTLIERS, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
 from models.predictor.self_test import GOLDEN, draw_images
-from models.runs.record import FINETUNED, Run, load_run, runs_root
+from models.runs.commands import train_command
+from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
 
 
@@ -52,7 +54,7 @@ def learn_outliers(contents: Contents, run: Run, cut: Mapping[int, Key]) -> tupl
         key = cut.get(place, network.key)
         sources.append((place, key, network.after or key.blocks[-1]))
     X, y, groups = _features(run, [(key, block) for _, key, block in sources])
-    return [[place, block] for place, _, block in sources], fit_novelty(X, y, groups, seed=int(run.facts["seed"]))
+    return [[place, block] for place, _, block in sources], fit_novelty(X, y, groups, seed=run.record.seed)
 
 
 def _features(
@@ -62,7 +64,7 @@ def _features(
     held = run.predictions.part(test=False)
     ids, first = np.unique(held.ids, return_index=True)
     if len(ids) > MOST:
-        drawn = np.sort(np.random.default_rng(int(run.facts["seed"])).choice(len(ids), MOST, replace=False))
+        drawn = np.sort(np.random.default_rng(run.record.seed).choice(len(ids), MOST, replace=False))
         ids, first = ids[drawn], first[drawn]
     columns = []
     for key, block in sources:
@@ -78,34 +80,34 @@ def _features(
 
 def _cached(run: Run, key: Key) -> Cached:
     """Return the entry of a key, or the pack that the run was trained on."""
-    entry = open_entry(run.facts["dataset"], key)
+    entry = open_entry(run.record.dataset, key)
     if entry.manifest() is not None:
         return entry
-    source = load_dataset(run.facts["asked"], seed=int(run.facts["seed"])).source
+    source = load_dataset(run.record.asked, seed=run.record.seed).source
     if isinstance(source, Packed) and source.pack.key == key:
         return source.pack
     raise CacheError(f"no features at {entry.folder}, of which the outliers are learned; run: {_again(run)}")
 
 
 def _again(run: Run) -> str:
-    return f'make extract train-heads DATASET={run.facts["asked"]} BACKBONE="{run.facts["backbone"]}"'
+    return make_command("extract train-heads", run.record.data, backbone=run.record.backbone.replace("+", " "))
 
 
 _HEAD_FILES = ("head.json", "head.safetensors", "lightgbm.txt")
 _OF_RUN = (
     *("head", "about", "backbone", "view", "chosen", "seed", "folds", "repeats", "features", "identity"),
-    *("asked_blocks", "protocol", "labels", "thaw", "bases"),
+    *("asked_blocks", "protocol", "labels", "finetuning", "bases", "firn"),
 )
 _OF_DATA = ("dataset", "asked", "classes", "counts", "groups", "grouped_by", "split_by", "note", "manifest")
 
 
 @dataclass(frozen=True)
-class Wish:
+class BundleOptions:
     """What a user may choose about a bundle."""
 
-    calibration: str = "platt"  # a row of CALIBRATIONS, or "none"
-    weights: str = ""  # a file, for a backbone whose weights are nowhere else
-    with_weights: bool = False  # inside, also where they could be found by their digest
+    calibration: str = option("platt", "platt, temperature, isotonic or none, learned from out-of-fold predictions.")
+    weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
+    with_weights: bool = option(False, "Put the weights inside also where their digest would do.")
 
     def __post_init__(self) -> None:
         """Refuse a calibration that is in no table."""
@@ -124,7 +126,7 @@ class Wish:
         return CALIBRATIONS[self.calibration](held.y, held.proba)
 
 
-def write_bundle(run: Run, target: Path, wish: Wish) -> Path:
+def write_bundle(run: Run, target: Path, how: BundleOptions) -> Path:
     """Write the bundle of a run as a folder or a .zip, absent or whole; return `target`.
 
     Networks whose weights are public are named by their digest, thawed ones are inside. No image and no name of one
@@ -134,7 +136,7 @@ def write_bundle(run: Run, target: Path, wish: Wish) -> Path:
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as beside:
         folder = Path(beside) / "bundle"
         folder.mkdir()
-        _Packing(folder, wish).pack(run)
+        _Packing(folder, how).pack(run)
         write_archive(folder, target)
     return target
 
@@ -144,14 +146,14 @@ class _Packing:
     """The networks and parts put into a folder so far."""
 
     folder: Path
-    wish: Wish
+    how: BundleOptions
     networks: list[Network] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     _cut: dict[int, Key] = field(default_factory=dict)  # thawed network -> key of the entry with its boundary's maps
 
     def pack(self, run: Run) -> None:
         """Put a run in: its parts, then all that is learned from its predictions, then what checks the rest."""
-        stack = self._stack(run) if run.facts.get("bases") else self._single(run)
+        stack = self._stack(run) if run.record.bases else self._single(run)
         contents = self._contents(run, stack)
         features, outliers = learn_outliers(contents, run, self._cut)
         if outliers is not None:
@@ -159,7 +161,7 @@ class _Packing:
             numbers = {name: getattr(outliers, name) for name in ("rest", "threshold", "quantile")}
             contents = replace(contents, outliers={**numbers, "features": features})
         self._write(contents)
-        images = draw_images(int(run.facts["seed"]))
+        images = draw_images(run.record.seed)
         found = load_unchecked(self.folder, device_="cpu")(images)
         samples = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
         _save(self.folder / GOLDEN, samples | {f"picture{i}": a for i, a in enumerate(images)})
@@ -179,34 +181,34 @@ class _Packing:
     def _stack(self, run: Run) -> str:
         """Put in the runs that a stack listens to, the one it listens to most first, and the stack."""
         head: Any = load_head(run.folder)
-        root = runs_root(*(run.facts[name] for name in ("dataset", "labels", "protocol")))
+        root = run.record.root
         _, arrays = head.state()
         weights = arrays["weights"]
         order = [at for at in np.argsort(-weights, kind="stable").tolist() if weights[at] > 0]
         for at in order:
-            self._part(load_run(root / run.facts["bases"][at]))
+            self._part(load_run(root / run.record.bases[at]))
         save_head(self.folder / "stack", "stack", head.restore({}, arrays | {"weights": weights[order]}))
         return "stack"
 
     def _part(self, run: Run) -> None:
         """Put in one run that is no stack."""
-        kind = "thawed" if run.facts["head"] == FINETUNED else HEADS[run.facts["head"]].input
+        kind = "thawed" if run.record.head == FINETUNED else HEADS[run.record.head].input
         folder = f"parts/{len(self.parts)}"
         put = self._thawed if kind == "thawed" else self._headed
         self.parts.append(put(run, kind, folder))
 
     def _headed(self, run: Run, kind: str, folder: str) -> Part:
         """Put in a head on features or maps, as it lies in the folder of its run."""
-        keys = [Key.from_json(json.dumps(key)) for key in run.facts["keys"]]
+        keys = run.record.keys
         networks = tuple(self._network(key) for key in keys)
-        wanted = " ".join(run.facts["blocks"]) if kind == "maps" else run.facts["asked_blocks"]
+        wanted = " ".join(run.record.blocks) if kind == "maps" else run.record.asked_blocks
         blocks = tuple(tuple(choose_blocks(key.blocks, wanted)) for key in keys)
         (self.folder / folder).mkdir(parents=True)
         for name in _HEAD_FILES:
             if (run.folder / name).exists():
                 shutil.copyfile(run.folder / name, self.folder / folder / name)
-        pool = "" if kind == "maps" else run.facts["pool"]
-        return Part(kind, run.facts["head"], folder, networks, blocks, pool, keys[0].precision)
+        pool = "" if kind == "maps" else run.record.pool
+        return Part(kind, run.record.head, folder, networks, blocks, pool, keys[0].precision)
 
     def _thawed(self, run: Run, kind: str, folder: str) -> Part:
         """Put in a thawed network: frozen trunk and trained tail as one backbone, its classifier as the head."""
@@ -219,7 +221,7 @@ class _Packing:
         try:
             tensors, about = load_network(run.folder / NETWORK)
         except (OSError, SafetensorError) as error:
-            again = f"make finetune DATASET={run.facts['asked']} BACKBONE={run.facts['backbone']}"
+            again = train_command(run.record)
             raise CacheError(f"cannot read {run.folder / NETWORK} ({error}); run: {again}") from None
         recipe, _ = self._recipe(about["backbone"], about["weights"])
         classifier = {name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")}
@@ -228,9 +230,7 @@ class _Packing:
         save_network(self.folder / folder / "head.safetensors", classifier, {"head": FINETUNED})
         cached = Key.from_json(about["keys"][0])
         whole = make_recipe(recipe.name, self.folder / file)
-        key = whole.key(
-            preprocess=cached.preprocess.partition(":")[0], precision=cached.precision, stored=cached.stored
-        )
+        key = whole.key(preprocess=cached.preprocess_mode, precision=cached.precision, stored=cached.stored)
         self.networks.append(Network(key, file, about["after"]))
         self._cut[len(self.networks) - 1] = cached
         precision = about["settings"]["precision"]
@@ -243,7 +243,7 @@ class _Packing:
                 return place
         recipe, found = self._recipe(key.backbone, key.weights)
         file = ""
-        if not found or self.wish.with_weights or domains(key.backbone):
+        if not found or self.how.with_weights or domains(key.backbone):
             from features.backbones.build import load_backbone
             from models.finetuning.checkpoints import save_network
 
@@ -257,27 +257,27 @@ class _Packing:
         try:
             return recipe_of_digest(name, digest), True
         except BadWeights:
-            recipe = load_recipe(name, self.wish.weights) if self.wish.weights else None
+            recipe = load_recipe(name, self.how.weights) if self.how.weights else None
             if recipe is None or recipe.weights != digest:
                 raise
             return recipe, False
 
     def _contents(self, run: Run, stack: str) -> Contents:
-        facts = run.facts
-        rows = scored(run, seed=int(facts["seed"]), n_bootstrap=2000)
+        record = run.record.to_json()
+        rows = scored(run, seed=run.record.seed, n_bootstrap=2000)
         points = {
             name: Point(row["threshold"], {m: row[m] for m in ("sensitivity", "specificity")})
-            for name, row in rows["thresholds"].items()
+            for name, row in rows.thresholds.items()
         }
         card = {
-            "run": {name: facts[name] for name in _OF_RUN if name in facts},
-            "data": {name: facts[name] for name in _OF_DATA},
-            "results": {name: rows[name] for name in ("validation", "test", "confusion", "threshold")},
-            "versions": dict(facts["versions"]),
-            "made": self.wish.as_dict(),
+            "run": {name: record[name] for name in _OF_RUN if name in record},
+            "data": {name: record[name] for name in _OF_DATA},
+            "results": {name: getattr(rows, name) for name in ("validation", "test", "confusion", "threshold")},
+            "versions": dict(run.record.versions),
+            "made": self.how.as_dict(),
         }
-        calibration = self.wish.fitted(run)
-        classes, networks, parts = tuple(facts["classes"]), tuple(self.networks), tuple(self.parts)
+        calibration = self.how.fitted(run)
+        classes, networks, parts = run.record.classes, tuple(self.networks), tuple(self.parts)
         return Contents(run.name, classes, networks, parts, stack, calibration, points, None, {}, card)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from features.errors import CacheError
-from features.request import names_in
+from features.options import make_command
 from models.metrics import METRICS, PairedTest, bootstrap_test, delong_test, holm, score_of_the_chosen
-from models.runs.record import Run, load_runs
+from models.runs.commands import commands
+from models.runs.record import Run
+from models.runs.results import ComparisonResult, RunResult, Verdict, ranked, stamped
 from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
-from models.runs.summary import commands, key_digest, protocol, summary
-from models.validation.cross_validation import choose_protocol
+from models.runs.summary import protocol, summary
 from models.validation.predictions import Predictions
 
 
@@ -37,15 +38,15 @@ CHOICE = "roc_auc"  # the metric by which validation chooses
 ALPHA = 0.05  # of the corrected tests
 
 
-def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[dict[str, Any] | None]:
+def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[Verdict | None]:
     """Compare the first predictions with each of the others, corrected by Holm; None for the first."""
     test = partial(paired, parts[0], seed=seed, n_bootstrap=n_bootstrap)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return [None, *verdicts(list(threads.map(test, parts[1:])))]
 
 
-def verdicts(tests: Sequence[PairedTest]) -> list[dict[str, Any]]:
-    """Return differences and verdicts of several tests, corrected together by Holm, ready for JSON."""
+def verdicts(tests: Sequence[PairedTest]) -> list[Verdict]:
+    """Return differences and verdicts of several paired tests, Holm-corrected together."""
     adjusted = holm([test.p_value for test in tests]).tolist()
     return [_verdict(test, p) for test, p in zip(tests, adjusted, strict=True)]
 
@@ -66,54 +67,23 @@ def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: i
     )
 
 
-def _verdict(test: PairedTest, adjusted: float) -> dict[str, Any]:
+def _verdict(test: PairedTest, adjusted: float) -> Verdict:
     distinguishable = bool(adjusted < ALPHA)  # NaN, where the images cannot tell, is not
     side = "higher" if test.difference.value > 0 else "lower"
-    return {
-        "difference": as_dict(test.difference),
-        "p_value": number(test.p_value),
-        "p_adjusted": number(adjusted),
-        "distinguishable": distinguishable,
-        "verdict": side if distinguishable else "tie",
-    }
+    return Verdict(
+        as_dict(test.difference),
+        number(test.p_value),
+        number(adjusted),
+        distinguishable,
+        side if distinguishable else "tie",
+    )
 
 
-FACTS = (
-    "head",
-    "about",
-    "backbone",
-    "entry",
-    "blocks",
-    "asked_blocks",
-    "pool",
-    "view",
-    "chosen",
-    "seed",
-    "folds",
-    "repeats",
-    "seconds",
-    "features",
-)
-TELLING = {"entry": "{}", "seed": "seed {}"}  # facts that tell apart runs of the same name
+TELLING = {"entry": "{}", "seed": "seed {}"}  # fields that tell apart runs of the same name
 
 
-def choose_runs(name: str, asked: str, *, backbone: str, labels: str, protocol: str) -> list[Run]:
-    """Return all runs of the data set `name` under one protocol, or those of the given backbones.
-
-    Raises CacheError, with the command for the data set as it was `asked` for, where there is none.
-    """
-    choose_protocol(protocol)
-    wanted = {part for term in names_in(backbone) for part in term.split("+")}
-    every = load_runs(name, labels, protocol)
-    runs = [run for run in every if not wanted or set(run.facts["backbone"].split("+")) <= wanted]
-    if not runs:
-        how = f" PROTOCOL={protocol}" if protocol != "split" else ""
-        raise CacheError(f"no trained heads of {name} yet; run: make train-heads DATASET={asked}{how}")
-    return runs
-
-
-def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> dict[str, Any]:
-    """Return the results of several runs on one data set, best validation first, ready for JSON (NaN as None).
+def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> ComparisonResult:
+    """Return the results of several runs on one data set, best validation first.
 
     The run of highest out-of-fold ROC AUC is chosen; on the test images (out of fold where there are none) every
     other one is compared with it by the paired DeLong test (two classes) or the paired bootstrap over groups (more),
@@ -127,28 +97,24 @@ def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         rows = list(threads.map(partial(_row, **draws), runs, names))
     order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
-    ranked = [rows[i] | {"validation_rank": rank} for rank, i in enumerate(order, start=1)]
     verdicts = against_the_first([shown(runs[i]) for i in order], **draws)
-    for row, verdict in zip(ranked, verdicts, strict=True):
-        row["against_chosen"] = verdict
-    results = {
-        "schema": 2,
-        "dataset": _dataset(runs[0]),
-        "classes": by_class(runs[order[0]], ranked[0], **draws),
-        "chosen": ranked[0]["name"],
-        "corrected": _corrected([runs[i] for i in order], ranked[0], seed),
-        "calibration": calibrations(runs[order[0]], **draws),
-        "settings": {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, **draws},
-        "metrics": {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
-        "runs": ranked,
-        "commands": commands(ranked, runs[0].facts, seed),
-    }
-    return results | {"summary": summary(results), "protocol": protocol(results)}
+    best = runs[order[0]]
+    result = ComparisonResult(
+        ranked([rows[i] for i in order], verdicts),
+        _images(best),
+        by_class(best, rows[order[0]].confusion, **draws),
+        _corrected([runs[i] for i in order], rows[order[0]], seed),
+        calibrations(best, **draws),
+        {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, **draws},
+        {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
+    )
+    again = commands([row.record for row in result.runs], seed)
+    return stamped(result, commands=again, summary=summary(result), protocol=protocol(result))
 
 
-def _corrected(runs: Sequence[Run], chosen: Mapping[str, Any], seed: int) -> dict[str, float | None] | None:
+def _corrected(runs: Sequence[Run], chosen: RunResult, seed: int) -> dict[str, float | None] | None:
     """Return the chosen run's score corrected for the choice, where no test images say what it is worth."""
-    if chosen["test"] is not None or len(runs) < 2:
+    if chosen.test is not None or len(runs) < 2:
         return None
     parts = [shown(run) for run in runs]
     found = score_of_the_chosen(parts[0].y, [part.proba for part in parts], parts[0].groups, metric=CHOICE, seed=seed)
@@ -159,7 +125,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     """Return a different name for each run: what tells it from runs of the same name is added in brackets."""
     names = [run.name for run in runs]
     for fact, words in TELLING.items():
-        names = _told_apart(names, [words.format(run.facts[fact]) for run in runs])
+        names = _told_apart(names, [words.format(getattr(run.record, fact)) for run in runs])
     return _told_apart(names, [f"#{i}" for i in range(1, len(names) + 1)])
 
 
@@ -175,56 +141,43 @@ def _check_same_images(runs: Sequence[Run], names: Sequence[str]) -> None:
     """Raise CacheError unless there are runs, and all saw the same images with the same labels, splits and groups."""
     if not runs:
         raise CacheError("there is no run to compare; run: make train-heads")
-    first, dataset = runs[0], runs[0].facts["dataset"]
+    first = runs[0]
     for run, name in zip(runs, names, strict=True):
         if not _same_images(first, run):
-            backbones = " ".join(dict.fromkeys(r.facts["backbone"] for r in (first, run)))
+            backbones = " ".join(dict.fromkeys(r.record.backbone for r in (first, run)))
+            again = make_command("extract train-heads", first.record.data, backbone=backbones)
             raise CacheError(
                 f"{names[0]} and {name} were trained on different images, labels or splits and cannot be compared; "
-                f'run: make extract train-heads DATASET={dataset} BACKBONE="{backbones}"'
+                f"run: {again}"
             )
         if not (run.predictions.fold >= 0).any():
-            raise CacheError(f"{name} has no out-of-fold predictions; run: make train-heads DATASET={dataset}")
+            again = make_command("train-heads", run.record.data)
+            raise CacheError(f"{name} has no out-of-fold predictions; run: {again}")
 
 
 def _same_images(first: Run, run: Run) -> bool:
-    facts = all(first.facts[key] == run.facts[key] for key in ("manifest", "classes", "labels", "protocol"))
+    facts = all(
+        getattr(first.record, key) == getattr(run.record, key) for key in ("manifest", "classes", "labels", "protocol")
+    )
     ours, others = first.predictions, run.predictions
     return facts and all(
         np.array_equal(a, b) for a, b in ((ours.ids, others.ids), (ours.y, others.y), (ours.fold < 0, others.fold < 0))
     )
 
 
-def _dataset(run: Run) -> dict[str, Any]:
-    facts = run.facts
-    keys = ("labels", "classes", "protocol", "counts", "groups", "grouped_by", "split_by", "note", "manifest")
-    binary = len(facts["classes"]) == 2
+def _images(run: Run) -> dict[str, int]:
+    """Return how many images validation and test are of."""
     test = int((run.predictions.fold < 0).sum())
-    return {
-        "name": facts["dataset"],
-        **{key: facts[key] for key in keys},
-        "positive": facts["classes"][1] if binary else None,
-        "images": {"validation": (len(run.predictions.fold) - test) // facts["repeats"], "test": test},
-    }
+    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test}
 
 
-def _row(run: Run, name: str, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
+def _row(run: Run, name: str, *, seed: int, n_bootstrap: int) -> RunResult:
     """Return all that can be said of one run by itself."""
-    return {
-        "name": name,
-        **{key: run.facts[key] for key in FACTS},
-        "bases": list(run.facts.get("bases", ())),
-        "thaw": run.facts.get("thaw"),
-        "history": run.facts.get("history", []),
-        "images_per_second": run.images_per_second,
-        "keys": [dict(key) for key in run.facts["keys"]],
-        "key_digests": [key_digest(key) for key in run.facts["keys"]],
-        "versions": dict(run.facts["versions"]),
-        **scored(run, seed=seed, n_bootstrap=n_bootstrap),
-    }
+    found = scored(run, seed=seed, n_bootstrap=n_bootstrap)
+    return RunResult(name, run.record, run.images_per_second, **vars(found))
 
 
-def _choice_key(row: Mapping[str, Any]) -> tuple[float, float, str]:
+def _choice_key(row: RunResult) -> tuple[float, float, str]:
     """Return what sorts the best validation first: the area, the log loss of equals, then the name."""
-    area, loss = (row["validation"][name]["value"] for name in (CHOICE, "log_loss"))
-    return (math.inf if area is None else -area, math.inf if loss is None else loss, row["name"])
+    area, loss = (row.validation[name]["value"] for name in (CHOICE, "log_loss"))
+    return (math.inf if area is None else -area, math.inf if loss is None else loss, row.name)

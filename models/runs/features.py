@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from features.backbones.registry import domains
 from features.cache.index import Manifest
 from features.cache.reader import rows_view
 from features.errors import CacheError
+from features.options import DatasetOptions, make_command
 from features.progress import say, shown
 from features.storage import slug
 from features.views import (
@@ -32,45 +32,31 @@ from features.views import (
     pooled_view,
 )
 from models.heads import HEADS, make_head, save_head
-from models.runs.record import load_facts, runs_root, save_run
-from models.validation import cross_validation as validation
-from models.validation.cross_validation import FOLDS, Fitted, choose_protocol
+from models.runs.options import RunOptions
+from models.runs.record import RunRecord, load_record, runs_root, save_run
+from models.validation.cross_validation import FOLDS, Fitted, choose_protocol, fit
 
 _FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
-SHARED = (  # facts that all runs of one data set, labels, protocol and seed have in common
-    *("dataset", "asked", "labels", "classes", "protocol", "seed", "folds", "repeats", "manifest"),
-    *("grouped_by", "split_by", "note", "counts", "groups"),
-)
-
 
 Chosen: TypeAlias = tuple[tuple[str, ...], ...]  # the blocks of each entry
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What a user asked for, beyond features and heads."""
-
-    dataset: str  # as it was typed
-    labels: str = "classes"
-    protocol: str = "split"
-    seed: int = 0
-    until: float = np.inf  # the `time.monotonic()` after which no fold is begun
 
 
 class Stage:
     """Features of one or several entries of the same images; a view is read when a head first needs it."""
 
-    def __init__(self, entries: Sequence[Cached], ask: Ask) -> None:
-        self.entries, self._ask = tuple(entries), ask
+    def __init__(
+        self, entries: Sequence[Cached], data: DatasetOptions, run: RunOptions, *, until: float = np.inf
+    ) -> None:
+        """Take the entries, how they were asked for, and the `time.monotonic()` after which no fold is begun."""
+        self.entries, self.data, self.run, self.until = tuple(entries), data, run, until
         self.name = "+".join(entry.key.backbone for entry in entries)
         self._manifests = [load_manifest(entry) for entry in entries]
-        self._classes, self._merged = label_view(self._manifests[0], ask.labels)
+        self._classes, self._merged = label_view(self._manifests[0], run.labels)
         digests = {manifest_digest(manifest, self._classes) for manifest in self._manifests}
         if len(digests) > 1:
-            dataset, names = self._manifests[0].about["dataset"], self.name.replace("+", " ")
+            again = make_command("extract", data, backbone=self.name.replace("+", " "))
             raise CacheError(
-                f"{self.name} were extracted from different images, labels or splits and cannot be joined; "
-                f'run: make extract DATASET={dataset} BACKBONE="{names}"'
+                f"{self.name} were extracted from different images, labels or splits and cannot be joined; run: {again}"
             )
         self.digest = digests.pop()
         self._check_unseen()
@@ -83,10 +69,10 @@ class Stage:
             if dataset in domains(entry.key.backbone):
                 raise CacheError(
                     f"{entry.key.backbone} was thawed on {dataset} and has seen the labels of its training images: "
-                    f"out-of-fold scores on them would mean nothing; compare by make finetune DATASET={dataset}"
+                    f"out-of-fold scores on them would mean nothing; compare by {make_command('finetune', self.data)}"
                 )
 
-    def train(self, name: str, blocks: str, pool: str, *, insist: bool) -> Path | None:
+    def train(self, name: str, blocks: str = "1", pool: str = "avg", *, insist: bool = True) -> Path | None:
         """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
 
         `insist` makes an error of the latter. Raises OutOfTime.
@@ -102,11 +88,19 @@ class Stage:
         if not isinstance(view.X, np.ndarray) and not HEADS[name].on_disk:
             self._too_large(name, view, insist)
             return None
-        fit = fitted(name, [view], self._ask, f"{name} on {self.name} {described}")
-        own = {"blocks": [b for some in chosen for b in some], "asked_blocks": blocks, "pool": pool, "view": described}
-        facts = self.facts(view) | own | run_facts(name, view, fit) | {"identity": identity}
+        what = f"{name} on {self.name} {described}"
+        fit = fitted(name, [view], what, seed=self.data.seed, protocol=self.run.protocol, until=self.until)
         save_head(folder, name, fit.head)
-        save_run(folder, facts, fit.predictions)
+        record = self.record(
+            view,
+            blocks=tuple(b for some in chosen for b in some),
+            asked_blocks=blocks,
+            pool=pool,
+            view=described,
+            identity=identity,
+            **facts_of(name, view, fit),
+        )
+        save_run(folder, record, fit.predictions)
         return folder
 
     def lacks(self, name: str, blocks: str, pool: str, *, insist: bool) -> bool:
@@ -140,7 +134,7 @@ class Stage:
     def folder(self, described: str, name: str) -> Path:
         """Return the folder of a run."""
         dataset = str(self._manifests[0].about["dataset"])
-        return runs_root(dataset, self._ask.labels, self._ask.protocol) / self._entry_name() / slug(described) / name
+        return runs_root(dataset, self.run.labels, self.run.protocol) / self._entry_name() / slug(described) / name
 
     def maps(self) -> bool:
         """Return whether maps of the last block of every entry are cached."""
@@ -186,34 +180,36 @@ class Stage:
 
     def _identity(self, name: str, blocks: object, described: str) -> str:
         """Return a digest of all that a run depends on; a run with another one is out of date."""
-        ask = self._ask
-        parts = [_FORMAT, name, blocks, described, ask.labels, ask.protocol, ask.seed, FOLDS]
+        run = self.run
+        parts = [_FORMAT, name, blocks, described, run.labels, run.protocol, self.data.seed, FOLDS]
         keys = [entry.key.digest() for entry in self.entries]
         return hashlib.sha256(f"{parts}{self.digest}{keys}".encode()).hexdigest()
 
-    def facts(self, view: View) -> dict[str, Any]:
-        """Return the facts that all runs on these features share."""
-        about, ask = self._manifests[0].about, self._ask
-        splits = np.unique(view.splits)
-        counts = {
-            str(s): {c: int(((view.splits == s) & (view.y == k)).sum()) for k, c in enumerate(self._classes)}
-            for s in splits
-        }
-        return {
+    def record(self, view_: View, **own: Any) -> RunRecord:
+        """Return the record of a run on these features; `own` are the fields that are not of the features alone."""
+        about = self._manifests[0].about
+        return RunRecord(
             **{name: about[name] for name in ("dataset", "grouped_by", "split_by", "note")},
-            "asked": ask.dataset,
-            "labels": ask.labels,
-            "classes": list(self._classes),
-            "protocol": ask.protocol,
-            "seed": ask.seed,
-            "manifest": self.digest,
-            "counts": counts,
-            "groups": {str(s): len(np.unique(view.groups[view.splits == s])) for s in splits},
-            "versions": {**about["versions"], **_versions()},
-            "backbone": self.name,
-            "entry": self._entry_name(),
-            "keys": [asdict(entry.key) for entry in self.entries],
-        }
+            asked=self.data.dataset,
+            labels=self.run.labels,
+            classes=self._classes,
+            protocol=self.run.protocol,
+            seed=self.data.seed,
+            manifest=self.digest,
+            counts=_counts(view_, self._classes),
+            groups={str(s): len(np.unique(view_.groups[view_.splits == s])) for s in np.unique(view_.splits)},
+            versions={**about["versions"], **_versions()},
+            backbone=self.name,
+            entry=self._entry_name(),
+            keys=tuple(entry.key for entry in self.entries),
+            **own,
+        )
+
+
+def _counts(view: View, classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return the images of each class in each split."""
+    splits = np.unique(view.splits)
+    return {str(s): {c: int(((view.splits == s) & (view.y == k)).sum()) for k, c in enumerate(classes)} for s in splits}
 
 
 def _maps(entry: Cached, blocks: Sequence[str]) -> View:
@@ -236,21 +232,19 @@ def memory() -> int:
 
 def is_current(folder: Path, identity: str) -> bool:
     """Return whether a whole run of that identity is there."""
-    facts = load_facts(folder)
-    return facts is not None and facts.get("identity") == identity
+    record = load_record(folder)
+    return record is not None and record.identity == identity
 
 
-def fitted(name: str, views: Sequence[View], ask: Ask, described: str) -> Fitted:
-    """Fit a head under a protocol with a progress bar. Raises OutOfTime."""
-    with shown(described, "fits") as progress:
-        make = partial(make_head, name, seed=ask.seed)
-        return validation.fit(
-            make, views, choose_protocol(ask.protocol), seed=ask.seed, progress=progress, until=ask.until
-        )
+def fitted(name: str, views: Sequence[View], what: str, *, seed: int, protocol: str, until: float = np.inf) -> Fitted:
+    """Fit a head under a protocol with a progress bar that says `what`. Raises OutOfTime."""
+    with shown(what, "fits") as progress:
+        make = partial(make_head, name, seed=seed)
+        return fit(make, views, choose_protocol(protocol), seed=seed, progress=progress, until=until)
 
 
-def run_facts(name: str, view: View, found: Fitted) -> dict[str, Any]:
-    """Return the facts that a fit adds."""
+def facts_of(name: str, view: View, found: Fitted) -> dict[str, Any]:
+    """Return the fields of a record that a fit adds."""
     repeats = choose_repeats(found)
     return {
         "head": name,

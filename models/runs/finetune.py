@@ -1,88 +1,87 @@
-"""From what a user typed to a training of a thawed network: the boundary, its cached views, the run's facts."""
+"""A backbone whose last blocks are fine-tuned on a data set: from what was asked for to a saved run."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from features.backbones.build import truncated
+from features.backbones.build import load_backbone, truncated
 from features.backbones.tails import IMAGES, boundary, load_tail
+from features.backbones.weights import thawed_root
 from features.cache.entry import open_entry
-from features.errors import FirnError, unknown
+from features.devices import checked
+from features.errors import FirnError
 from features.extraction.engine import fill
 from features.images import Augmentation
+from features.options import ExtractOptions, FeatureOptions
 from features.progress import say, shown
-from features.request import Request
+from features.request import Request, resolve
 from features.storage import artifacts_root, slug
 from features.streams import ImageStream, MapStream
 from features.views import View
 from models.finetuning.batches import Inputs
-from models.finetuning.cross_validation import Crossfit
+from models.finetuning.checkpoints import load_network, save_network
+from models.finetuning.cross_validation import CLASSIFIER, NETWORK, Crossfit, Fit, Fitted, crossfit, fit_all
 from models.finetuning.network import Thawed
-from models.finetuning.settings import RECIPES, Settings
-from models.finetuning.train import Epoch
-from models.runs.features import Ask, Stage
-from models.runs.record import runs_root
-from models.validation.cross_validation import FOLDS
+from models.finetuning.settings import FLIPS, RECIPES, FinetuneOptions
+from models.finetuning.train import Epoch, best_epoch
+from models.runs.features import Stage, is_current
+from models.runs.options import RunOptions
+from models.runs.record import FINETUNED, runs_root, save_run
+from models.validation.cross_validation import FOLDS, choose_protocol, learned
 
 _FORMAT = 2  # raised when the same settings give other networks
-FLIPS = {"none": {}, "mirror": {"flip": True}, "any": {"flip": True, "turns": True}}
 
 
-@dataclass(frozen=True)
-class Thaw:
-    """What a user asked for, beyond data set, backbone and protocol."""
+def finetuned(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[Thawing]:
+    """Yield each backbone of a data set with its run trained and saved, unless it is there already."""
+    rules = choose_protocol(run.protocol)
+    for thawing in _thawings(features, options, run):
+        if not is_current(thawing.folder(), thawing.identity()):
+            with thawing.crossfit(rules.repeats * FOLDS + 1) as training:
+                _save(thawing, crossfit(training, rules))
+        yield thawing
 
-    blocks: str  # as it was typed
-    settings: Settings
-    views: int = 1
-    flip: str = "none"  # a row of FLIPS
 
-    def __post_init__(self) -> None:
-        """Raise for what makes no sense."""
-        if self.flip not in FLIPS:
-            raise unknown("flip", self.flip, FLIPS)
-        if self.views < 1:
-            raise FirnError(f"expected VIEWS=1 or more, got {self.views}")
-        if self.flip != "none" and self.views == 1:
-            raise FirnError(f"FLIP={self.flip} needs views to show it in; add VIEWS=4")
+def finetuned_once(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> tuple[Thawing, Fit, View]:
+    """Fine-tune one backbone on all images to learn from, without folds; return its probabilities of the others too."""
+    (thawing,) = _thawings(features, options, run)
+    train = learned(thawing.view.splits, choose_protocol(run.protocol))
+    with thawing.crossfit(1) as training:
+        fit = fit_all(training, np.flatnonzero(train), np.flatnonzero(~train))
+    return thawing, fit, thawing.view.take(~train)
 
-    def described(self, blocks: Sequence[str]) -> str:
-        """Return what is special about a run, in words: the blocks, the views, whatever is not the recipe's own."""
-        row = RECIPES[self.settings.recipe]
-        usual = {name: getattr(row, name, default) for name, default in Settings().as_dict().items()}
-        kept = ("recipe", "seed", "precision")  # named otherwise, or in the cache key
-        changed = {n: v for n, v in self.settings.as_dict().items() if n not in kept and v != usual[n]}
-        words = [
-            "+".join(blocks),
-            *([self.settings.recipe] if self.settings.recipe != Settings().recipe else []),
-            *([f"{self.views} views"] if self.views > 1 else []),
-            *([f"flip {self.flip}"] if self.flip != "none" else []),
-            *(f"{name.replace('_', ' ')} {value}" for name, value in changed.items()),
-        ]
-        return ", ".join(words)
+
+def _thawings(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[Thawing]:
+    """Yield the backbones of a data set, each ready to be fine-tuned."""
+    for request in resolve(features.data.load(), features):
+        checked(request.device)
+        yield Thawing(request, options, run)
 
 
 class Thawing:
     """One backbone on one data set, cut where it was asked for. Making one extracts what is missing."""
 
-    def __init__(self, request: Request, ask: Ask, thaw: Thaw) -> None:
-        self.request, self.ask, self.thaw = request, ask, thaw
-        self.after = boundary(request.recipe, thaw.blocks)
-        self.requests = [self._request(number) for number in range(thaw.views)]
+    def __init__(self, request: Request, options: FinetuneOptions, run: RunOptions) -> None:
+        self.request, self.options, self.run = request, options, run
+        self.data = request.options.data
+        self.settings = options.settings(precision=request.entry.key.precision, seed=self.data.seed)
+        self.after = boundary(request.recipe, options.blocks)
+        self.requests = [self._request(number) for number in range(options.views)]
         self._extract()
-        self.stage = Stage([request.entry], ask)
+        self.stage = Stage([request.entry], self.data, run)
         self.view: View = self.stage.view("logistic", "1", "avg")[1]
         self.blocks = self._blocks()
-        self.described = thaw.described(self.blocks)
+        self.described = options.described(self.blocks, self.settings)
 
     def _blocks(self) -> list[str]:
         """Return what is thawed, in words: blocks, or from which module on."""
@@ -95,7 +94,7 @@ class Thawing:
         """Return the request for the boundary's maps in one view; the first view is that of the heads."""
         own, recipe = self.request, self.request.recipe
         if number:
-            recipe = replace(recipe, augmentation=Augmentation(number, **FLIPS[self.thaw.flip]))
+            recipe = replace(recipe, augmentation=Augmentation(number, **FLIPS[self.options.flip]))
         if self.after and (number or self.after not in recipe.blocks):
             recipe = truncated(recipe, self.after)
         key = recipe.key(preprocess=own.preprocess, precision=own.entry.key.precision, stored=own.entry.key.stored)
@@ -103,14 +102,14 @@ class Thawing:
 
     def folder(self) -> Path:
         """Return the folder of the run."""
-        root = runs_root(self.request.dataset.name, self.ask.labels, self.ask.protocol)
+        root = runs_root(self.request.dataset.name, self.run.labels, self.run.protocol)
         return root / self.request.entry.key.folder() / "finetuned" / slug(self.described)
 
     def identity(self) -> str:
         """Return a digest of all that the run depends on."""
         keys = [request.entry.key.digest() for request in self.requests]
-        ask = (self.ask.labels, self.ask.protocol, self.ask.seed)
-        parts = [_FORMAT, self.stage.digest, keys, self.after, self.thaw.settings.as_dict(), ask, FOLDS]
+        ask = (self.run.labels, self.run.protocol, self.data.seed)
+        parts = [_FORMAT, self.stage.digest, keys, self.after, self.settings.as_dict(), ask, FOLDS]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @contextmanager
@@ -145,7 +144,7 @@ class Thawing:
                     f"set FIRN_ARTIFACTS to a larger disk, or take fewer VIEWS="
                 )
         if todo:
-            fill(todo)
+            fill(todo, ExtractOptions())
 
     def _maps(self, request: Request) -> tuple[str, ...]:
         return (self.after,) if self.after in request.recipe.blocks else ()
@@ -158,7 +157,7 @@ class Thawing:
     @contextmanager
     def crossfit(self, trainings: int) -> Iterator[Crossfit]:
         """Give everything that the trainings of the run share, with a bar for about so many of them."""
-        settings, recipe = self.thaw.settings, self.request.recipe
+        settings, recipe = self.settings, self.request.recipe
         width, classes = list(recipe.blocks.values())[-1][0], int(self.view.y.max()) + 1
         with self.inputs() as inputs, shown(f"finetune {recipe.name} {self.described}", "batches") as progress:
             yield Crossfit(
@@ -176,16 +175,18 @@ class Thawing:
 
     def about(self) -> dict[str, Any]:
         """Return the whole configuration, kept with the network."""
-        facts = self.stage.facts(self.view)
         return {
             "backbone": self.request.recipe.name,
             "weights": self.request.recipe.weights,
             "after": self.after,
             "keys": [request.entry.key.to_json() for request in self.requests],
-            "settings": self.thaw.settings.as_dict(),
-            "views": self.thaw.views,
-            "flip": self.thaw.flip,
-            **{name: facts[name] for name in ("dataset", "labels", "classes", "protocol", "manifest", "versions")},
+            "settings": self.settings.as_dict(),
+            "views": self.options.views,
+            "flip": self.options.flip,
+            "dataset": self.request.dataset.name,
+            "labels": self.run.labels,
+            "protocol": self.run.protocol,
+            "manifest": self.stage.digest,
         }
 
 
@@ -207,3 +208,45 @@ def _counted(progress: Callable[[int, int], None], epochs: int) -> Callable[[int
         progress(min(seen, epochs * total), epochs * total)
 
     return step
+
+
+def _save(thawing: Thawing, found: Fitted) -> None:
+    """Save the run: predictions, facts, and the history of every training."""
+    histories = [[list(map(_finite, epoch)) for epoch in history] for history in found.histories]
+    trained = [epoch for history in found.histories for epoch in history]
+    held = found.predictions.part(test=False)
+    repeats = len(held.ids) // len(np.unique(held.ids))
+    record = thawing.stage.record(
+        thawing.view,
+        blocks=tuple(thawing.blocks),
+        asked_blocks=thawing.options.blocks,
+        pool="avg",
+        view=thawing.described,
+        head=FINETUNED,
+        about=f"thawed {'+'.join(thawing.blocks)}: {RECIPES[thawing.settings.recipe].about}",
+        chosen={"epochs": [best_epoch(history) + 1 for history in found.histories]},
+        folds=(int(found.predictions.fold.max()) + 1) // repeats,
+        repeats=repeats,
+        seconds=found.seconds,
+        features=int(thawing.view.X.shape[1]),
+        images_per_second=sum(e.images for e in trained) / sum(e.seconds for e in trained),
+        finetuning={"views": thawing.options.views, "flip": thawing.options.flip, **thawing.settings.as_dict()},
+        history=tuple(histories),
+        identity=thawing.identity(),
+    )
+    save_run(thawing.folder(), record, found.predictions)
+
+
+def _finite(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
+def write_backbone(thawing: Thawing) -> str:
+    """Write the thawed network as a backbone of its own, for `BACKBONE=<name>@<data set>`; return that name."""
+    recipe = thawing.request.recipe
+    tensors, about = load_network(thawing.folder() / NETWORK)
+    tail = {name: tensor for name, tensor in tensors.items() if not name.startswith(CLASSIFIER)}
+    name = f"{recipe.name}@{thawing.request.dataset.name}"
+    save_network(thawed_root() / f"{name}.safetensors", load_backbone(recipe).state_dict() | tail, about)
+    return name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from features.datasets import load_dataset
+from features.options import FeatureOptions
 from features.progress import heard, say, shown
 from features.ray_cluster import Home, cluster, load_ray, results
 from features.request import open_features
-from models.runs.features import Ask, Stage
+from models.runs.features import Stage
+from models.runs.options import HeadOptions, RunOptions
 
 _CORES = 4  # of one task, where there are so many
 
@@ -19,11 +20,9 @@ class Order(NamedTuple):
 
     term: str  # the backbones of the view
     head: str
-    blocks: str
-    pool: str
-    recipe: Mapping[str, str]
-    ask: Ask
-    insist: bool
+    features: FeatureOptions
+    view: HeadOptions
+    run: RunOptions
 
 
 def train_on_ray(orders: Sequence[Order]) -> None:
@@ -48,7 +47,7 @@ def work(order: Order, home: Home) -> list[str]:
     """Train one run and return the lines that were said; in a worker, whose threads Ray has numbered."""
     home.enter()
     with heard() as lines:
-        images = load_dataset(order.ask.dataset, seed=order.ask.seed)
-        stage = Stage(open_features(images, order.term.replace("+", " "), **order.recipe), order.ask)
-        stage.train(order.head, order.blocks, order.pool, insist=order.insist)
+        data = order.features.data
+        stage = Stage(open_features(data.load(), order.features, order.term), data, order.run)
+        stage.train(order.head, order.view.blocks, order.view.pool, insist=order.view.insist)
     return lines

@@ -1,55 +1,139 @@
-"""A run: one head (or fine-tuned network) trained on one view, with its predictions and how they came about."""
+"""A run: one head, or a fine-tuned network, trained on one view, with its predictions and the record of how."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from features.cache.key import Key
 from features.errors import CacheError
+from features.options import DatasetOptions, FeatureOptions
 from features.storage import artifacts_root, slug, write_whole
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
-FINETUNED = "finetuned"  # what stands for the head in a run of a thawed network
-_NEWEST = {"keys", "protocol", "repeats", "asked_blocks"}  # facts that older forms of run.json lack
+FINETUNED = "finetuned"  # what stands for the head in a run of a fine-tuned network
+_RENAMED = {"pictures_per_second": "images_per_second", "thaw": "finetuning"}  # names of fields until November 2026
+
+
+@cache
+def firn_version() -> str:
+    """Return Firn's version and, in a checkout, the commit."""
+    number, root = version("firn-transfer-learning"), Path(__file__).parents[2] / ".git"
+    try:
+        head = (root / "HEAD").read_text().strip()
+        commit = (root / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return number
+    return f"{number}+{commit[:12]}"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` holds: the data, the features, the head, and what training it took."""
+
+    dataset: str
+    asked: str  # the data set as it was typed
+    labels: str  # "classes", or the name of a coarser view of the labels
+    classes: tuple[str, ...]
+    protocol: str
+    seed: int
+    manifest: str  # digest of classes, ids, contents, labels, splits and groups
+    grouped_by: str | None
+    split_by: str
+    note: str
+    counts: Mapping[str, Mapping[str, int]]  # split -> class -> images
+    groups: Mapping[str, int]  # split -> groups
+    versions: Mapping[str, str]
+    backbone: str  # several joined by +
+    entry: str  # the folders of the cache entries, likewise
+    keys: tuple[Key, ...]
+    blocks: tuple[str, ...]
+    asked_blocks: str
+    pool: str
+    view: str  # blocks and pooling in words
+    head: str
+    about: str
+    chosen: Mapping[str, Any]  # what inner folds or early stopping chose
+    folds: int
+    repeats: int
+    seconds: Mapping[str, float]  # oof, fit, predict
+    features: int
+    identity: str = ""  # digest of all that the run depends on
+    bases: tuple[str, ...] = ()  # of a stack: the folders of its runs
+    images_per_second: float | None = None  # of a fine-tuned network: gone through in training
+    finetuning: Mapping[str, Any] | None = None  # of a fine-tuned network: its options and settings
+    history: tuple[Any, ...] = ()  # of each training: the epochs, each epoch, loss, roc_auc, loss, seconds, images
+    firn: str = field(default_factory=firn_version)
+
+    @property
+    def data(self) -> DatasetOptions:
+        """Return the options that load the data set again."""
+        return DatasetOptions(self.asked, self.seed)
+
+    @property
+    def feature_options(self) -> FeatureOptions:
+        """Return the options that extract the features again."""
+        key = self.keys[0]
+        return FeatureOptions(self.data, self.backbone, key.preprocess_mode, key.precision)
+
+    @property
+    def root(self) -> Path:
+        """Return the folder of all runs that are compared with this one."""
+        return runs_root(self.dataset, self.labels, self.protocol)
+
+    @property
+    def positive(self) -> str | None:
+        """Return the positive one of two classes; None for more."""
+        return self.classes[1] if len(self.classes) == 2 else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `run.json` holds; fields that say nothing of this run are left away."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        empty = [f.name for f in fields(self) if f.default is not MISSING and content[f.name] == f.default]
+        content["keys"] = [asdict(key) for key in self.keys]
+        return {name: value for name, value in content.items() if name not in empty}
+
+    @classmethod
+    def from_json(cls, content: Any) -> RunRecord | None:
+        """Return the record in the content of a `run.json`; None for one of an older form."""
+        try:
+            known = {_RENAMED.get(name, name): value for name, value in content.items()}
+            values = {f.name: known[f.name] for f in fields(cls) if f.name in known}
+            values["keys"] = tuple(Key.from_json(json.dumps(key)) for key in values["keys"])
+            values |= {n: tuple(values[n]) for n in ("classes", "blocks", "bases", "history") if n in values}
+            return cls(**({"firn": ""} | values))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return None
 
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the comparison. `facts` is what `run.json` holds:
-
-    dataset, asked (the data set as it was typed), labels ("classes" or the name of a label view), classes, protocol,
-    backbone (several joined by +), entry (folder names likewise), keys (the fields of each cache key), blocks,
-    asked_blocks, pool, view (one line), head, about (what the head is), chosen (what the inner folds chose), bases
-    (of a stack: the folders of its runs), seed, folds, repeats, seconds {"oof": ..., "fit": ...}, features (d),
-    manifest (digest of ids, contents, labels, splits, groups), grouped_by, split_by, note, counts
-    {split: {class: images}}, groups {split: number}, versions. A fine-tuned network also has images_per_second
-    (gone through in training), thaw (its settings) and history (of each fold and of all images: the epochs, each
-    epoch, loss, roc_auc, watched_loss, seconds, images).
-    """
+    """One line of the comparison."""
 
     folder: Path
-    facts: Mapping[str, Any]
+    record: RunRecord
     predictions: Predictions
 
     @property
     def images_per_second(self) -> float:
         """Return how many images the trainings went through in a second; those of a head go through each once."""
-        if known := self.facts.get("images_per_second"):
-            return float(known)
-        folds, seconds = int(self.facts["folds"]), self.facts["seconds"]
-        held = int((self.predictions.fold >= 0).sum())
-        trained = held * (folds - 1) + held / int(self.facts["repeats"])
+        if self.record.images_per_second:
+            return float(self.record.images_per_second)
+        held, seconds = int((self.predictions.fold >= 0).sum()), self.record.seconds
+        trained = held * (self.record.folds - 1) + held / self.record.repeats
         return trained / max(float(seconds["oof"] + seconds["fit"]), 1e-9)
 
     @property
     def name(self) -> str:
         """Return the run's name in tables: head, backbone and view, or what it combines."""
-        if self.facts.get("bases"):
-            return f"{self.facts['head']} of {self.facts['view']}"
-        return f"{self.facts['head']} on {self.facts['backbone']} {self.facts['view']}"
+        if self.record.bases:
+            return f"{self.record.head} of {self.record.view}"
+        return f"{self.record.head} on {self.record.backbone} {self.record.view}"
 
 
 def runs_root(dataset: str, labels: str = "classes", protocol: str = "split") -> Path:
@@ -58,35 +142,30 @@ def runs_root(dataset: str, labels: str = "classes", protocol: str = "split") ->
     return artifacts_root() / "heads" / "-".join(slug(part) for part in parts)
 
 
-def save_run(folder: Path, facts: Mapping[str, Any], predictions: Predictions) -> Run:
+def save_run(folder: Path, record: RunRecord, predictions: Predictions) -> Run:
     """Write predictions first and `run.json` last: a run with `run.json` is whole."""
-    save_predictions(folder / "predictions.csv", predictions, tuple(facts["classes"]))
-    write_whole(folder / "run.json", [json.dumps(facts, indent=1).encode()])
-    return Run(folder, facts, predictions)
+    save_predictions(folder / "predictions.csv", predictions, record.classes)
+    write_whole(folder / "run.json", [json.dumps(record.to_json(), indent=1).encode()])
+    return Run(folder, record, predictions)
 
 
-def load_facts(folder: Path) -> dict[str, Any] | None:
-    """Return `run.json` of a folder, or None where there is no whole run, or one of an older form."""
+def load_record(folder: Path) -> RunRecord | None:
+    """Return the record in a folder, or None where there is no whole run, or one of an older form."""
     try:
-        facts = json.loads((folder / "run.json").read_text())
+        return RunRecord.from_json(json.loads((folder / "run.json").read_text()))
     except (OSError, ValueError):
         return None
-    if not isinstance(facts, dict) or not facts.keys() >= _NEWEST:
-        return None
-    if "pictures_per_second" in facts:  # its name until November 2026
-        facts["images_per_second"] = facts.pop("pictures_per_second")
-    return facts
 
 
 def load_run(folder: Path) -> Run:
     """Return a whole run. CacheError where it does not read."""
-    facts = load_facts(folder)
-    if facts is None:
+    record = load_record(folder)
+    if record is None:
         raise CacheError(f"no whole run in {folder}; run: make train-heads")
-    return Run(folder, facts, load_predictions(folder / "predictions.csv", tuple(facts["classes"])))
+    return Run(folder, record, load_predictions(folder / "predictions.csv", record.classes))
 
 
 def load_runs(dataset: str, labels: str = "classes", protocol: str = "split") -> list[Run]:
     """Return all whole runs of a data set, sorted by folder; those of an older form are passed over."""
     folders = (path.parent for path in sorted(runs_root(dataset, labels, protocol).rglob("run.json")))
-    return [load_run(folder) for folder in folders if load_facts(folder) is not None]
+    return [load_run(folder) for folder in folders if load_record(folder) is not None]

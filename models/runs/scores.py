@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,24 +25,35 @@ def shown(run: Run) -> Predictions:
     return test if len(test.y) else run.predictions.part(test=False)
 
 
-def scored(run: Run, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
-    """Return thresholds, scores on both parts and the confusion matrix of a run, ready for JSON."""
+@dataclass(frozen=True)
+class RunScores:
+    """Thresholds, scores on both parts and the confusion matrix of a run; see `models.runs.results.RunResult`."""
+
+    threshold: float | None
+    validation: Mapping[str, Any]
+    test: Mapping[str, Any] | None
+    confusion: list[list[int]]
+    thresholds: Mapping[str, Any]
+
+
+def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
+    """Return thresholds, scores on both parts and the confusion matrix of a run."""
     held, tested = (run.predictions.part(test=test) for test in (False, True))
     part, points = tested if len(tested.y) else held, _thresholds(held)
-    applied = _thresholds_of_other_folds(held, run.facts["folds"]) if not len(tested.y) else dict[str, Any](points)
+    applied = _thresholds_of_other_folds(held, run.record.folds) if not len(tested.y) else dict[str, Any](points)
     scores = partial(_scores, seed=seed, n_bootstrap=n_bootstrap)
     at = {name: scores(part, applied[name]) for name in points}
     decided = at.get("youden") or scores(part, None)
-    return {
-        "threshold": points.get("youden"),
-        "validation": scores(held, points.get("youden")) if len(tested.y) else decided,
-        "test": decided if len(tested.y) else None,
-        "confusion": _confusion(part, applied.get("youden")),
-        "thresholds": {
+    return RunScores(
+        points.get("youden"),
+        scores(held, points.get("youden")) if len(tested.y) else decided,
+        decided if len(tested.y) else None,
+        _confusion(part, applied.get("youden")),
+        {
             name: {"threshold": points[name], **{metric: at[name][metric] for metric in ("sensitivity", "specificity")}}
             for name in points
         },
-    }
+    )
 
 
 def _thresholds(held: Predictions) -> dict[str, float]:
@@ -65,7 +77,7 @@ def _folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], P
     for fold in np.unique(held.fold).tolist():
         own = held.fold == fold
         others = (held.fold // folds == fold // folds) & ~own
-        yield own, Predictions(*(column[others] for column in held))
+        yield own, held.take(others)
 
 
 def _scores(part: Predictions, threshold: Any, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
@@ -84,13 +96,13 @@ def _confusion(part: Predictions, threshold: Any) -> list[list[int]]:
     return counts
 
 
-def by_class(run: Run, row: Mapping[str, Any], *, seed: int, n_bootstrap: int) -> list[dict[str, Any]]:
+def by_class(run: Run, confusion: Sequence[Sequence[int]], *, seed: int, n_bootstrap: int) -> list[dict[str, Any]]:
     """Return what a run makes of each class against the rest; nothing for two classes."""
-    part, counts = shown(run), np.array(row["confusion"])
+    part, counts = shown(run), np.array(confusion)
     if part.proba.shape[1] == 2:
         return []
     classes = []
-    for k, name in enumerate(run.facts["classes"]):
+    for k, name in enumerate(run.record.classes):
         proba = np.stack([1 - part.proba[:, k], part.proba[:, k]], axis=1)
         area = _scores(
             part._replace(y=(part.y == k).astype(np.int64), proba=proba), None, seed=seed, n_bootstrap=n_bootstrap
@@ -117,7 +129,7 @@ def calibrations(run: Run, *, seed: int, n_bootstrap: int) -> dict[str, dict[str
     tested = len(run.predictions.part(test=True).y) > 0
     rows = {"none": part.proba}
     for name, make in CALIBRATIONS.items():
-        rows[name] = make(held.y, held.proba)(part.proba) if tested else _crosswise(make, held, run.facts["folds"])
+        rows[name] = make(held.y, held.proba)(part.proba) if tested else _crosswise(make, held, run.record.folds)
     every = {
         name: _scores(part._replace(proba=p), None, seed=seed, n_bootstrap=n_bootstrap) for name, p in rows.items()
     }

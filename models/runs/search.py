@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from features.progress import say
 from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
-from models.runs.features import Ask, Stage
+from models.runs.features import Stage
 from models.runs.record import load_run
 from models.runs.stack import FEWEST, base_runs, train_stack
 from models.validation.cross_validation import OutOfTime
@@ -45,8 +44,8 @@ class Result(NamedTuple):
 class _Search:
     """What is known so far."""
 
-    def __init__(self, stages: Sequence[Stage], ask: Ask, heads: Sequence[str]) -> None:
-        self.stages, self.ask, self.heads = list(stages), ask, heads
+    def __init__(self, stages: Sequence[Stage], heads: Sequence[str]) -> None:
+        self.stages, self.heads = list(stages), heads
         self.results: dict[tuple[str, str, str, str], Result] = {}
         self.left_out = 0
 
@@ -56,7 +55,7 @@ class _Search:
             name = (trial.stage.name, trial.blocks, trial.pool, trial.head)
             if name in self.results:
                 continue
-            if time.monotonic() + self._guess(trial.head) > self.ask.until and self.results:
+            if time.monotonic() + self._guess(trial.head) > self.stages[0].until and self.results:
                 self.left_out += 1
                 continue
             try:
@@ -85,21 +84,21 @@ class _Search:
         return SCOUT if SCOUT in pooled else pooled[0]
 
 
-def search(dataset: str, stages: Sequence[Stage], ask: Ask, heads: Sequence[str]) -> list[str]:
-    """Try views and heads until `ask.until`, and stack what was found; return one line per run, best validation first.
+def search(dataset: str, stages: Sequence[Stage], heads: Sequence[str]) -> list[str]:
+    """Try views and heads until the stages' time is up, and stack what was found; return a line per run, best first.
 
     Rounds: every backbone's last block; more blocks and poolings of the best; backbones joined; all heads on the best
     views. Out-of-fold predictions choose; what a comparison reports is the test images, or the score corrected for
     the choice, so that no reported number saw it. A later search with more time goes on from the runs that are there.
     """
-    known = _Search(stages, ask, heads)
+    known, first = _Search(stages, heads), stages[0]
     for trials in (_every(known), _wider(known), _joined(known), _other_heads(known)):
         known.run(trials)
     ranked = sorted(known.results.values(), key=lambda r: -r.area)
     lines = [f"{r.area:.4f} {r.trial.head} on {r.trial.stage.name} {r.folder}" for r in ranked]
     backbones = [stage.name for stage in known.stages]
-    if "stack" in heads and len(base_runs(dataset, ask, backbones, heads)) >= FEWEST:
-        folder = train_stack(dataset, replace(ask, until=math.inf), backbones, heads)  # takes a second or two
+    if "stack" in heads and len(base_runs(dataset, first.data, first.run, backbones, heads)) >= FEWEST:
+        folder = train_stack(dataset, first.data, first.run, backbones, heads)  # takes a second or two
         lines.insert(0, f"{_area(folder):.4f} stack {folder}")
     say(f"{len(ranked)} combinations were tried, {known.left_out} left out for want of time; areas are out of fold")
     return lines
@@ -124,7 +123,8 @@ def _joined(known: _Search) -> Iterator[Trial]:
     several = [list(pair) for pair in combinations(list(best.values())[:BEST], 2)]
     several += [list(best.values())] if len(best) > 2 else []
     for stages in several:
-        stage = Stage([entry for one in stages for entry in one.entries], known.ask)
+        first = stages[0]
+        stage = Stage([entry for one in stages for entry in one.entries], first.data, first.run, until=first.until)
         known.stages.append(stage)
         yield from (Trial(stage, blocks, "avg", known.scout) for blocks in ("1", "2"))
 
@@ -143,7 +143,7 @@ def _other_heads(known: _Search) -> Iterator[Trial]:
 
 
 def _result(trial: Trial, folder: Path) -> Result:
-    seconds = load_run(folder).facts["seconds"]
+    seconds = load_run(folder).record.seconds
     return Result(trial, folder, _area(folder), seconds["oof"] + seconds["fit"])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +12,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import CacheError
+from features.options import DatasetOptions, make_command
 from features.views import View
 from models.heads import HEADS, save_head
-from models.runs.features import SHARED, Ask, fitted, is_current, run_facts
-from models.runs.record import FINETUNED, Run, load_runs, runs_root, save_run
+from models.runs.features import facts_of, fitted, is_current
+from models.runs.options import RunOptions
+from models.runs.record import FINETUNED, Run, RunRecord, firn_version, load_runs, save_run
 from models.validation.predictions import Predictions
 
 FEWEST = 2
 
 
-def train_stack(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequence[str]) -> Path:
+def train_stack(
+    dataset: str, data: DatasetOptions, run: RunOptions, backbones: Sequence[str], heads: Sequence[str]
+) -> Path:
     """Combine all runs of some backbones and heads, unless that run is there; return its folder.
 
     The vote on an image is learned from the other folds' out-of-fold predictions, and at last from all of them for
     the test images. Raises CacheError for fewer than two runs.
     """
-    runs = base_runs(dataset, ask, backbones, heads)
+    runs = base_runs(dataset, data, run, backbones, heads)
     if len(runs) < FEWEST:
+        again = make_command("train-heads", data, run, heads="logistic lightgbm stack")
         raise CacheError(
             f"a stack needs {FEWEST} trained heads at least, and {dataset} has {len(runs)} that fit together; "
-            f'run: make train-heads DATASET={ask.dataset} HEADS="logistic lightgbm stack"'
+            f"run: {again}"
         )
-    named = sorted({name for run in runs for name in run.facts["backbone"].split("+")})
-    identity = hashlib.sha256(f"{[run.facts['identity'] for run in runs]}{ask.seed}".encode()).hexdigest()
-    folder = runs_root(dataset, ask.labels, ask.protocol) / "+".join(named) / f"of-{len(runs)}-runs" / "stack"
+    named = sorted({name for run in runs for name in run.record.backbone.split("+")})
+    identity = hashlib.sha256(f"{[run.record.identity for run in runs]}{data.seed}".encode()).hexdigest()
+    folder = runs[0].record.root / "+".join(named) / f"of-{len(runs)}-runs" / "stack"
     if is_current(folder, identity):
         return folder
     views = _views(runs)
-    found = fitted("stack", views, ask, f"stack of {len(runs)} runs")
+    found = fitted("stack", views, f"stack of {len(runs)} runs", seed=data.seed, protocol=run.protocol)
     weights = dict(zip((run.name for run in runs), found.head.chosen_["weights"], strict=True))
     found.head.chosen_ = {"weights": {name: w for name, w in weights.items() if w > 0}}
-    facts = {name: runs[0].facts[name] for name in (*SHARED, "versions")}
-    keys = {key["weights"]: key for run in runs for key in run.facts["keys"]}
-    own = {
-        "backbone": "+".join(named),
-        "entry": "+".join(named),
-        "keys": list(keys.values()),
-        "blocks": [],
-        "asked_blocks": "",
-        "pool": "",
-        "view": f"{len(runs)} runs",
-        "bases": [str(run.folder.relative_to(runs_root(dataset, ask.labels, ask.protocol))) for run in runs],
-        "identity": identity,
-    }
     save_head(folder, "stack", found.head)
-    save_run(folder, facts | own | run_facts("stack", views[0], found), found.predictions)
+    save_run(folder, _record(runs, "+".join(named), identity, facts_of("stack", views[0], found)), found.predictions)
     return folder
 
 
-def base_runs(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequence[str]) -> list[Run]:
+def _record(runs: Sequence[Run], named: str, identity: str, facts: Mapping[str, Any]) -> RunRecord:
+    """Return the record of a stack: what its runs have in common, and what is its own."""
+    own: dict[str, Any] = {
+        "backbone": named,
+        "entry": named,
+        "keys": tuple({key.weights: key for run in runs for key in run.record.keys}.values()),
+        "blocks": (),
+        "asked_blocks": "",
+        "pool": "",
+        "view": f"{len(runs)} runs",
+        "bases": tuple(str(run.folder.relative_to(run.record.root)) for run in runs),
+        "identity": identity,
+        "images_per_second": None,
+        "finetuning": None,
+        "history": (),
+        "firn": firn_version(),
+    }
+    return replace(runs[0].record, **own, **facts)
+
+
+def base_runs(
+    dataset: str, data: DatasetOptions, run: RunOptions, backbones: Sequence[str], heads: Sequence[str]
+) -> list[Run]:
     """Return the runs that can be combined: of these backbones and heads, on the same images and folds.
 
     With all heads come the fine-tuned networks.
@@ -68,25 +83,25 @@ def base_runs(dataset: str, ask: Ask, backbones: Sequence[str], heads: Sequence[
     every = {name for name, row in HEADS.items() if row.input != "runs"}
     wanted = {*heads, FINETUNED} if every <= {*heads} else {*heads}
     runs = [
-        run
-        for run in load_runs(dataset, ask.labels, ask.protocol)
-        if not run.facts.get("bases")
-        and set(run.facts["backbone"].split("+")) <= known
-        and run.facts["head"] in wanted
-        and run.facts["seed"] == ask.seed
+        one
+        for one in load_runs(dataset, run.labels, run.protocol)
+        if not one.record.bases
+        and set(one.record.backbone.split("+")) <= known
+        and one.record.head in wanted
+        and one.record.seed == data.seed
     ]
-    newest = max(runs, key=lambda run: (run.folder / "run.json").stat().st_mtime, default=None)
-    return [run for run in runs if newest is not None and _fits(newest, run)]
+    newest = max(runs, key=lambda one: (one.folder / "run.json").stat().st_mtime, default=None)
+    return [one for one in runs if newest is not None and _fits(newest, one)]
 
 
 def _fits(first: Run, run: Run) -> bool:
     pairs = ((getattr(first.predictions, name), getattr(run.predictions, name)) for name in ("ids", "y", "fold"))
-    return first.facts["manifest"] == run.facts["manifest"] and all(np.array_equal(a, b) for a, b in pairs)
+    return first.record.manifest == run.record.manifest and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _views(runs: Sequence[Run]) -> list[View]:
     """Return for each repeat a view whose X is what the runs predicted, (n, M, K)."""
-    first, repeats = runs[0].predictions, int(runs[0].facts["repeats"])
+    first, repeats = runs[0].predictions, int(runs[0].record.repeats)
     X = np.stack([run.predictions.proba for run in runs], axis=1)
     test = np.flatnonzero(first.fold < 0)
     held = np.array_split(np.flatnonzero(first.fold >= 0), repeats)

@@ -1,24 +1,16 @@
-"""Results in words: the sentence on top, how the numbers were made, and the commands that make them again."""
+"""A comparison in words: the sentence on top, and how the numbers were made."""
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from features.cache.key import Key
-from features.views import POOLS
-
-Settings = tuple[tuple[str, str], ...]
-K = TypeVar("K")
+from models.runs.results import ComparisonResult, RunResult, Score
 
 VERDICTS = (
     ("tie", "not distinguishable from it"),
     ("higher", "better on the test images, which had no part in the choice"),
 )
-
-THAWED = ("recipe", "views", "flip", "epochs", "rate", "norm", "mixup", "dropout", "class_weights", "average")
 
 CHOSEN = {  # by whether there are test images
     True: "its validation score is a little flattering for that, while the test images had no part in any choice",
@@ -32,31 +24,31 @@ def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def with_interval(score: Mapping[str, float | None]) -> str:
+def with_interval(score: Score) -> str:
     """Return "0.976 [0.965, 0.985]"; a dash stands for what the images cannot tell."""
-    value, low, high = (score[name] for name in ("value", "low", "high"))
+    value, low, high = (score.get(name) for name in ("value", "low", "high"))
     if value is None:
         return "–"
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def summary(results: Mapping[str, Any]) -> str:
+def summary(results: ComparisonResult) -> str:
     """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
-    chosen, others = results["runs"][0], results["runs"][1:]
-    if chosen["test"] is not None:
-        area = with_interval(chosen["test"]["roc_auc"])
-        return f"{chosen['name']} is chosen by validation, test ROC AUC {area}; {_others(others)}."
-    area = f"cross-validated ROC AUC {with_interval(chosen['validation']['roc_auc'])}"
+    chosen, others = results.runs[0], results.runs[1:]
+    if chosen.test is not None:
+        area = with_interval(chosen.test["roc_auc"])
+        return f"{chosen.name} is chosen by validation, test ROC AUC {area}; {_others(others)}."
+    area = f"cross-validated ROC AUC {with_interval(chosen.validation['roc_auc'])}"
     if not others:
-        return f"{chosen['name']} is the only run, {area}; there are no test images to confirm it."
-    corrected = f"{with_interval(results['corrected'])} when corrected for the choice"
-    return f"{chosen['name']} is the best of {len(others) + 1} runs, {area}, {corrected}; {_others(others)}."
+        return f"{chosen.name} is the only run, {area}; there are no test images to confirm it."
+    corrected = f"{with_interval(results.corrected or {})} when corrected for the choice"
+    return f"{chosen.name} is the best of {len(others) + 1} runs, {area}, {corrected}; {_others(others)}."
 
 
-def _others(others: Sequence[Mapping[str, Any]]) -> str:
+def _others(others: Sequence[RunResult]) -> str:
     if not others:
         return "it is the only run"
-    verdicts = [row["against_chosen"]["verdict"] for row in others]
+    verdicts = [row.against_chosen.verdict for row in others if row.against_chosen]
     said = [
         f"{_of(verdicts.count(verdict), len(others))} {words}" for verdict, words in VERDICTS if verdict in verdicts
     ]
@@ -69,30 +61,30 @@ def _of(part: int, whole: int) -> str:
     return f"all {whole} others are" if part == whole else f"{part} of {whole} others {'is' if part == 1 else 'are'}"
 
 
-def protocol(results: Mapping[str, Any]) -> list[str]:
+def protocol(results: ComparisonResult) -> list[str]:
     """Return in five plain sentences how the numbers were made."""
-    data, tested = results["dataset"], bool(results["dataset"]["images"]["test"])
-    unit = data["grouped_by"] or "image"
-    folds = " or ".join(str(k) for k in sorted({row["folds"] for row in results["runs"]}))
-    apart = f" and no {unit} in two folds" if data["grouped_by"] else ""
-    repeats = results["runs"][0]["repeats"]
+    data, tested = results.dataset, bool(results.images["test"])
+    unit = data.grouped_by or "image"
+    folds = " or ".join(str(k) for k in sorted({row.record.folds for row in results.runs}))
+    apart = f" and no {unit} in two folds" if data.grouped_by else ""
+    repeats = results.chosen.record.repeats
     again = f", {repeats} times over with other folds" if repeats > 1 else ""
-    images = "training images" if data["protocol"] == "split" else "images, of all splits,"
+    images = "training images" if data.protocol == "split" else "images, of all splits,"
     return [
         f"Each head was trained {folds} times, each time on all but one of {folds} folds of the {images} "
         f"with classes balanced over the folds{apart}{again}; its predictions for the images left out give the "
         "validation scores. Whatever a head has to choose it chose inside the images that it was trained on."
-        + _of_thawed(results["runs"], unit)
-        + _of_stacks(results["runs"]),
+        + _of_thawed(results.runs, unit)
+        + _of_stacks(results.runs),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
-        _intervals(results["settings"], unit, data["positive"] is not None),
-        _comparison(results["settings"], data["positive"] is not None, tested),
+        _intervals(results.settings, unit, data.positive is not None),
+        _comparison(results.settings, data.positive is not None, tested),
     ]
 
 
-def _of_stacks(rows: Sequence[Mapping[str, Any]]) -> str:
-    if not any(row["bases"] for row in rows):
+def _of_stacks(rows: Sequence[RunResult]) -> str:
+    if not any(row.record.bases for row in rows):
         return ""
     return (
         " A stack learned its weights for a fold from the predictions for the other folds, made by heads that had seen "
@@ -100,15 +92,15 @@ def _of_stacks(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _of_thawed(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
-    if not any(row["thaw"] for row in rows):
+def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
+    if not any(row.record.finetuning for row in rows):
         return ""
     return f" Fine-tuned networks stopped early by a tenth of the {plural(unit)} that they were trained on, likewise."
 
 
-def _decisions(results: Mapping[str, Any]) -> str:
-    positive = results["dataset"]["positive"]
-    if results["runs"][0]["threshold"] is None:
+def _decisions(results: ComparisonResult) -> str:
+    positive = results.dataset.positive
+    if results.chosen.threshold is None:
         return (
             "Decisions take the most probable class; sensitivity, specificity, F1 and areas are means over the "
             "classes, each against the rest."
@@ -116,7 +108,7 @@ def _decisions(results: Mapping[str, Any]) -> str:
     return (
         f"Decisions take “{positive}” from the threshold of highest sensitivity + specificity (Youden) up; that "
         "threshold and the one for a sensitivity of at least 0.95 come from out-of-fold predictions, never from the "
-        f"{'test images' if results['dataset']['images']['test'] else 'fold that is scored'}."
+        f"{'test images' if results.images['test'] else 'fold that is scored'}."
     )
 
 
@@ -134,84 +126,3 @@ def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
         f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, with the correction of Holm; “not "
         f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
     )
-
-
-def key_digest(key: Mapping[str, Any]) -> str:
-    """Return the sha256 of a cache key from its fields."""
-    return Key.from_json(json.dumps(dict(key))).digest()
-
-
-def commands(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], seed: int) -> list[str]:
-    """Return the commands that make the same runs and the same comparison again."""
-    data = (("DATASET", facts.get("asked") or facts["dataset"]),)
-    defaults = {"labels": "classes", "protocol": "split"}
-    labels = tuple((name.upper(), facts[name]) for name, usual in defaults.items() if facts[name] != usual)
-    single = [row for row in rows if not row["bases"] and not row["thaw"]]
-    maps: dict[str, list[str]] = {}
-    for row in filter(_on_maps, single):
-        maps.setdefault(row["entry"], []).extend(b for b in row["blocks"] if b not in maps.get(row["entry"], ()))
-    extracted = _joined((_extraction(row, " ".join(maps.get(row["entry"], ()))), row["backbone"]) for row in single)
-    heads = _joined(((row["backbone"], _training(row)), row["head"]) for row in single)
-    trained = _joined(((names, settings), backbone) for (backbone, settings), names in heads.items())
-    stacks = [
-        (("BACKBONE", row["backbone"].replace("+", " ")), ("HEADS", row["head"]), ("SEED", str(row["seed"])))
-        for row in rows
-        if row["bases"]
-    ]
-    thawed = [make_command("finetune", *data, *labels, *_thawing(row)) for row in rows if row["thaw"]]
-    return [
-        *(
-            make_command("extract", *data, ("BACKBONE", names.replace("+", " ")), *settings)
-            for settings, names in extracted.items()
-        ),
-        *(
-            make_command("train-heads", *data, *labels, ("BACKBONE", backbones), ("HEADS", names), *settings)
-            for (names, settings), backbones in trained.items()
-        ),
-        *dict.fromkeys(thawed),
-        *(make_command("train-heads", *data, *labels, *settings) for settings in stacks),
-        make_command("compare", *data, *labels, ("SEED", str(seed))),
-    ]
-
-
-def _on_maps(row: Mapping[str, Any]) -> bool:
-    return bool(row["view"].endswith(" maps") or POOLS[row["pool"]].of_maps)
-
-
-def _extraction(row: Mapping[str, Any], maps: str) -> Settings:
-    kept = (("MAPS", maps),) if maps else ()
-    return (*_pixels(row), ("SEED", str(row["seed"])), *kept)
-
-
-def _training(row: Mapping[str, Any]) -> Settings:
-    return (("BLOCKS", row["asked_blocks"]), ("POOL", row["pool"]), *_pixels(row), ("SEED", str(row["seed"])))
-
-
-def _thawing(row: Mapping[str, Any]) -> Settings:
-    names = {"batch": "BATCH_SIZE"} | {name: name.upper() for name in THAWED}
-    chosen = tuple((names[name], f"{value}") for name, value in row["thaw"].items() if name in names)
-    return (
-        ("BACKBONE", row["backbone"]),
-        ("BLOCKS", row["asked_blocks"]),
-        *chosen,
-        *_pixels(row),
-        ("SEED", str(row["seed"])),
-    )
-
-
-def _pixels(row: Mapping[str, Any]) -> Settings:
-    way = row["keys"][0]["preprocess"].partition(":")[0]
-    return (("PREPROCESS", way), ("PRECISION", row["keys"][0]["precision"]))
-
-
-def _joined(pairs: Iterable[tuple[K, str]]) -> dict[K, str]:
-    """Return for each key the different names that came with it, sorted, separated by blanks."""
-    names: dict[K, dict[str, None]] = {}
-    for key, name in pairs:
-        names.setdefault(key, {})[name] = None
-    return {key: " ".join(sorted(given)) for key, given in names.items()}
-
-
-def make_command(target: str, *settings: tuple[str, str]) -> str:
-    """Return a command for the shell; every value is quoted where it has to be."""
-    return " ".join(["make", target, *(f"{name}={shlex.quote(value)}" for name, value in settings)])

@@ -25,7 +25,10 @@ class Predictions(NamedTuple):
 
     def part(self, *, test: bool) -> Predictions:
         """Return the test images, or the out-of-fold predictions of the training images."""
-        at = (self.fold < 0) == test
+        return self.take((self.fold < 0) == test)
+
+    def take(self, at: NDArray[np.bool_]) -> Predictions:
+        """Return the rows under a mask (n,)."""
         return Predictions(self.ids[at], self.groups[at], self.y[at], self.proba[at], self.fold[at])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ class Side(NamedTuple):
         return CURVES[kind].band(self.y, self.score, self.groups, grid=GRID, **settings)
 
 
-def sides(part: Predictions, classes: list[str]) -> list[Side]:
+def sides(part: Predictions, classes: Sequence[str]) -> list[Side]:
     """Return the positive one of two classes, or each of more, against the rest."""
     positives = [1] if len(classes) == 2 else range(len(classes))
     return [Side(classes[k], (part.y == k).astype(np.int64), part.proba[:, k], part.groups) for k in positives]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.metrics import net_benefit, reliability_curve
+from models.runs.results import RunResult
 from pipeline.render.curves import CURVES, Side
 
 Figure = dict[str, Any]
@@ -148,7 +149,7 @@ def score_figure(side: Side, rest: str) -> Figure:
     return {"layout": layout, "views": [traces]}
 
 
-def cost_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def cost_figure(rows: Sequence[RunResult]) -> Figure:
     """Return the ROC AUC of every run over the seconds it took to train, with the line of what nothing beats."""
     points = _points(rows)
     layout = blank_layout("seconds of training, folds and final fit", "ROC AUC")
@@ -160,19 +161,19 @@ def cost_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return {"layout": layout, "views": [[_front(points), *(cloud for cloud in clouds if cloud["x"])]]}
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _points(rows: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Return what is drawn of each run that has an area; few are labelled all, many at the front only."""
-    several = len({row["backbone"] for row in rows}) > 1
-    points = []
+    several = len({row.record.backbone for row in rows}) > 1
+    points: list[dict[str, Any]] = []
     for row in rows:
-        area, versus = (row["test"] or row["validation"])["roc_auc"], row["against_chosen"]
-        kind = "not distinguishable" if versus and not versus["distinguishable"] else "others"
-        point = {
-            "name": html.escape(row["name"]),
-            "label": html.escape(f"{row['head']}, {row['backbone']}" if several else row["head"]),
-            "x": max(row["seconds"]["oof"] + row["seconds"]["fit"], 1e-3),
+        area, versus, record = row.shown["roc_auc"], row.against_chosen, row.record
+        kind = "not distinguishable" if versus and not versus.distinguishable else "others"
+        point: dict[str, Any] = {
+            "name": html.escape(row.name),
+            "label": html.escape(f"{record.head}, {record.backbone}" if several else record.head),
+            "x": max(record.seconds["oof"] + record.seconds["fit"], 1e-3),
             "area": area,
-            "kind": "chosen" if row["validation_rank"] == 1 else kind,
+            "kind": "chosen" if row.validation_rank == 1 else kind,
         }
         points += [point] if area["value"] is not None else []
     front, middle = _unbeaten(points), _middle([p["x"] for p in points])
@@ -255,18 +256,18 @@ LOSS, AREA = 1, 2  # places in an epoch of the history
 WORDS = {LOSS: "training loss", AREA: "validation ROC AUC"}
 
 
-def training_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def training_figures(rows: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
     """Return {"training-loss", "training-auc"}: a thin line for each fold, a strong one for the training on all.
 
     `rows` are the runs of a comparison in the order of the ranking; nothing where no network was fine-tuned.
     """
-    thawed = [row for row in rows if row["history"]][:MOST]
+    thawed = [row for row in rows if row.record.history][:MOST]
     if not thawed:
         return {}
     return {"training-loss": _figure(thawed, LOSS), "training-auc": _figure(thawed, AREA)}
 
 
-def _figure(rows: Sequence[Mapping[str, Any]], place: int) -> dict[str, Any]:
+def _figure(rows: Sequence[RunResult], place: int) -> dict[str, Any]:
 
     layout = blank_layout("epoch", WORDS[place])
     layout["xaxis"] |= {"range": None, "tickformat": "d", "dtick": None}
@@ -276,16 +277,16 @@ def _figure(rows: Sequence[Mapping[str, Any]], place: int) -> dict[str, Any]:
     return {"layout": layout, "views": [traces]}
 
 
-def _lines(row: Mapping[str, Any], place: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _lines(row: RunResult, place: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a line for each training of a network, that on all images last and on top."""
-    *folds, last = row["history"]
+    *folds, last = row.record.history
     named = [*((f"fold {i}", h, False) for i, h in enumerate(folds, start=1)), ("all images", last, True)]
     return [
         {
             "type": "scatter",
             "mode": "lines+markers" if strong else "lines",
-            "name": html.escape(row["name"]),
-            "legendgroup": row["name"],
+            "name": html.escape(row.name),
+            "legendgroup": row.name,
             "showlegend": strong,
             "x": [epoch[0] for epoch in history],
             "y": [None if epoch[place] is None else round(epoch[place], 5) for epoch in history],

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from features.backbones import load_recipe
 from features.datasets import Dataset
 from features.errors import CacheError, FirnError
+from features.options import make_command
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
 from models.explain.run_maps import image_seen as seen_by_network
 from models.runs.compare import rank, run_names
 from models.runs.outcomes import Judged, Outcome, asked_of, errors, judged, origin
 from models.runs.record import Run
+from models.runs.results import ComparisonResult
 from pipeline.render.contact_sheet import overlaid
 
 MOST = 24  # images
@@ -37,9 +39,7 @@ class _Mapped(NamedTuple):
     why_not: str  # where there is no evidence
 
 
-def make_gallery(
-    results: Mapping[str, Any], runs: Sequence[Run], dataset: Dataset, weights: str = ""
-) -> dict[str, Any]:
+def make_gallery(results: ComparisonResult, runs: Sequence[Run], dataset: Dataset, weights: str = "") -> dict[str, Any]:
     """Return what the page shows, ready for JSON: {"run", "identity", "manifest", "notes", "ends", "lines"}.
 
     A line has a title and its images, the most confident error first, as data URLs with and without the class map.
@@ -48,44 +48,44 @@ def make_gallery(
     """
     dataset.source.stamps([])  # a pack has no images and says so
     named = dict(zip(run_names(runs), runs, strict=True))
-    run = named[results["chosen"]]
-    found, classes = judged(run), run.facts["classes"]
+    run = named[results.chosen.name]
+    found, classes = judged(run), run.record.classes
     lines = errors(found, classes, MOST)
     at = np.array([place for line in lines for place in line.at], dtype=np.intp)
     mapped = _mapped(_case(run, dataset, found, at, weights), named, found, weights)
     case, evidence = mapped.case, mapped.evidence
-    geometry = case.recipe.geometry(case.run.facts["keys"][0]["preprocess"].partition(":")[0])
+    geometry = case.recipe.geometry(case.run.record.keys[0].preprocess_mode)
     digests = evidence.sha256 if evidence else digests_of(case)
     images = [seen_by_network(case, i, sha256, geometry) for i, sha256 in enumerate(digests)]
     shown = next(iter(evidence.maps.values())) if evidence else None
     scale = float(np.quantile(np.abs(shown), 0.99)) or 1.0 if shown is not None and shown.size else 1.0
     tiles = (_tile(found, at[i], classes, image, shown, scale, i) for i, image in enumerate(images))
     return {
-        "schema": 1,
-        "run": results["chosen"],
-        "identity": run.facts.get("identity", ""),
-        "manifest": run.facts["manifest"],
-        "notes": _notes(found, classes, mapped, results["chosen"]),
+        "schema": 2,
+        "run": results.chosen.name,
+        "identity": run.record.identity,
+        "manifest": run.record.manifest,
+        "notes": _notes(found, classes, mapped, results.chosen.name),
         "ends": _ends(classes, scale) if evidence else None,
         "lines": [_line(line, tiles) for line in lines],
     }
 
 
 def _case(run: Run, dataset: Dataset, found: Judged, at: NDArray[np.intp], weights: str) -> Case:
-    recipe = load_recipe(run.facts["keys"][0]["backbone"], weights or None)
-    return Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(run.facts["classes"])))
+    recipe = load_recipe(run.record.keys[0].backbone, weights or None)
+    return Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(run.record.classes)))
 
 
 def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -> _Mapped:
     """Return what spoke for each decision, of the run itself or else of the best one that class maps explain."""
-    able = {name: run for name, run in named.items() if can_be_explained(run.facts)}
+    able = {name: run for name, run in named.items() if can_be_explained(run.record)}
     own = [name for name, run in able.items() if run is case.run]
     if not able:
-        command = f'make train-heads DATASET={case.run.facts["asked"]} HEADS="logistic lda"'
+        command = make_command("train-heads", case.run.record.data, heads="logistic lda")
         return _Mapped(case, "", None, f"no run has class maps; heads that have are {' '.join(EXPLAINERS)}: {command}")
     name = own[0] if own else min(able, key=lambda one: rank(able[one]))
     try:
-        recipe = load_recipe(able[name].facts["backbone"], weights or None)
+        recipe = load_recipe(able[name].record.backbone, weights or None)
         other = replace(case, run=able[name], recipe=recipe)
         opinion = judged(able[name])
         there = opinion.proba[np.searchsorted(opinion.ids, case.ids)]

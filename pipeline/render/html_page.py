@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from features.datasets.dataset import SPLITS
+from features.options import make_command
 from features.storage import write_whole
 from models.audit import CHECKS
 from models.runs.compare import run_names
-from models.runs.record import Run
+from models.runs.record import Run, RunRecord
+from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
-from models.runs.summary import make_command, plural
+from models.runs.summary import plural
 from models.validation.predictions import Predictions
 from pipeline.render import figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
@@ -27,7 +28,6 @@ from pipeline.render.tables import csv_lines
 
 GALLERY = "gallery.json"  # beside the page: `report` writes it, and `compare` shows it again
 _JPEG = "data:image/jpeg;base64,"
-_AUDITED = ("DATASET", "LABELS")  # settings of a comparison that an audit takes too
 Content = Mapping[str, Any]
 
 
@@ -43,20 +43,20 @@ class Extras(NamedTuple):
 NOTHING = Extras()
 
 
-def load_extras(folder: Path, results: Mapping[str, Any], chosen: Run) -> Extras:
+def load_extras(folder: Path, results: ComparisonResult, chosen: Run) -> Extras:
     """Return what is at hand for the comparison in `folder`, whose chosen run is `chosen`."""
-    data = results["dataset"]
+    data = results.dataset
     return Extras(
-        load_learning(folder, data["manifest"]),
+        load_learning(folder, data.manifest),
         _gallery(folder, results, chosen),
-        load_findings(data["name"], data["labels"], data["manifest"]),
+        load_findings(data.dataset, data.labels, data.manifest),
     )
 
 
-def _gallery(folder: Path, results: Mapping[str, Any], chosen: Run) -> Content | None:
+def _gallery(folder: Path, results: ComparisonResult, chosen: Run) -> Content | None:
     try:
         content: Content = json.loads((folder / GALLERY).read_text(encoding="utf-8"))
-        facts = (results["chosen"], chosen.facts.get("identity", ""), results["dataset"]["manifest"])
+        facts = (results.chosen.name, chosen.record.identity, results.dataset.manifest)
         same = facts == tuple(content[name] for name in ("run", "identity", "manifest"))
         images = [tile for line in content["lines"] for tile in line["images"]] if same else []
         sound = all(
@@ -80,23 +80,24 @@ def audit_of(content: Content | None) -> dict[str, Any] | None:
     return {"summary": summary(content), "rows": rows, "place": f"{place}/audit.html"}
 
 
-def commands(results: Mapping[str, Any], extras: Extras) -> Sequence[str]:
+def commands(results: ComparisonResult, extras: Extras) -> Sequence[str]:
     """Return the commands that make the same page again."""
     more = [content["command"] for content in (extras.audit, extras.learning) if content and content.get("command")]
-    return [*results["commands"], *more, report_command(results)]
+    return [*results.commands, *more, report_command(results)]
 
 
-def report_command(results: Mapping[str, Any]) -> str:
+def report_command(results: ComparisonResult) -> str:
     """Return the command that makes the page with everything on it."""
-    return "make report" + str(results["commands"][-1]).removeprefix("make compare")
+    return "make report" + results.commands[-1].removeprefix("make compare")
 
 
-def audit_command(results: Mapping[str, Any]) -> str:
+def audit_command(results: ComparisonResult) -> str:
     """Return the command that makes the audit that is missing."""
-    key, words = results["runs"][0]["keys"][0], shlex.split(results["commands"][-1])
-    asked = [(name, value) for name, _, value in (word.partition("=") for word in words) if name in _AUDITED]
-    pixels = (("PREPROCESS", key["preprocess"].partition(":")[0]), ("PRECISION", key["precision"]))
-    return make_command("audit", *asked, ("BACKBONE", key["backbone"]), *pixels)
+    key = results.chosen.record.keys[0]
+    data = results.dataset
+    labels = data.labels if data.labels != "classes" else ""
+    pixels = {"preprocess": key.preprocess_mode, "precision": key.precision}
+    return make_command("audit", data.data, labels=labels, backbone=key.backbone, **pixels)
 
 
 FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy", "f1")}  # shown at once, by "two classes"
@@ -143,10 +144,10 @@ class Cell(NamedTuple):
     extra: bool
 
 
-def ranking_columns(results: Mapping[str, Any]) -> list[Column]:
+def ranking_columns(results: ComparisonResult) -> list[Column]:
     """Return validation ROC AUC, then every metric on the test images; validation throughout without them."""
-    metrics, tested = results["metrics"], results["runs"][0]["test"] is not None
-    first = ("roc_auc", *FIRST[results["dataset"]["positive"] is not None], "brier")
+    metrics, tested = results.metrics, results.tested
+    first = ("roc_auc", *FIRST[results.dataset.positive is not None], "brier")
     order = [*first, *(name for name in metrics if name not in first)]
     part, before = ("test", "Test ") if tested else ("validation", "Validation ")
     columns = [
@@ -164,10 +165,10 @@ def ranking_columns(results: Mapping[str, Any]) -> list[Column]:
     return [choice, *columns] if tested else columns
 
 
-def ranking_rows(results: Mapping[str, Any]) -> list[list[Cell]]:
+def ranking_rows(results: ComparisonResult) -> list[list[Cell]]:
     """Return the cells of each run, in the order of the results and of `ranking_columns`."""
-    columns, runs = ranking_columns(results), results["runs"]
-    scales = [_scale([row[column.part][column.metric] for row in runs]) for column in columns]
+    columns, runs = ranking_columns(results), results.runs
+    scales = [_scale([getattr(row, column.part)[column.metric] for row in runs]) for column in columns]
     return [[_cell(row, runs[0], *pair) for pair in zip(columns, scales, strict=True)] for row in runs]
 
 
@@ -179,8 +180,8 @@ def _scale(scores: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _cell(row: Mapping[str, Any], chosen: Mapping[str, Any], column: Column, scale: tuple[float, float]) -> Cell:
-    score, best = (r[column.part][column.metric] for r in (row, chosen))
+def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float, float]) -> Cell:
+    score, best = (getattr(r, column.part)[column.metric] for r in (row, chosen))
     value, low, high = (score[name] for name in ("value", "low", "high"))
     if value is None:
         return Cell(None, "", None, column.extra)
@@ -198,7 +199,7 @@ MOST = 20  # runs in the ranking at first sight, and in the curves
 PRESETS = {"youden": "Youden", "sensitivity>=0.95": "sensitivity ≥ 0.95"}
 
 
-def render_page(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras = NOTHING) -> str:
+def render_page(results: ComparisonResult, runs: Sequence[Run], extras: Extras = NOTHING) -> str:
     """Return the HTML of the comparison; `results` is what compare_runs returned for `runs`.
 
     `extras` is what `load_extras` returned: learning curves, gallery and audit, as far as there are any.
@@ -238,28 +239,25 @@ def _policy(scripts: Any) -> str:
     return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def _context(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
-    chosen, data = results["runs"][0], results["dataset"]
-    tested, binary = chosen["test"] is not None, data["positive"] is not None
-    scores = chosen["test"] or chosen["validation"]
+def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
+    chosen, data = results.chosen, results.dataset
+    tested, binary = results.tested, data.positive is not None
     return {
         "chosen": chosen,
         "tested": tested,
         "binary": binary,
         "where": "on the test images" if tested else "out of fold",
-        "unit": data["grouped_by"] or "image",
-        "tiles": [(results["metrics"][name]["label"], scores[name]) for name in TILES[binary]],
+        "unit": data.grouped_by or "image",
+        "tiles": [(results.metrics[name]["label"], chosen.shown[name]) for name in TILES[binary]],
         "columns": ranking_columns(results),
         "against": 2 if tested else 1,  # the column after which the comparison with the chosen run stands
         "rows": ranking_rows(results),
-        "legend": [
-            (row["name"], figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results["runs"])
-        ],
+        "legend": [(row.name, figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results.runs)],
         "most": MOST,
         "presets": PRESETS,
-        "confusion": _shares(chosen["confusion"]),
+        "confusion": _shares(chosen.confusion),
         "card": _card(data),
-        "versions": _versions(results["runs"]),
+        "versions": _versions(results.runs),
         "learning": extras.learning,
         "gallery": extras.gallery,
         "no_gallery": extras.no_gallery,
@@ -267,30 +265,30 @@ def _context(results: Mapping[str, Any], runs: Sequence[Run], extras: Extras) ->
         "again": commands(results, extras),
         "report_command": report_command(results),
         "audit_command": audit_command(results),
-        "thawed": any(row["history"] for row in results["runs"]),
+        "thawed": any(row.record.history for row in results.runs),
         "data": _drawn(results, runs, extras.learning),
     }
 
 
-def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
+def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the page's script works on: the figures, and the operating points of two classes."""
     by_name = dict(zip(run_names(runs), runs, strict=True))
-    classes, chosen = results["dataset"]["classes"], results["runs"][0]
-    names = [row["name"] for row in results["runs"]]
+    classes, chosen = results.dataset.classes, results.chosen
+    names = [row.name for row in results.runs]
     parts = [sides(shown(by_name[name]), classes) for name in names]
-    bootstrap = {name: results["settings"][name] for name in ("n_bootstrap", "level", "seed")}
+    bootstrap = {name: results.settings[name] for name in ("n_bootstrap", "level", "seed")}
     drawn = {kind: figures.curve_figure(kind, names[:MOST], parts[:MOST], **bootstrap) for kind in CURVES}
-    once = sides(_first_repeat(by_name[chosen["name"]]), classes)  # each image once, where images are counted
+    once = sides(_first_repeat(by_name[chosen.name]), classes)  # each image once, where images are counted
     drawn |= {
         "reliability": figures.reliability_figure(once),
         "decision": figures.decision_figure(once),
-        "cost": figures.cost_figure(results["runs"]),
+        "cost": figures.cost_figure(results.runs),
         **({"learning": learning_figure(learning)} if learning else {}),
-        **training_figures(results["runs"]),
+        **training_figures(results.runs),
     }
     if len(parts[0]) > 1:
         return {"figures": drawn, "operating": None}
-    thresholds = {name: row["threshold"] for name, row in chosen["thresholds"].items()} | {"half": 0.5}
+    thresholds = {name: row["threshold"] for name, row in chosen.thresholds.items()} | {"half": 0.5}
     drawn["scores"] = figures.score_figure(once[0], classes[0])
     return {"figures": drawn, "operating": operating_table(once[0], thresholds)}
 
@@ -298,7 +296,7 @@ def _drawn(results: Mapping[str, Any], runs: Sequence[Run], learning: Mapping[st
 def _first_repeat(run: Run) -> Predictions:
     """Return the predictions that are shown, each image once: of the first repeat of a repeated cross-validation."""
     part = shown(run)
-    return Predictions(*(column[part.fold < run.facts["folds"]] for column in part))
+    return part.take(part.fold < run.record.folds)
 
 
 def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
@@ -306,42 +304,42 @@ def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]
     return [[(count, count / max(sum(row), 1)) for count in row] for row in confusion]
 
 
-def _card(data: Mapping[str, Any]) -> dict[str, Any]:
+def _card(data: RunRecord) -> dict[str, Any]:
     """Return the images of each class in each split, with their share of the largest number, and the sums."""
-    counts = data["counts"]
+    counts = data.counts
     splits = [split for split in SPLITS if split in counts]
     most = max(n for by_class in counts.values() for n in by_class.values())
-    table = {name: [counts[split].get(name, 0) for split in splits] for name in data["classes"]}
+    table = {name: [counts[split].get(name, 0) for split in splits] for name in data.classes}
     return {
         "splits": splits,
         "classes": [(name, [(n, n / most) for n in row]) for name, row in table.items()],
         "images": [sum(counts[split].values()) for split in splits],
-        "groups": [data["groups"].get(split) for split in splits],
+        "groups": [data.groups.get(split) for split in splits],
     }
 
 
-def _versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _versions(rows: Sequence[RunResult]) -> dict[str, str]:
     """Return each library's version, several where runs differ."""
     known: dict[str, dict[str, None]] = {}
     for row in rows:
-        for name, version in row["versions"].items():
+        for name, version in row.record.versions.items():
             known.setdefault(name, {})[str(version)] = None
     return {name: ", ".join(found) for name, found in sorted(known.items())}
 
 
-def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
+def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
     """Write results.json, predictions.csv, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
 
     `results` is what compare_runs returned for `runs`. What other verbs have found of the same images is on the page
     too (`load_extras`); `no_gallery` says why there is no gallery, where one was asked for. OSError (disk full,
     read-only) passes through; a file is as before or whole.
     """
-    text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(results.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "results.json", [text.encode()])
     write_whole(folder / "predictions.csv", predictions_csv(runs))
     for name, content in draw_plots(results, runs).items():
         write_whole(folder / name, [content])
-    chosen = dict(zip(run_names(runs), runs, strict=True))[results["chosen"]]
+    chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
     extras = load_extras(folder, results, chosen)._replace(no_gallery=no_gallery)
     page = folder / "report.html"
     write_whole(page, [render_page(results, runs, extras).encode()])
@@ -350,7 +348,7 @@ def write_report(results: Mapping[str, Any], runs: Sequence[Run], folder: Path, 
 
 def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
     """Yield a header, then one line per image of each run, probabilities with all their digits."""
-    classes = runs[0].facts["classes"]
+    classes = runs[0].record.classes
     yield csv_lines([["id", "group", "split", "fold", "label", *(f"p_{name}" for name in classes), "run"]])
     for run, name in zip(runs, run_names(runs), strict=True):
         columns = zip(*(column.tolist() for column in run.predictions), strict=True)

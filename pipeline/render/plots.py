@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from features.progress import printable
 from models.runs.compare import run_names
 from models.runs.record import Run
+from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural, with_interval
 from pipeline.render.curves import CURVES, Side, sides
@@ -29,7 +30,7 @@ STYLE: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "firn", "axes.spines.to
 METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}}
 
 
-def draw_plots(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, bytes]:
+def draw_plots(results: ComparisonResult, runs: Sequence[Run]) -> dict[str, bytes]:
     """Return {"roc.svg", "roc.png", "pr.svg", "pr.png"}: the same bytes for the same results.
 
     Two classes: the chosen run with its band, and the next five of the ranking. More: the chosen run, a line a class.
@@ -37,8 +38,8 @@ def draw_plots(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, byt
     import matplotlib as mpl
 
     by_name = dict(zip(run_names(runs), runs, strict=True))
-    classes = results["dataset"]["classes"]
-    ranked = [(row, sides(shown(by_name[row["name"]]), classes)) for row in results["runs"][:MOST]]
+    classes = results.dataset.classes
+    ranked = [(row, sides(shown(by_name[row.name]), classes)) for row in results.runs[:MOST]]
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class name in a script that the font lacks is drawn as boxes
         return {
@@ -48,10 +49,10 @@ def draw_plots(results: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, byt
         }
 
 
-def _drawn(kind: str, ranked: Sequence[tuple[Mapping[str, Any], list[Side]]], results: Mapping[str, Any]) -> Figure:
+def _drawn(kind: str, ranked: Sequence[tuple[RunResult, list[Side]]], results: ComparisonResult) -> Figure:
     from matplotlib.figure import Figure
 
-    curve, settings = CURVES[kind], results["settings"]
+    curve, settings = CURVES[kind], results.settings
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot(xlabel=curve.x, ylabel=curve.y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     chosen = ranked[0][1]
@@ -59,11 +60,11 @@ def _drawn(kind: str, ranked: Sequence[tuple[Mapping[str, Any], list[Side]]], re
         bootstrap = {name: settings[name] for name in ("n_bootstrap", "level", "seed")}
         band = chosen[0].band(kind, **bootstrap)
         axes.fill_between(band.x, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0)
-        lines = [(side[0], row["name"], row) for row, side in ranked]
+        lines = [(side[0], row.name, row.shown) for row, side in ranked]
     else:
-        lines = [(side, side.label, score) for side, score in zip(chosen, results["classes"], strict=True)]
+        lines = [(side, side.label, score) for side, score in zip(chosen, results.classes, strict=True)]
     metric = f"{kind}_auc"
-    names = [f"{name}  {with_interval(_scores(row)[metric])}" for _, name, row in lines]
+    names = [f"{name}  {with_interval(scores[metric])}" for _, name, scores in lines]
     for i, (side, _, _) in enumerate(lines):
         band = side.band(kind, n_bootstrap=0)
         colour, dash = COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]
@@ -74,12 +75,6 @@ def _drawn(kind: str, ranked: Sequence[tuple[Mapping[str, Any], list[Side]]], re
     if kind == "roc":
         axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=0.8)
     return figure
-
-
-def _scores(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the scores of a run, or of a class, on the images that are shown."""
-    scores: Mapping[str, Any] = row if "roc_auc" in row else row["test"] or row["validation"]
-    return scores
 
 
 def _name_lines(axes: Axes, names: Sequence[str]) -> None:
@@ -102,6 +97,7 @@ def saved(figure: Figure) -> dict[str, bytes]:
     return files
 
 
+SCHEMA = 2  # of learning-curve.json
 FILE = "learning-curve.json"  # beside the page of `compare`, which shows it
 
 
@@ -109,7 +105,8 @@ def load_learning(folder: Path, manifest: str) -> dict[str, Any] | None:
     """Return the learning curves that were drawn for the same images, labels and splits; None without any."""
     try:
         content: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return content if content["manifest"] == manifest and content["curves"] else None
+        current = content["manifest"] == manifest and content.get("schema") == SCHEMA
+        return content if current and content["curves"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from features.progress import printable
+from models.runs.results import ComparisonResult, RunResult, Score
 from models.runs.summary import with_interval
 
 if TYPE_CHECKING:
@@ -19,22 +19,22 @@ COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 
 
-def print_table(results: Mapping[str, Any], console: Console) -> None:
+def print_table(results: ComparisonResult, console: Console) -> None:
     """Print the runs, best validation first, then the summary and how the choice was made; fits 100 columns."""
     console.print(_table(results), soft_wrap=False)
-    console.print(printable(results["summary"]), style="bold", markup=False, highlight=False)
-    lines = [NOTE, TIES.format("test" if results["runs"][0]["test"] else "held-out")]
+    console.print(printable(results.summary), style="bold", markup=False, highlight=False)
+    lines = [NOTE, TIES.format("test" if results.tested else "held-out")]
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
-    if note := results["dataset"]["note"]:
+    if note := results.dataset.note:
         console.print(printable(note), style="dim", markup=False, highlight=False)
 
 
-def _table(results: Mapping[str, Any]) -> Table:
+def _table(results: ComparisonResult) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    tested = results["runs"][0]["test"] is not None
+    tested = results.tested
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("", justify="right")
     table.add_column("run", overflow="fold")
@@ -45,31 +45,31 @@ def _table(results: Mapping[str, Any]) -> Table:
     for name in COLUMNS:
         table.add_column(SHORT[name], justify="right", no_wrap=True, min_width=6)
     table.add_column("train\ns", justify="right", no_wrap=True, min_width=6)
-    thawed = any(row["thaw"] for row in results["runs"])  # else the rate says no more than the seconds
-    if thawed:
-        table.add_column("pict.\n/s", justify="right", no_wrap=True, min_width=6)
+    finetuned = any(row.record.finetuning for row in results.runs)  # else the rate says no more than the seconds
+    if finetuned:
+        table.add_column("img.\n/s", justify="right", no_wrap=True, min_width=6)
     table.add_column("vs\nchosen", no_wrap=True)
-    for row in results["runs"]:
-        chosen = row["name"] == results["chosen"]
-        table.add_row(*map(Text, _cells(row, chosen, thawed)), style="bold" if chosen else "")
+    for row in results.runs:
+        chosen = row is results.chosen
+        table.add_row(*map(Text, _cells(row, chosen, finetuned)), style="bold" if chosen else "")
     return table
 
 
-def _cells(row: Mapping[str, Any], chosen: bool, thawed: bool) -> list[str]:
-    shown = row["test"] or row["validation"]
-    areas = [_plain(row["validation"]["roc_auc"])] if row["test"] else []
-    versus = row["against_chosen"]
+def _cells(row: RunResult, chosen: bool, finetuned: bool) -> list[str]:
+    shown, seconds = row.shown, row.record.seconds
+    areas = [_plain(row.validation["roc_auc"])] if row.test else []
+    versus = row.against_chosen
     return [
-        str(row["validation_rank"]),
-        printable(row["name"]),
+        str(row.validation_rank),
+        printable(row.name),
         *areas,
         with_interval(shown["roc_auc"]),
         *(_plain(shown[name]) for name in COLUMNS),
-        f"{row['seconds']['fit'] + row['seconds']['oof']:.3g}",
-        *([f"{row['images_per_second']:,.0f}"] if thawed else []),
-        "chosen" if chosen else WORDS[versus["verdict"]] if versus else "–",
+        f"{seconds['fit'] + seconds['oof']:.3g}",
+        *([f"{row.images_per_second:,.0f}"] if finetuned else []),
+        "chosen" if chosen else WORDS[versus.verdict] if versus else "–",
     ]
 
 
-def _plain(score: Mapping[str, float | None]) -> str:
+def _plain(score: Score) -> str:
     return "–" if score["value"] is None else f"{score['value']:.3f}"

@@ -6,22 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from features.progress import printable
+from models.runs.results import DetourRow, DetourStep, TransferResult
 from models.runs.summary import with_interval
 
 WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie"}
 
 
-def detour_lines(results: Mapping[str, Any]) -> list[str]:
+def detour_lines(results: TransferResult) -> list[str]:
     """Return the lines: verdict first, then the table of heads, the steps on the way, and the domain distances."""
-    target, protocol = results["target"], results["protocol"]
+    target, protocol = results.target, results.protocol
     where = "out of fold, three times five grouped folds" if protocol == "cv" else "on the test images"
     lines = [
-        f"# {' → '.join(['ImageNet', *results['passed'], target])}, {results['backbone']}",
+        f"# {' → '.join(['ImageNet', *results.passed, target])}, {results.backbone}",
         "",
         _verdict(results),
         "",
-        f"Scores on {target} ({results['images']:,} images of {results['groups']:,} groups), {where}; intervals "
-        f"are {100 * results['level']:.0f} % by group, differences paired, p corrected by Holm for the heads shown.",
+        f"Scores on {target} ({results.images:,} images of {results.groups:,} groups), {where}; intervals "
+        f"are {100 * results.level:.0f} % by group, differences paired, p corrected by Holm for the heads shown.",
         "",
         *_table(
             (
@@ -34,18 +35,18 @@ def detour_lines(results: Mapping[str, Any]) -> list[str]:
                 "bal. acc., direct",
                 "detour",
             ),
-            [_row(row) for row in results["rows"]],
+            [_row(row) for row in results.rows],
         ),
         "",
         "On the way:",
         "",
-        *(_step(step) for step in results["steps"]),
+        *(_step(step) for step in results.steps),
         "",
-        f"Distance to {target} in the features of {results['backbone']} as it came from ImageNet:",
+        f"Distance to {target} in the features of {results.backbone} as it came from ImageNet:",
         "",
         *_table(
             ("domain", "told apart, ROC AUC", "Fréchet", "by chance", "CKA before/after the detour"),
-            [_distance(row) for row in results["distances"]],
+            [_distance(row) for row in results.distances],
         ),
         "",
         "Told apart: 0.5 is one domain, 1 another. Fréchet: 1 is a shift as large as an image's typical distance from "
@@ -54,44 +55,44 @@ def detour_lines(results: Mapping[str, Any]) -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
+def _verdict(results: TransferResult) -> str:
     """Return one sentence about the first head, and one that counts the others."""
-    first, rows = results["rows"][0], results["rows"]
+    first, rows = results.rows[0], results.rows
     said = {
         "higher": "helped",
         "lower": "hurt",
         "tie": "made no difference that these images can tell",
-    }[first["verdict"]]
-    counts = {word: sum(row["verdict"] == word for row in rows) for word in WORDS}
+    }[first.test.verdict]
+    counts = {word: sum(row.test.verdict == word for row in rows) for word in WORDS}
     heads = f"{len(rows)} head{'s' if len(rows) > 1 else ''}"
     tally = (
         f"Of {heads} it helped {counts['higher']}, hurt {counts['lower']}, and {counts['tie']} cannot be told apart."
     )
     return (
-        f"**The detour over {' and '.join(results['passed'])} {said}**: {first['head']} on {results['target']} went "
-        f"from {with_interval(first['direct']['roc_auc'])} to {with_interval(first['detour']['roc_auc'])}, difference "
-        f"{_signed(first['difference'])}, p {_p(first['p_adjusted'])}. {tally}"
+        f"**The detour over {' and '.join(results.passed)} {said}**: {first.head} on {results.target} went "
+        f"from {with_interval(first.direct['roc_auc'])} to {with_interval(first.detour['roc_auc'])}, difference "
+        f"{_signed(first.test.difference)}, p {_p(first.test.p_adjusted)}. {tally}"
     )
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
-    ways = [row["direct"], row["detour"]]
+def _row(row: DetourRow) -> list[str]:
+    ways = [row.direct, row.detour]
     return [
-        row["head"],
+        row.head,
         *(with_interval(way["roc_auc"]) for way in ways),
-        _signed(row["difference"]),
-        _p(row["p_adjusted"]),
-        WORDS[row["verdict"]],
+        _signed(row.test.difference),
+        _p(row.test.p_adjusted),
+        WORDS[row.test.verdict],
         *(with_interval(way["balanced_accuracy"]) for way in ways),
     ]
 
 
-def _step(step: Mapping[str, Any]) -> str:
-    area = step["test"].get("roc_auc")
+def _step(step: DetourStep) -> str:
+    area = step.roc_auc
     there = f"test ROC AUC there {with_interval(area)}" if area else "no test images there"
     return (
-        f"* thawed {step['blocks']} on {step['dataset']} → `{step['backbone']}`: best epoch {step['epochs']}, "
-        f"{step['seconds']:.0f} s, {there}"
+        f"* thawed {step.blocks} on {step.dataset} → `{step.backbone}`: best epoch {step.epochs}, "
+        f"{step.seconds:.0f} s, {there}"
     )
 
 

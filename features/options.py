@@ -1,0 +1,118 @@
+"""What a user asks for, declared once: each field of an option object is a flag, a variable of make and a default.
+
+The command line turns every field into `--its-name` and the variable `ITS_NAME`; `make_command` writes the same
+variables back, so that a command which is suggested is the one that was typed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from features.datasets.dataset import Dataset
+
+DEFAULT_BACKBONE = "resnet18"
+T = TypeVar("T")
+
+
+def option(default: Any, about: str, **how: Any) -> Any:
+    """Declare a field of an option object: its default, its help, and keywords of `typer.Option` such as `min`."""
+    return dataclasses.field(default=default, metadata={"help": about, "how": how})
+
+
+class Taking:
+    """In an annotation: which fields of an option object a command takes, all without names; defaults of its own."""
+
+    def __init__(self, *names: str, **defaults: Any) -> None:
+        self.names, self.defaults = names, defaults
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """Which images, labels and groups."""
+
+    dataset: str = option(
+        "pneumonia", "A name of the table, or a path: class folders, CSV, .npz, DICOM with CSV, pack (.h5)."
+    )
+    seed: int = option(0, "Seed of splits, folds and heads.")
+
+    def load(self) -> Dataset:
+        """Return the data set without opening an image. Raises UnknownName, BadDataset."""
+        from features.datasets import load_dataset
+
+        return load_dataset(self.dataset, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """Which features: data set, backbones, weights, preprocessing and arithmetic."""
+
+    data: DatasetOptions = dataclasses.field(default_factory=DatasetOptions)
+    backbone: str = option("", "Backbones separated by blanks, a+b for a joined view; empty is resnet18.")
+    preprocess: str = option("", "squash, pad (whole image) or crop (torchvision's centre crop); empty is squash.")
+    precision: str = option("auto", "auto, float32, bfloat16 or float16: the arithmetic of the network.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:1.")
+    weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
+
+    @property
+    def terms(self) -> list[str]:
+        """Return the views that are asked for: names of backbones, or several joined by +; [""] for the default."""
+        return names_in(self.backbone) or [""]
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How an extraction runs, and which feature maps it keeps; none of it changes a number."""
+
+    maps: str = option("", "Blocks whose feature maps are kept too, by name, by number of last ones, or all.")
+    batch_size: int = option(0, "Images per forward pass; 0 chooses.", min=0)
+    workers: int = option(0, "Threads that read (on a GPU as many decode); 0 is one per core.", min=0)
+    strict: bool = option(False, "Stop at the first unreadable image.")
+    engine: str = option("local", "local, or ray: all GPUs or cores of a machine or a cluster ($RAY_ADDRESS).")
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names (or names joined by +) in a list separated by blanks or commas, each once."""
+    return list(dict.fromkeys(text.replace(",", " ").split()))
+
+
+def leaves(options: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Yield each option of an option object, or of its class, with its value; those of objects inside it in place."""
+    for field in dataclasses.fields(options):
+        inner = field.default_factory
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner if isinstance(options, type) else getattr(options, field.name))
+        else:
+            yield field, field.default if isinstance(options, type) else getattr(options, field.name)
+
+
+def make_command(targets: str, *options: Any, **also: Any) -> str:
+    """Return the command of make that asks for the same: every value that is not the default, quoted for a shell.
+
+    `also` are further variables, which win over the options; an empty one is left away.
+    """
+    given = {f.name: value for each in options for f, value in leaves(each) if value != f.default} | also
+    words = (f"{name.upper()}={quoted(value)}" for name, value in given.items() if value not in ("", None, False))
+    return " ".join(["make", targets, *words])
+
+
+def quoted(value: Any) -> str:
+    """Return a value as it has to be typed behind NAME= on make's command line."""
+    text = "1" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    return shlex.quote(text.replace("$", "$$"))
+
+
+def replaced(options: T, **changes: Any) -> T:
+    """Return an option object with other values, in it or in the option objects inside it."""
+    own: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if field.name in changes:
+            own[field.name] = changes[field.name]
+        elif dataclasses.is_dataclass(value):
+            own[field.name] = replaced(value, **changes)
+    return dataclasses.replace(options, **own)  # type: ignore[type-var]

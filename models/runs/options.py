@@ -1,0 +1,104 @@
+"""What a user asks of runs: how they are trained and judged, and which of them are meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from features.errors import BadBundle, CacheError
+from features.options import DatasetOptions, make_command, names_in, option
+from features.views import choose_pool
+from models.heads import choose_heads
+from models.predictor.archive import BUNDLE, is_bundle
+from models.runs.compare import choose
+from models.runs.record import FINETUNED, Run, load_record, load_run, load_runs
+from models.validation.cross_validation import choose_protocol
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Under which labels and protocol runs are trained and compared."""
+
+    labels: str = option("classes", "classes, or a coarser view of them that the data set has (cervical: binary).")
+    protocol: str = option("split", "split (the publisher's test images) or cv (repeated nested cross-validation).")
+
+    def __post_init__(self) -> None:
+        """Refuse a protocol that is in no table."""
+        choose_protocol(self.protocol)
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Which heads, on which view of the features."""
+
+    heads: str = option("all", "Heads separated by blanks, or all.")
+    blocks: str = option("1", "Blocks of the view: names, a number of last ones, or all.")
+    pool: str = option("avg", "avg, max or both; of cached maps: gem, grid2 or grid3.")
+
+    def __post_init__(self) -> None:
+        """Refuse names that are in no table."""
+        choose_heads(self.heads), choose_pool(self.pool)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the heads."""
+        return choose_heads(self.heads)
+
+    @property
+    def insist(self) -> bool:
+        """Return whether heads were named, so that one which cannot run is an error."""
+        return self.heads != "all"
+
+
+@dataclass(frozen=True)
+class ModelSelector:
+    """Which runs are meant: a path, or those of a data set under one protocol."""
+
+    model: str = option("", "A bundle (folder or .zip), or the folder of a run; empty is the run validation chooses.")
+    data: DatasetOptions = field(default_factory=DatasetOptions)
+    backbone: str = option("", "Backbones of which runs are taken; empty is any.")
+    heads: str = option("", "Heads (or finetuned) of which runs are taken; empty is any.")
+    run: RunOptions = field(default_factory=RunOptions)
+
+    @property
+    def bundle(self) -> Path | None:
+        """Return the bundle that was named; None where the path of a run, or none, was."""
+        return Path(self.model) if self.model and is_bundle(Path(self.model)) else None
+
+    def load(self) -> Run:
+        """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle."""
+        if not self.model:
+            return choose(self.load_all())
+        if self.bundle:
+            raise BadBundle(f"{self.model} is a bundle, and this takes the folder of the run that it was made of")
+        if load_record(Path(self.model)) is None:
+            raise BadBundle(
+                f"{self.model} is neither a bundle (a folder with a {BUNDLE}, or a .zip) nor the folder of a run "
+                "(with a run.json, below artifacts/heads); or leave MODEL= away and name the DATASET="
+            )
+        return load_run(Path(self.model))
+
+    def load_all(self) -> list[Run]:
+        """Return all runs of the data set that are meant. CacheError, with what to type, where there is none."""
+        backbones, heads = names_in(self.backbone), names_in(self.heads)
+        name = self.data.load().name
+        every = load_runs(name, self.run.labels, self.run.protocol)
+        runs = [run for run in every if not heads or run.record.head in heads]
+        runs = [run for run in runs if not backbones or _made_of(run, backbones)]
+        if not runs:
+            raise CacheError(f"no trained heads of {name} yet; run: {self.command()}")
+        return runs
+
+    def command(self) -> str:
+        """Return the command that trains what is meant."""
+        finetuned = names_in(self.heads) == [FINETUNED]
+        heads = "" if finetuned else self.heads
+        return make_command(
+            "finetune" if finetuned else "train-heads", self.data, self.run, backbone=self.backbone, heads=heads
+        )
+
+
+def _made_of(run: Run, backbones: list[str]) -> bool:
+    """Return whether a run is of one of the terms, or of some of the backbones in them alone."""
+    known = {name for term in backbones for name in term.split("+")}
+    return run.record.backbone in backbones or set(run.record.backbone.split("+")) <= known
