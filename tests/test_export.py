@@ -168,7 +168,7 @@ def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
         assert words in card
 
 
-@pytest.mark.parametrize(("format_", "head"), [("program", "stack"), ("torchscript", "lightgbm")])
+@pytest.mark.parametrize(("format_", "head"), [("program", "stack"), ("program", "lightgbm")])
 def test_torch_formats(format_: str, head: str, workshop: Path, tmp_path: Path) -> None:
     """A stack and trees go along; the file is checked where it will be opened."""
     out = tmp_path / f"m{FORMATS[format_].suffix}"
@@ -187,7 +187,7 @@ def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.Mon
         export(sought("logistic"), "program", out=str(tmp_path / "m.onnx"))
     monkeypatch.setattr("pipeline.export.PARITY", -1.0)
     with pytest.raises(FirnError, match=r"differs by .* it was not kept"):
-        export(sought("logistic"), "torchscript", out=str(tmp_path / "m.pt"))
+        export(sought("logistic"), "program", out=str(tmp_path / "m.pt2"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,7 +198,7 @@ def test_a_card_that_is_none(workshop: Path, tmp_path: Path) -> None:
     for card in ({"data": 5}, {"results": {"test": {"roc_auc": 1}}}, {"data": {"asked": "/etc", "counts": [1]}}):
         (folder / "bundle.json").write_text(json.dumps(values | {"card": card}))
         with pytest.raises(FirnError, match="card"):
-            export(selected(folder), "torchscript", out=str(tmp_path / "m.pt"))
+            export(selected(folder), "program", out=str(tmp_path / "m.pt2"))
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 

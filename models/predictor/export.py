@@ -93,23 +93,6 @@ def _open_onnx(path: Path) -> Runner:
     return run
 
 
-def _write_torchscript(module: Portable, side: int, path: Path) -> None:
-    import torch
-
-    with _quiet(), torch.inference_mode():
-        example = torch.rand(_EXAMPLES, 3, side, side) * 255
-        trace: Any = torch.jit.trace
-        torch.jit.save(trace(module, example, check_trace=False), path)
-
-
-def _open_torchscript(path: Path) -> Runner:
-    import torch
-
-    load: Any = torch.jit.load
-    with _quiet():
-        return _of_torch(load(path))
-
-
 def _write_program(module: Portable, side: int, path: Path) -> None:
     import torch
 
@@ -138,7 +121,6 @@ def _of_torch(module: Callable[[Any], Any]) -> Runner:
 FORMATS: dict[str, Format] = {
     "onnx": Format("ONNX, for onnxruntime and many others", ".onnx", _write_onnx, _open_onnx),
     "program": Format("torch.export, for torch of the same version or later", ".pt2", _write_program, _open_program),
-    "torchscript": Format("TorchScript, for older torch and C++", ".pt", _write_torchscript, _open_torchscript),
 }
 
 

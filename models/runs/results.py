@@ -58,7 +58,7 @@ class RunResult:
     @classmethod
     def from_json(cls, content: Mapping[str, Any], data: Mapping[str, Any]) -> RunResult:
         """Return the result that `to_json` wrote, with the facts of the data that stand once beside all runs."""
-        record = RunRecord.from_json({**content, **data})
+        record = RunRecord.from_json({**content, **data, "images_per_second": None})
         if record is None:
             raise ValueError("a run without its record")
         against = content["against_chosen"] and Verdict(**content["against_chosen"])
