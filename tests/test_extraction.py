@@ -33,8 +33,7 @@ from features.extraction.loop import extract
 from features.extraction.onednn import Peaks, never_negative, packs
 from features.extraction.shard_writer import Lane
 from features.extraction.workers import Crew
-from features.images import Augmentation, DecodedImage, Geometry, pixels
-from features.images import decode as decoding
+from features.images import Augmentation, DecodedImage, Geometry, decoding, pixels
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
 

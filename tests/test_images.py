@@ -29,9 +29,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorag
 
 from features.errors import BadImage, FirnError, UnknownName
 from features.images import PREPROCESS, Geometry, ImageFacts, decode, describe, pixels
-from features.images import decode as decoding_module
+from features.images import decoding as decoding_module
 from features.images import dicom as dicom_module
-from features.images.decode import hushed
+from features.images.decoding import hushed
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

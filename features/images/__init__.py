@@ -12,7 +12,7 @@ Whatever cannot be read raises `BadImage`; no warning of any decoder gets out.
 from __future__ import annotations
 
 from features.images.augment import Augmentation
-from features.images.decode import Look, decode, describe, look, pixels, several_pixels
+from features.images.decoding import Look, decode, describe, look, pixels, several_pixels
 from features.images.image import MAX_PIXELS, DecodedImage, ImageFacts
 from features.images.preprocess import PREPROCESS, Geometry
 
