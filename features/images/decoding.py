@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,40 +17,8 @@ from features.images import npy as arrays
 from features.images.image import MAX_BYTES, MAX_PIXELS, DecodedImage, ImageFacts, Opened
 from features.images.preprocess import Geometry, fit
 
-
-class _Thread(threading.local):
-    hushed = False
-
-
-class _AnyWhileHushed(type):
-    """Let every category of warning pass for a subclass, as long as the asking thread is hushed."""
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return _THREAD.hushed
-
-
-class _DecoderWarning(Warning, metaclass=_AnyWhileHushed):
-    """The category of the one filter: what a decoder says of an image that it can read all the same."""
-
-
-_THREAD = _Thread()
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Drop the warnings that this thread raises inside the block; other threads keep theirs.
-
-    `warnings.catch_warnings` swaps the filters of the whole process, so two threads that leave it in the wrong order
-    leave the wrong filters behind. Here one filter stays for good, and asks the thread whether it applies.
-    """
-    first = warnings.filters[0] if warnings.filters else None
-    if first is None or first[2] is not _DecoderWarning:  # somebody has put or taken back filters since
-        warnings.simplefilter("ignore", _DecoderWarning)
-    before, _THREAD.hushed = _THREAD.hushed, True
-    try:
-        yield
-    finally:
-        _THREAD.hushed = before
+_DECODERS = r"(PIL|cv2|pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|imagecodecs|features\.images)(\.|$)"
+warnings.filterwarnings("ignore", module=_DECODERS)  # what they say of an image that they can read all the same
 
 
 class Format(NamedTuple):
@@ -144,10 +111,9 @@ def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """Turn all that a decoder raises into `BadImage` with `name`, and hush what it only warns of."""
+    """Turn all that a decoder raises into `BadImage` with `name`."""
     try:
-        with hushed():
-            yield
+        yield
     except BadImage as error:
         raise BadImage(f"{name}: {error}; replace the file or take it out of the data set") from None
     except (GeneratorExit, KeyboardInterrupt, SystemExit):

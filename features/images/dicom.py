@@ -124,6 +124,8 @@ def _stored(ds: Dataset, facts: ImageFacts) -> NDArray[Any]:
     """Return the one frame's values before any transformation."""
     from pydicom.pixels.utils import pixel_array
 
+    import features.images.jpeg_plugin  # noqa: F401  (registers itself)
+
     if "TransferSyntaxUID" not in ds.file_meta:
         ds.file_meta.TransferSyntaxUID = _transfer_syntax(ds)
     if ds.file_meta.TransferSyntaxUID.is_encapsulated:
