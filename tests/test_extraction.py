@@ -197,13 +197,13 @@ def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.Monke
     together = [job(spots, **one) for one in asked]
     assert len({one.entry.key.folder() for one in together}) == 3
     decoded: list[bytes] = []
-    planes = decoding._planes
+    whole = decoding._decoded
 
     def noting(data: bytes) -> DecodedImage:
         decoded.append(data)
-        return planes(data)
+        return whole(data)
 
-    monkeypatch.setattr(decoding, "_planes", noting)
+    monkeypatch.setattr(decoding, "_decoded", noting)
     extract(dataset, together, batch_size=4, shard_rows=6, workers=2)
     assert sorted(decoded) == sorted((spots / image).read_bytes() for image in dataset.ids)
     for one, other in zip(alone, together, strict=True):

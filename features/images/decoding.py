@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from features.errors import BadImage
 from features.images import dicom, raster
 from features.images import npy as arrays
+from features.images.augment import Pixels
 from features.images.image import MAX_BYTES, MAX_PIXELS, DecodedImage, ImageFacts, Opened
-from features.images.preprocess import Geometry, fit
+from features.images.preprocess import Geometry, fit, layers
 
 _DECODERS = r"(PIL|cv2|pydicom|pylibjpeg|openjpeg|rle|jpeg_ls|imagecodecs|features\.images)(\.|$)"
 warnings.filterwarnings("ignore", module=_DECODERS)  # what they say of an image that they can read all the same
@@ -51,7 +50,7 @@ def open_image(data: bytes) -> Opened:
     raise BadImage(f"expected {', '.join(dict.fromkeys(row.name for row in FORMATS))}, got {came}")
 
 
-def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+def pixels(data: bytes, geometry: Geometry, *, name: str) -> Pixels:
     """Return an encoded image as (C, size, size): C is 1 for grey and 3 for colour, values are 0..255.
 
     uint8 for 8-bit images; float32 for deeper ones, whose low bits it keeps. Contiguous and writable. Safe to call
@@ -61,26 +60,22 @@ def pixels(data: bytes, geometry: Geometry, *, name: str) -> NDArray[np.uint8] |
     return several_pixels(data, (geometry,), name=name)[0]
 
 
-def several_pixels(
-    data: bytes, geometries: Sequence[Geometry], *, name: str
-) -> tuple[NDArray[np.uint8] | NDArray[np.float32], ...]:
+def several_pixels(data: bytes, geometries: Sequence[Geometry], *, name: str) -> tuple[Pixels, ...]:
     """Return what `pixels` returns for each geometry; decoded once, and fitted once for all views."""
-    squares: dict[Geometry, NDArray[np.uint8] | NDArray[np.float32]] = {}
     with _blaming(name):
-        planes = _planes(data)
-        for plain in dict.fromkeys(geometry.plain() for geometry in geometries):
-            squares[plain] = _channels_first([fit(plane, plain) for plane in planes])
+        image = _decoded(data)
+        squares = {plain: fit(image, plain) for plain in dict.fromkeys(g.plain() for g in geometries)}
     views = ((squares[geometry.plain()], geometry.augmentation) for geometry in geometries)
     return tuple(augmentation(square, data) if augmentation else square for square, augmentation in views)
 
 
-def decode(data: bytes, *, name: str) -> DecodedImage:
-    """Return an encoded image in its own size: one image of mode L or RGB, or one of mode F for each channel.
+def decode(data: bytes, *, name: str) -> tuple[Image.Image, ...]:
+    """Return an encoded image in its own size: one of mode L or RGB, or where it is deeper one of mode F per channel.
 
     See `features.images` for what becomes of deep, grey and transparent images. Raises `BadImage`.
     """
     with _blaming(name):
-        return _planes(data)
+        return tuple(layers(_decoded(data)))
 
 
 def describe(data: bytes, name: str) -> ImageFacts:
@@ -95,18 +90,16 @@ class Look(NamedTuple):
     facts: ImageFacts
     low: float  # of the values as stored
     high: float
-    square: NDArray[np.uint8] | NDArray[np.float32]  # (C, size, size), as `pixels` returns it
+    square: Pixels  # (C, size, size), as `pixels` returns it
 
 
 def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
     """Return what there is to know of an encoded image before it goes into a network. Raises `BadImage`."""
     with _blaming(name):
         opened = _checked(open_image(data))
-        planes = _planes(data)
-        deep = opened.stored() if opened.facts.bits > 8 and opened.stored else None
-        ends = [deep.min(), deep.max()] if deep is not None else np.ravel([plane.getextrema() for plane in planes])
-        square = _channels_first([fit(plane, geometry.plain()) for plane in planes])
-    return Look(opened.facts, float(min(ends)), float(max(ends)), square)
+        image = opened.decode()
+        values = opened.stored() if opened.facts.bits > 8 and opened.stored else image
+        return Look(opened.facts, float(values.min()), float(values.max()), fit(image, geometry.plain()))
 
 
 @contextmanager
@@ -125,7 +118,7 @@ def _blaming(name: str) -> Iterator[None]:
         ) from error
 
 
-def _planes(data: bytes) -> DecodedImage:
+def _decoded(data: bytes) -> DecodedImage:
     """Open, check the size before memory is taken, decode."""
     return _checked(open_image(data)).decode()
 
@@ -143,12 +136,3 @@ def _checked(opened: Opened) -> Opened:
     if facts.frames != 1:
         raise BadImage(f"expected one image, got {facts.frames} frames, which have to be files of their own")
     return opened
-
-
-def _channels_first(square: list[Image.Image]) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Return one image of mode L or RGB as uint8 (C, H, W), or images of mode F as float32, cut to 0..255."""
-    if square[0].mode == "F":
-        deep: NDArray[np.float32] = np.stack([np.asarray(plane) for plane in square])
-        return np.clip(deep, 0, 255, out=deep)  # bicubic overshoots
-    array: NDArray[np.uint8] = np.array(square[0])
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -18,10 +18,9 @@ from features.images.image import (
     DecodedImage,
     ImageFacts,
     Opened,
-    check_finite,
+    finite,
     from_array,
     full_scale,
-    planes,
     stretched,
 )
 
@@ -159,8 +158,7 @@ def _monochrome(ds: Dataset, stored: NDArray[Any], bits: int, *, inverted: bool 
     """
     from pydicom.pixels.processing import apply_modality_lut
 
-    values = apply_modality_lut(stored, ds)
-    check_finite(values)  # before a window makes white of infinity
+    values = finite(apply_modality_lut(stored, ds))  # before a window makes white of infinity
     shown = _voi_lut(ds, values)
     if shown is None:
         shown = _windowed(ds, values)
@@ -168,8 +166,8 @@ def _monochrome(ds: Dataset, stored: NDArray[Any], bits: int, *, inverted: bool 
         return from_array(255 - values if inverted else values)
     if shown is None:
         signed = -values.astype(np.float64) if inverted else values
-        return planes(stretched(signed, among=_unpadded(ds, stored, signed)))
-    return planes(255 - shown if inverted else shown)
+        return finite(stretched(signed, among=_unpadded(ds, stored, signed)))
+    return 255 - shown if inverted else shown
 
 
 def _voi_lut(ds: Dataset, values: NDArray[Any]) -> NDArray[np.float32] | None:

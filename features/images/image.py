@@ -1,4 +1,4 @@
-"""What every format is reduced to: planes on the scale 0..255, and the facts of the file they came from."""
+"""What every format is decoded to: values on the scale 0..255, and the facts of the file they came from."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops
+from PIL import Image
 
 from features.errors import BadImage
 
 MAX_PIXELS = 250_000_000  # a whole mammogram has 25 million; beyond this a file is taken for a decompression bomb
 MAX_BYTES = 1_000_000_000  # of memory that decoding one image may take: 200 million pixels of 8-bit grey, 42 of 16
 
-# One image of mode L (grey) or RGB for 8-bit images; for deeper ones one image of mode F (grey) or three (colour).
-DecodedImage = tuple[Image.Image, ...]
+# (H, W) grey or (H, W, 3) colour: uint8 for 8-bit images, float32 for deeper ones.
+DecodedImage = NDArray[np.uint8] | NDArray[np.float32]
 
 
 class ImageFacts(NamedTuple):
@@ -50,7 +50,7 @@ class Opened(NamedTuple):
 
 
 def eight_bit(image: Image.Image) -> DecodedImage:
-    """Return an 8-bit (or 1-bit) image of any mode as one image of mode L or RGB.
+    """Decode an 8-bit (or 1-bit) image of any mode to grey or colour.
 
     Transparency that hides nothing, or everything (an alpha that nobody has filled in), is dropped; other images
     with transparency are laid on black.
@@ -63,8 +63,7 @@ def eight_bit(image: Image.Image) -> DecodedImage:
         image = image.convert("L")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    image.load()
-    return (_one_plane(image) if image.mode == "RGB" else image,)
+    return without_copies(np.asarray(image))
 
 
 def _on_black(image: Image.Image) -> Image.Image:
@@ -75,14 +74,28 @@ def _on_black(image: Image.Image) -> Image.Image:
     return Image.composite(colour, Image.new("RGB", image.size), alpha)
 
 
-def _one_plane(image: Image.Image) -> Image.Image:
-    """Return the red plane of an RGB image where green and blue are equal to it at every pixel, else the image."""
-    middle = image.height // 2
-    row = image.crop((0, middle, image.width, middle + 1)).tobytes()  # colour nearly always shows in one row
+def without_copies(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return one channel of a colour image whose three are equal at every pixel; any other image as it is."""
+    import cv2
+
+    if image.ndim == 2 or not image.size:
+        return image
+    row = image[len(image) // 2].tobytes()  # colour nearly always shows in one row
     if not row[0::3] == row[1::3] == row[2::3]:
         return image
-    red, *others = image.split()
-    return image if any(ImageChops.difference(red, other).getbbox() for other in others) else red
+    red, green, blue = channels_first(image)
+    return image if cv2.norm(red, green, cv2.NORM_INF) or cv2.norm(red, blue, cv2.NORM_INF) else red
+
+
+def channels_first(image: DecodedImage) -> DecodedImage:
+    """Return a copy of (H, W) or (H, W, 3) as (1, H, W) or (3, H, W)."""
+    import cv2
+
+    if image.ndim == 2:
+        return image[None].copy()
+    planes = np.empty((3, *image.shape[:2]), image.dtype)
+    cv2.split(image, list(planes))  # several times as fast as numpy's transposition, and other threads run
+    return planes
 
 
 def from_array(array: NDArray[Any], bits: int = 0) -> DecodedImage:
@@ -96,10 +109,10 @@ def from_array(array: NDArray[Any], bits: int = 0) -> DecodedImage:
     if array.ndim == 3 and (array.shape[2] == 1 or _is_grey(array)):
         array = array[..., 0]
     if array.dtype == np.uint8 and bits in (0, 8):
-        return (Image.fromarray(np.ascontiguousarray(array)),)
+        return np.ascontiguousarray(array)
     if array.ndim == 2 or array.dtype.kind == "f":
-        return planes(stretched(array))
-    return planes(full_scale(array, 2 ** (bits or array.dtype.itemsize * 8) - 1))
+        return finite(stretched(array))
+    return full_scale(array, 2 ** (bits or array.dtype.itemsize * 8) - 1)
 
 
 def _is_grey(array: NDArray[Any]) -> bool:
@@ -130,14 +143,8 @@ def _floats(array: NDArray[Any]) -> NDArray[np.floating]:
     return array.astype(np.float64 if array.dtype.itemsize > 2 else np.float32)
 
 
-def planes(values: NDArray[np.float32]) -> DecodedImage:
-    """Return (H, W) or (H, W, 3) values on the scale 0..255 as images of mode F; `BadImage` for NaN and infinity."""
-    check_finite(values)
-    channels = [values] if values.ndim == 2 else np.moveaxis(values, 2, 0)
-    return tuple(Image.fromarray(np.ascontiguousarray(channel)) for channel in channels)
-
-
-def check_finite(values: NDArray[Any]) -> None:
-    """Refuse NaN and infinity, whether stored or come of a range too wide for floats."""
+def finite(values: NDArray[Any]) -> NDArray[Any]:
+    """Return `values`; NaN and infinity, whether stored or come of a range too wide for floats, raise `BadImage`."""
     if not np.isfinite(values).all():
         raise BadImage("expected finite values, got NaN or infinity")
+    return values

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from features.errors import BadImage, FirnError, unknown
 from features.images.augment import Augmentation
-from features.images.image import MAX_PIXELS
+from features.images.image import MAX_PIXELS, DecodedImage, channels_first
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -43,49 +46,56 @@ class Geometry:
         return replace(self, augmentation=None)
 
 
-@dataclass(frozen=True)
-class Way:
-    """One row of PREPROCESS: the function and the line that describes it."""
+class Way(NamedTuple):
+    """One row of PREPROCESS: the line that describes it, and the size (width, height) that an image is brought to."""
 
     line: str
-    apply: Callable[[Image.Image, Geometry], Image.Image]
-
-    def __call__(self, image: Image.Image, geometry: Geometry) -> Image.Image:
-        """Return `image` (mode L, RGB or F) as a square of `geometry.size` pixels in the same mode."""
-        return self.apply(image, geometry)
+    scaled: Callable[[int, int, Geometry], tuple[int, int]]
 
 
-def fit(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Return `image` (mode L, RGB or F) as a square of `geometry.size` pixels in the same mode."""
-    return PREPROCESS[geometry.how](image, geometry)
+def fit(image: DecodedImage, geometry: Geometry) -> DecodedImage:
+    """Return an image as a square (C, size, size): scaled, then its middle, on black where it is the smaller.
+
+    Contiguous and writable, and on the scale 0..255 in the dtype that the image has.
+    """
+    height, width = image.shape[:2]
+    scaled = PREPROCESS[geometry.how].scaled(width, height, geometry)
+    if (width, height) == scaled == (geometry.size, geometry.size):
+        return channels_first(image)
+    left, top = (_start(length, geometry.size) for length in scaled)
+    box = (left, top, left + geometry.size, top + geometry.size)
+    square = [np.asarray(_resampled(layer, scaled, geometry).crop(box)) for layer in layers(image)]
+    if image.dtype == np.uint8:
+        return channels_first(square[0])
+    deep: NDArray[np.float32] = np.stack(square)
+    return np.clip(deep, 0, 255, out=deep)  # bicubic overshoots
 
 
-def _crop(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Do as torchvision's `Resize(resize)` and `CenterCrop(size)` do with a PIL image, bit for bit."""
-    width, height = image.size
+def layers(image: DecodedImage) -> list[Image.Image]:
+    """Return an image as one of mode L or RGB, or where it is deeper as one of mode F for each channel."""
+    return [Image.fromarray(layer) for layer in ([image] if image.dtype == np.uint8 else channels_first(image))]
+
+
+def _crop(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
+    """Scale as torchvision's `Resize(resize)` does with a PIL image, bit for bit; `CenterCrop(size)` is the rest."""
     short, side = min(width, height), geometry.resize
-    scaled = _resampled(image, (int(side * width / short), int(side * height / short)), geometry)
-    left, top = _start(scaled.width, geometry.size), _start(scaled.height, geometry.size)
-    return scaled.crop((left, top, left + geometry.size, top + geometry.size))
+    return int(side * width / short), int(side * height / short)
+
+
+def _squash(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
+    """Show the whole image, whatever becomes of its aspect."""
+    return geometry.size, geometry.size
+
+
+def _pad(width: int, height: int, geometry: Geometry) -> tuple[int, int]:
+    """Show the whole image in its own aspect, centred on black."""
+    scale = geometry.size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _start(length: int, size: int) -> int:
     """Return where a centred piece of `size` begins; below 0 where the image is the smaller of the two."""
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
-
-
-def _squash(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Show the whole image, whatever becomes of its aspect."""
-    return _resampled(image, (geometry.size, geometry.size), geometry)
-
-
-def _pad(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """Show the whole image in its own aspect, centred on black."""
-    width, height = image.size
-    scale = geometry.size / max(width, height)
-    scaled = _resampled(image, (max(1, round(width * scale)), max(1, round(height * scale))), geometry)
-    left, top = _start(scaled.width, geometry.size), _start(scaled.height, geometry.size)
-    return scaled.crop((left, top, left + geometry.size, top + geometry.size))
 
 
 def _resampled(image: Image.Image, size: tuple[int, int], geometry: Geometry) -> Image.Image:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from features.errors import BadImage
-from features.images.image import DecodedImage, ImageFacts, Opened, eight_bit, from_array, planes, stretched
+from features.images.image import DecodedImage, ImageFacts, Opened, eight_bit, finite, from_array, stretched
 
 # The classes are called directly: Image.open would look through its list of formats, and guard against large
 # images with a limit and a warning that belong to the whole process.
@@ -45,9 +45,8 @@ def open_jpeg(data: bytes) -> Opened:
 
 def _jpeg(image: Image.Image) -> DecodedImage:
     """Decode a JPEG and turn it upright."""
-    (plane,) = eight_bit(image)
     turn = _UPRIGHT.get(_orientation(image)) if "exif" in image.info else None
-    return (plane if turn is None else plane.transpose(turn),)
+    return eight_bit(image if turn is None else image.transpose(turn))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -124,7 +123,7 @@ def _tiff(image: TiffImagePlugin.TiffImageFile, facts: ImageFacts, data: bytes) 
         return eight_bit(image)
     array = _deep(image, facts, data)
     if facts.channels == 1 and facts.photometric == _TIFF_PHOTOMETRICS[_TIFF_WHITE_IS_ZERO]:
-        return planes(stretched(-array.astype(np.float64)))  # Pillow inverts 8 bits, and no more
+        return finite(stretched(-array.astype(np.float64)))  # Pillow inverts 8 bits, and no more
     return from_array(array)
 
 
