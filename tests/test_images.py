@@ -34,9 +34,10 @@ from pydicom.uid import (
 )
 
 from features.errors import BadImage, FirnError, UnknownName
-from features.images import PREPROCESS, Geometry, ImageFacts, decode, describe, pixels
+from features.images import PREPROCESS, Geometry, ImageFacts, decode, describe, pixels, plain, raster
 from features.images import decoding as decoding_module
 from features.images import dicom as dicom_module
+from features.images.image import Opened, without_copies
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -815,6 +816,122 @@ def test_damaged_files_are_read_or_refused(data: bytes, kept: float, flips: list
         if at < len(damaged):
             damaged[at] ^= bits
     read_or_refused(bytes(damaged))
+
+
+# ---------------------------------------------------------------- plain files
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+PLAIN = {
+    "grey": saved(GREY, "JPEG"),
+    "colour": saved(COLOUR, "JPEG"),
+    "copies of grey": saved(np.stack([GREY] * 3, axis=2), "JPEG"),
+    "4:4:4": saved(COLOUR, "JPEG", subsampling=0),
+    "4:2:2": saved(COLOUR, "JPEG", subsampling=1),
+    "progressive": saved(COLOUR, "JPEG", progressive=True),
+    "restart markers": saved(COLOUR, "JPEG", restart_marker_blocks=2),
+    "rgb": saved(COLOUR, "JPEG", keep_rgb=True),
+    "comment": saved(GREY, "JPEG", comment=b"of a scanner"),
+    "trailing bytes": saved(GREY, "JPEG") + b"\0\0 and more",
+    "grey png": saved(GREY, "PNG"),
+    "colour png": saved(COLOUR, "PNG"),
+    "copies of grey in png": saved(np.stack([GREY] * 3, axis=2), "PNG"),
+    "two pieces of png": encoded(".png", np.tile(GREY, (9, 9))),
+}
+CAREFUL = {
+    "turned": saved(COLOUR, "JPEG", exif=exif(6)),
+    "profile": saved(GREY, "JPEG", icc_profile=b"no profile"),
+    "cmyk": saved(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"),
+    "cut": saved(COLOUR, "JPEG")[:-40],
+    "no end": saved(COLOUR, "JPEG")[:-2],
+    "12 bits": imagecodecs.jpeg8_encode(RAMP, 90, bitspersample=12),
+    "palette": saved(Image.fromarray(COLOUR).quantize(16), "PNG"),
+    "alpha": saved(Image.fromarray(COLOUR).convert("RGBA"), "PNG"),
+    "colour that is clear": saved(COLOUR, "PNG", transparency=(1, 2, 3)),
+    "16 bits": png(DEEP, 0),
+    "one bit": saved(GREY > 127, "PNG"),
+    "header of another sum": saved(GREY, "PNG").replace(b"\x08\0\0\0\0", b"\x08\2\0\0\0", 1),
+    "pixels of another sum": saved(GREY, "PNG")[:-20] + b"\1\2\3\4" + saved(GREY, "PNG")[-16:],
+    "two images": saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]),
+}
+
+
+def ways(data: bytes) -> tuple[Opened | None, Opened | None, list[bytes]]:
+    """Open a JPEG or PNG as plain and with care, and list what the first handed over to the second."""
+    opened, handed = [], []
+    kind, careful = (plain.png, raster.open_png) if data.startswith(b"\x89PNG") else (plain.jpeg, raster.open_jpeg)
+
+    def noting(data: bytes) -> Opened:
+        handed.append(data)
+        return careful(data)
+
+    for ask in (lambda: kind(data, noting), lambda: careful(data)):
+        try:
+            opened.append(ask())
+        except Exception:  # of Pillow, of any kind
+            opened.append(None)
+    return opened[0], opened[1], handed
+
+
+def same_both_ways(data: bytes, *, limit: int = 1_000_000) -> bool:
+    """Compare facts and pixels of both ways; tell whether the careful one had no part in the first."""
+    one, other, handed = ways(data)
+    facts = [opened.facts for opened in (one, other) if opened]
+    assert len(set(facts)) <= 1
+    if facts and facts[0].width * facts[0].height > limit:
+        return False
+    found: list[NDArray[Any] | None] = []
+    for opened in (one, other):
+        try:
+            found.append(opened.decode() if opened else None)
+        except Exception:
+            found.append(None)
+    assert (found[0] is None) == (found[1] is None)
+    assert found[0] is None or np.array_equal(found[0], found[1])
+    return not handed
+
+
+@pytest.mark.parametrize("what", PLAIN)
+def test_plain_files_are_decoded_to_the_same_pixels_without_pillow(what: str) -> None:
+    assert same_both_ways(PLAIN[what])
+
+
+@pytest.mark.parametrize("what", CAREFUL)
+def test_what_asks_for_care_is_decoded_by_pillow(what: str) -> None:
+    assert not same_both_ways(CAREFUL[what])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.sampled_from([*PLAIN.values(), *CAREFUL.values()]),
+    st.floats(0.5, 1) | st.just(1.0),
+    st.lists(st.tuples(st.integers(0, 700) | st.integers(0, 20000), st.integers(1, 255)), max_size=4),
+    st.binary(max_size=9),
+)
+def test_damaged_files_are_the_same_both_ways(
+    data: bytes, kept: float, flips: list[tuple[int, int]], tail: bytes
+) -> None:
+    damaged = bytearray(data[: round(len(data) * kept)])
+    for at, bits in flips:
+        if at < len(damaged):
+            damaged[at] ^= bits
+    if damaged.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) and damaged[12:16] == data[12:16]:
+        same_both_ways(bytes(damaged) + tail)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (700, 300, 3), (3, 70_000, 3)])
+def test_one_other_value_anywhere_makes_three_channels(shape: tuple[int, int, int]) -> None:
+    image = np.repeat(RNG.integers(0, 256, (*shape[:2], 1), dtype=np.uint8), 3, axis=2)
+    assert np.array_equal(without_copies(image), image[..., 0])
+    for at in ((0, 0, 1), (-1, -1, 2), (shape[0] // 2, shape[1] // 2, 0)):
+        other = image.copy()
+        other[at] ^= 1
+        assert without_copies(other) is other
 
 
 # ---------------------------------------------------------------- warnings, threads, imports

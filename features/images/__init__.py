@@ -1,7 +1,6 @@
-"""Bytes -> pixels: JPEG, PNG, TIFF, BMP, GIF, DICOM and `.npy`, grey or colour, 1 to 64 bits.
+"""Encoded images to pixels: JPEG, PNG, TIFF, BMP, GIF, DICOM and `.npy`, grey or colour, 1 to 64 bits.
 
-bytes --formats--> image (grey or 8-bit colour) or three (deep colour) --geometry--> square --augmentation--> uint8 or
-float32
+bytes --plain, else raster, dicom, npy--> (H, W) or (H, W, 3) --preprocess--> (C, S, S) --augment--> a view of it
 
 Eight-bit images keep their values. Deeper ones become float32 on the same 0..255 scale without losing their low bits:
 grey from the image's own minimum..maximum (or the window that a DICOM file brings), colour from the full range.

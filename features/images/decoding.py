@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 from PIL import Image
 
 from features.errors import BadImage
-from features.images import dicom, raster
+from features.images import dicom, plain, raster
 from features.images import npy as arrays
 from features.images.augment import Pixels
 from features.images.image import MAX_BYTES, MAX_PIXELS, DecodedImage, ImageFacts, Opened
@@ -30,8 +31,8 @@ class Format(NamedTuple):
 
 
 FORMATS = (
-    Format("JPEG", (b"\xff\xd8\xff",), 0, raster.open_jpeg),
-    Format("PNG", (b"\x89PNG\r\n\x1a\n",), 0, raster.open_png),
+    Format("JPEG", (b"\xff\xd8\xff",), 0, partial(plain.jpeg, careful=raster.open_jpeg)),
+    Format("PNG", (b"\x89PNG\r\n\x1a\n",), 0, partial(plain.png, careful=raster.open_png)),
     Format("NPY", (b"\x93NUMPY",), 0, arrays.open_npy),
     Format("DICOM", (b"DICM",), 128, dicom.open_dicom),  # before TIFF, whose header its preamble may hold
     Format("DICOM", (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0"), 0, dicom.open_dicom),
@@ -64,7 +65,7 @@ def several_pixels(data: bytes, geometries: Sequence[Geometry], *, name: str) ->
     """Return what `pixels` returns for each geometry; decoded once, and fitted once for all views."""
     with _blaming(name):
         image = _decoded(data)
-        squares = {plain: fit(image, plain) for plain in dict.fromkeys(g.plain() for g in geometries)}
+        squares = {one: fit(image, one) for one in dict.fromkeys(geometry.plain() for geometry in geometries)}
     views = ((squares[geometry.plain()], geometry.augmentation) for geometry in geometries)
     return tuple(augmentation(square, data) if augmentation else square for square, augmentation in views)
 

@@ -13,6 +13,7 @@ from features.errors import BadImage
 
 MAX_PIXELS = 250_000_000  # a whole mammogram has 25 million; beyond this a file is taken for a decompression bomb
 MAX_BYTES = 1_000_000_000  # of memory that decoding one image may take: 200 million pixels of 8-bit grey, 42 of 16
+_BLOCK = 1 << 16  # pixels compared at once: colour shows early, and small pieces of memory are at hand
 
 # (H, W) grey or (H, W, 3) colour: uint8 for 8-bit images, float32 for deeper ones.
 DecodedImage = NDArray[np.uint8] | NDArray[np.float32]
@@ -80,11 +81,16 @@ def without_copies(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     if image.ndim == 2 or not image.size:
         return image
-    row = image[len(image) // 2].tobytes()  # colour nearly always shows in one row
-    if not row[0::3] == row[1::3] == row[2::3]:
-        return image
-    red, green, blue = channels_first(image)
-    return image if cv2.norm(red, green, cv2.NORM_INF) or cv2.norm(red, blue, cv2.NORM_INF) else red
+    height, width = image.shape[:2]
+    rows = max(1, _BLOCK // width)
+    red, others = np.empty((height, width), np.uint8), np.empty((2, min(rows, height), width), np.uint8)
+    for top in range(0, height, rows):
+        block = image[top : top + rows]
+        planes = [red[top : top + rows], *others[:, : len(block)]]
+        cv2.split(block, planes)
+        if any(cv2.norm(planes[0], other, cv2.NORM_INF) for other in planes[1:]):
+            return image
+    return red
 
 
 def channels_first(image: DecodedImage) -> DecodedImage:

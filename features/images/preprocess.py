@@ -43,7 +43,7 @@ class Geometry:
 
     def plain(self) -> Geometry:
         """Return the geometry without its augmentation."""
-        return replace(self, augmentation=None)
+        return replace(self, augmentation=None) if self.augmentation else self
 
 
 class Way(NamedTuple):

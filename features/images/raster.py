@@ -1,4 +1,4 @@
-"""JPEG, PNG, TIFF, BMP and GIF, by Pillow; 16-bit colour, which Pillow cuts to 8 bits, by OpenCV."""
+"""Any JPEG, PNG, TIFF, BMP and GIF, by Pillow; 16-bit colour, which Pillow cuts to 8 bits, by OpenCV."""
 
 from __future__ import annotations
 
