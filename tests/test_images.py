@@ -238,7 +238,7 @@ def test_real_rgb_copies_of_grey_become_one_plane() -> None:
 
 
 @pytest.mark.parametrize("how", ["squash", "pad"])
-def test_a_image_of_the_final_size_is_not_resampled(how: str) -> None:
+def test_an_image_of_the_final_size_is_not_resampled(how: str) -> None:
     array = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     got = pixels(npy(array), Geometry(how, 64, 99, "bicubic"), name="same")
     assert np.array_equal(got, array.transpose(2, 0, 1))

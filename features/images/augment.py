@@ -1,4 +1,4 @@
-"""Views of an image: shifted, turned, zoomed, brightened a little, always the same way for the same content."""
+"""Augmentation: views of an image, shifted, turned, zoomed and brightened, drawn from a hash of its content."""
 
 from __future__ import annotations
 

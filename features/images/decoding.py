@@ -1,4 +1,4 @@
-"""The questions to an encoded image: its facts, its planes, its pixels, all of these at once."""
+"""Decode an image of any format: its header, its pixels in its own size, or the square that a network takes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Look(NamedTuple):
 
 
 def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
-    """Return what there is to know of an encoded image before it goes into a network. Raises `BadImage`."""
+    """Return the header, the range of the stored values and the square of an image. Raises `BadImage`."""
     with _blaming(name):
         opened = _checked(open_image(data))
         image = opened.decode()
@@ -105,7 +105,7 @@ def look(data: bytes, geometry: Geometry, *, name: str) -> Look:
 
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
-    """Turn all that a decoder raises into `BadImage` with `name`."""
+    """Raise whatever a decoder raises as `BadImage`, which names the image and what to do."""
     try:
         yield
     except BadImage as error:
@@ -125,7 +125,7 @@ def _decoded(data: bytes) -> DecodedImage:
 
 
 def _checked(opened: Opened) -> Opened:
-    """Refuse what is no single image of a size that can be meant."""
+    """Refuse by its header an image without pixels, one of more than can be decoded, or several frames."""
     facts = opened.facts
     if min(facts.width, facts.height) < 1:
         raise BadImage(f"expected an image, got {facts.width} x {facts.height} pixels")

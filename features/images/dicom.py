@@ -1,4 +1,4 @@
-"""DICOM: one frame of stored values, through modality and VOI transformations, to planes on the scale 0..255."""
+"""DICOM: one frame, through its modality and VOI transformations, to values on the scale 0..255."""
 
 from __future__ import annotations
 

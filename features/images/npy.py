@@ -1,4 +1,4 @@
-"""Images as `.npy` bytes: the rows of a MedMNIST archive, or what a script has saved."""
+"""Arrays in NumPy's `.npy` format: rows of a MedMNIST archive, or what a script has saved."""
 
 from __future__ import annotations
 

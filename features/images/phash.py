@@ -1,4 +1,4 @@
-"""What tells one image from another without its file: a grey thumbnail, and the perceptual hash of it."""
+"""Grey thumbnails and their perceptual hashes, by which near-duplicates are found."""
 
 from __future__ import annotations
 

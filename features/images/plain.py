@@ -1,8 +1,8 @@
-"""Plain JPEG and PNG files, decoded by one call of C that lets other threads run.
+"""Plain JPEG and PNG files, decoded by one call that releases the interpreter's lock.
 
-A file is plain where nothing in its header asks for care: 8 bits of grey or colour, no orientation, profile, palette or
-transparency. Its pixels are those of the careful way (`features.images.raster`), which is gone where the call finds
-the least fault; so what is wrong with a file is said by one decoder only.
+A file is plain if it has 8 bits of grey or colour, and no orientation, profile, palette or transparency. Its pixels are
+the same as Pillow's (`features.images.raster`), which decodes all other files and those in which the call finds a
+fault, so that it alone says what is wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The three ways from an image of any shape to a square."""
+"""Preprocessing: an image of any shape becomes a square, by crop, squash or pad."""
 
 from __future__ import annotations
 
