@@ -613,6 +613,12 @@ def test_dicom_jpeg_lossless_keeps_every_value(predictor: int, bits: int) -> Non
         assert np.array_equal(planes(compressed(raw, syntax, frame)), planes(raw))
 
 
+def test_dicom_jpeg_of_8_bits_where_16_are_allocated() -> None:
+    frame = imagecodecs.jpeg8_encode(GREY, lossless=True, predictor=1)
+    raw = dicom(GREY.astype(np.uint16), BitsStored=8, HighBit=7)
+    assert np.array_equal(planes(compressed(raw, JPEGLosslessSV1, frame)), GREY[None])
+
+
 def test_dicom_jpeg_of_12_bits_is_near_and_no_truncated_one_is_read() -> None:
     frame = imagecodecs.jpeg8_encode(RAMP, 100, bitspersample=12)
     raw = dicom(RAMP, BitsStored=12, HighBit=11)
@@ -904,6 +910,8 @@ def test_plain_files_are_decoded_to_the_same_pixels_without_pillow(what: str) ->
 @pytest.mark.parametrize("what", CAREFUL)
 def test_what_asks_for_care_is_decoded_by_pillow(what: str) -> None:
     assert not same_both_ways(CAREFUL[what])
+    one, other, _ = ways(CAREFUL[what])
+    assert (one is None) == (other is None)
 
 
 @settings(max_examples=500, deadline=None)
