@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 import typer
 
 from features.errors import FirnError
-from features.options import Taking, leaves
+from features.options import Taking, leaves, quoted
 
 Verb = Callable[..., Any]
 
@@ -39,6 +40,10 @@ VERBS = {  # in the order of the flow: what `make` and --help say of each
     "cache-gc": "list what a data set needs no more; YES=1 removes it",
     "cache-pack": "features -> one HDF5 file for a colleague",
 }
+_COMMAND = re.compile(
+    r"\bmake (?P<targets>[a-z]+(?:[ -][a-z]+)*)(?P<given>(?: [A-Z_]+=(?:'[^']*'|\"[^\"]*\"|[^\s'\";,)])+)*)"
+)
+_OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET"}  # mean something else to another verb
 MAKE_ONLY = {"PYTHON", "BASE_PYTHON", "JOBS", "TESTS", "BENCH"}  # variables of the Makefile itself
 
 
@@ -87,15 +92,40 @@ def _has(kind: Any, name: str) -> bool:
 
 
 def call(verb: Verb, values: dict[str, Any]) -> Any:
-    """Call a verb with its options by their own names; those that are not given have the verb's defaults."""
+    """Call a verb with its options by their own names; those that are not given have the verb's defaults.
+
+    A command that an error suggests is completed by what was typed: whoever raised it knows no data set.
+    """
     hints = get_type_hints(verb, include_extras=True)
     hints.pop("return", None)
     own: dict[str, dict[str, Any]] = {parameter: {} for parameter in hints}
+    typed = {}
     for field in fields_of(verb):
-        own[field.parameter][field.name] = values.pop(field.name, field.default)
+        value = own[field.parameter][field.name] = values.pop(field.name, field.default)
+        if value != field.default:
+            typed[field.name.upper()] = value
     if values:
         raise TypeError(f"{verb.__name__} takes no {', '.join(values)}")
-    return verb(**{name: _built((get_args(hint) or (hint,))[0], own[name]) for name, hint in hints.items()})
+    try:
+        return verb(**{name: _built((get_args(hint) or (hint,))[0], own[name]) for name, hint in hints.items()})
+    except FirnError as error:
+        error.args = (completed(str(error), typed),)
+        raise
+
+
+def completed(text: str, typed: dict[str, Any]) -> str:
+    """Return a message whose suggested commands have the variables that were `typed` and that their targets take."""
+
+    def complete(match: re.Match[str]) -> str:
+        targets = match["targets"].split()
+        if not set(targets) <= VERBS.keys():
+            return match[0]
+        known = {field.name.upper() for target in targets for field in fields_of(load_verb(target))}
+        there = set(re.findall(r"\b([A-Z_]+)=", match["given"]))
+        lacking = [f"{n}={quoted(v)}" for n, v in typed.items() if n in known - there - _OF_A_VERB]
+        return " ".join([match[0], *lacking])
+
+    return _COMMAND.sub(complete, text)
 
 
 def flat(verb: Verb, given: frozenset[str] = frozenset()) -> Callable[..., None]:

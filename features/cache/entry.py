@@ -105,6 +105,14 @@ class Entry:
             digests: list[bytes] = opened.sha256.tolist()
         return digests
 
+    def left_out(self) -> tuple[str, ...]:
+        """Return the digests of images that could not be read; none where the master cannot be read either."""
+        try:
+            manifest = self.manifest()
+        except CacheError:
+            return ()
+        return tuple(manifest.left_out) if manifest else ()
+
     def shard(self, name: str) -> Shard:
         """Return one shard open for reading. CacheError where it is damaged."""
         return Shard(self.shards / name)

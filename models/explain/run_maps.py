@@ -23,7 +23,7 @@ from models.explain.class_maps import asked_maps, linear_class_maps
 from models.heads import load_head
 from models.heads.linear import probabilities
 from models.runs.commands import extract_command, train_command
-from models.runs.features import manifest_digest
+from models.runs.current import manifest_digest
 from models.runs.record import FINETUNED, Run, RunRecord
 
 if TYPE_CHECKING:

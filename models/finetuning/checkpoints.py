@@ -66,3 +66,14 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         return tensors, json.loads((file.metadata() or {}).get("firn", "{}"))
+
+
+def load_seen(path: Path) -> frozenset[str]:
+    """Return the digests (16 hex digits) of the images that a saved backbone was fine-tuned on; none for none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return frozenset(json.loads((file.metadata() or {}).get("firn", "{}")).get("seen", ()))
+    except (OSError, SafetensorError, ValueError, AttributeError):
+        return frozenset()

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.backbones.registry import domains
-from features.cache.index import Manifest
+from features.backbones.weights import thawed_root
 from features.cache.reader import rows_view
 from features.errors import CacheError
 from features.options import DatasetOptions, make_command
@@ -31,10 +32,12 @@ from features.views import (
     map_view,
     pooled_view,
 )
+from models.finetuning.checkpoints import load_seen
 from models.heads import HEADS, make_head, save_head
+from models.runs.current import manifest_digest
 from models.runs.options import RunOptions
 from models.runs.record import RunRecord, load_record, runs_root, save_run
-from models.validation.cross_validation import FOLDS, Fitted, choose_protocol, fit
+from models.validation.cross_validation import FOLDS, Fitted, choose_protocol, fit, learned
 
 _FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
 
@@ -63,14 +66,27 @@ class Stage:
         self._last: tuple[object, View] | None = None  # one view at a time: maps are large
 
     def _check_unseen(self) -> None:
-        """Raise CacheError for a backbone that was thawed on these very images: it has seen their labels."""
-        dataset = str(self._manifests[0].about["dataset"])
-        for entry in self.entries:
-            if dataset in domains(entry.key.backbone):
+        """Raise CacheError for a backbone that was fine-tuned on some of these very images: it has seen their labels.
+
+        Images are compared by content; a backbone of an older form, which does not list them, by the set's name.
+        """
+        name, mine = str(self._manifests[0].about["dataset"]), _short(self._manifests[0].sha256)
+        for backbone in (entry.key.backbone for entry in self.entries):
+            if not domains(backbone):
+                continue
+            seen = load_seen(thawed_root() / f"{backbone}.safetensors")
+            both = len(mine & seen) if seen else len(mine) * (name in domains(backbone))
+            if both:
                 raise CacheError(
-                    f"{entry.key.backbone} was thawed on {dataset} and has seen the labels of its training images: "
-                    f"out-of-fold scores on them would mean nothing; compare by {make_command('finetune', self.data)}"
+                    f"{backbone} was fine-tuned on {both:,} of the {len(mine):,} images of {name} and has seen their "
+                    f"labels: scores on them would mean nothing; compare by: {make_command('finetune', self.data)}"
                 )
+
+    def seen(self, view: View) -> set[str]:
+        """Return short digests of the images of a view that a network learns from under the protocol."""
+        learns = view.ids[learned(view.splits, choose_protocol(self.run.protocol))]
+        ids = np.char.decode(self._manifests[0].ids, "utf-8")
+        return _short(self._manifests[0].sha256[np.isin(ids, learns)])
 
     def train(self, name: str, blocks: str = "1", pool: str = "avg", *, insist: bool = True) -> Path | None:
         """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
@@ -123,11 +139,7 @@ class Stage:
         if chosen:
             return chosen, f"{'+'.join('+'.join(some) for some in chosen)} {'maps' if of_maps else pool}"
         entry = self.entries[0]
-        how = (
-            f"; run: make {made_by(entry)} MAPS={entry.key.blocks[-1]}"
-            if len(self.entries) == 1
-            else " of one backbone"
-        )
+        how = f"; run: {self._again(entry, entry.key.blocks[-1])}" if len(self.entries) == 1 else " of one backbone"
         say(f"{name} on {self.name} is left out: it needs feature maps{how}")
         return None
 
@@ -150,6 +162,12 @@ class Stage:
             raise CacheError(f'{name} on {self.name} needs its features in memory, and {why}; add HEADS="{able}"')
         say(f"{name} on {self.name} is left out: {why}; {able} read them from the disk")
 
+    def _again(self, entry: Cached, block: str) -> str:
+        """Return the command that keeps the maps of a block too."""
+        key = entry.key
+        how = {"backbone": key.backbone, "preprocess": key.preprocess_mode, "precision": key.precision}
+        return make_command(made_by(entry), self.data, maps=block, **how)
+
     def _entry_name(self) -> str:
         return "+".join(entry.key.folder() for entry in self.entries)
 
@@ -164,7 +182,7 @@ class Stage:
         cached = [block for block in entry.key.blocks if f"maps/{block}" in manifest.parts]
         if not cached and insist:
             block = entry.key.blocks[-1]
-            raise CacheError(f"no feature maps at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
+            raise CacheError(f"no feature maps at {entry.folder}; run: {self._again(entry, block)}")
         return ((cached[-1],),) if cached else ()
 
     def _view(self, name: str, blocks: Chosen, pool: str) -> View:
@@ -204,6 +222,10 @@ class Stage:
             keys=tuple(entry.key for entry in self.entries),
             **own,
         )
+
+
+def _short(sha256: NDArray[np.bytes_]) -> set[str]:
+    return {digest.decode()[:16] for digest in sha256.tolist()}
 
 
 def _counts(view: View, classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -261,15 +283,6 @@ def choose_repeats(found: Fitted) -> int:
     """Return how often the images to learn from were predicted out of fold."""
     held = found.predictions.part(test=False)
     return len(held.ids) // len(np.unique(held.ids))
-
-
-def manifest_digest(manifest: Manifest, classes: Sequence[str]) -> str:
-    """Return a digest of classes, names, contents, labels, splits and groups, in the order of names."""
-    order = np.argsort(manifest.ids, kind="stable")
-    hasher = hashlib.sha256(repr(tuple(classes)).encode())
-    for column in (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups):
-        hasher.update(repr(column.dtype).encode() + np.ascontiguousarray(column[order]).tobytes())
-    return hasher.hexdigest()
 
 
 def _versions() -> Mapping[str, str]:

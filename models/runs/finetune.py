@@ -29,7 +29,7 @@ from features.storage import artifacts_root, slug
 from features.streams import ImageStream, MapStream
 from features.views import View
 from models.finetuning.batches import Inputs
-from models.finetuning.checkpoints import load_network, save_network
+from models.finetuning.checkpoints import load_network, load_seen, save_network
 from models.finetuning.cross_validation import CLASSIFIER, NETWORK, Crossfit, Fit, Fitted, crossfit, fit_all
 from models.finetuning.network import Thawed
 from models.finetuning.settings import FLIPS, RECIPES, FinetuneOptions
@@ -248,5 +248,8 @@ def write_backbone(thawing: Thawing) -> str:
     tensors, about = load_network(thawing.folder() / NETWORK)
     tail = {name: tensor for name, tensor in tensors.items() if not name.startswith(CLASSIFIER)}
     name = f"{recipe.name}@{thawing.request.dataset.name}"
-    save_network(thawed_root() / f"{name}.safetensors", load_backbone(recipe).state_dict() | tail, about)
+    seen = sorted(thawing.stage.seen(thawing.view) | load_seen(recipe.file))
+    save_network(
+        thawed_root() / f"{name}.safetensors", load_backbone(recipe).state_dict() | tail, about | {"seen": seen}
+    )
     return name

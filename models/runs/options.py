@@ -11,6 +11,7 @@ from features.views import choose_pool
 from models.heads import choose_heads
 from models.predictor.archive import BUNDLE, is_bundle
 from models.runs.compare import choose
+from models.runs.current import current_runs
 from models.runs.record import FINETUNED, Run, load_record, load_run, load_runs
 from models.validation.cross_validation import choose_protocol
 
@@ -79,15 +80,19 @@ class ModelSelector:
         return load_run(Path(self.model))
 
     def load_all(self) -> list[Run]:
-        """Return all runs of the data set that are meant. CacheError, with what to type, where there is none."""
-        backbones, heads = names_in(self.backbone), names_in(self.heads)
-        name = self.data.load().name
-        every = load_runs(name, self.run.labels, self.run.protocol)
+        """Return all runs of the data set, as it is now, that are meant. CacheError, with what to type, for none."""
+        dataset, backbones, heads = self.data.load(), names_in(self.backbone), names_in(self.heads)
+        every = load_runs(dataset.name, self.run.labels, self.run.protocol)
         runs = [run for run in every if not heads or run.record.head in heads]
         runs = [run for run in runs if not backbones or _made_of(run, backbones)]
         if not runs:
-            raise CacheError(f"no trained heads of {name} yet; run: {self.command()}")
-        return runs
+            raise CacheError(f"no trained heads of {dataset.name} yet; run: {self.command()}")
+        if not (current := current_runs(dataset, self.run.labels, runs)):
+            again = self.command().replace("make ", "make extract ", 1)
+            raise CacheError(
+                f"no run of {dataset.name} is of its images, labels and splits as they are now; run: {again}"
+            )
+        return current
 
     def command(self) -> str:
         """Return the command that trains what is meant."""

@@ -1,0 +1,83 @@
+"""Whether runs are of the data set as it is now: the same images, labels, splits and groups."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from features.cache.content import Digests
+from features.cache.entry import cache_root, read_unknown
+from features.cache.index import Manifest
+from features.cache.verify import find_entries
+from features.datasets import Dataset
+from features.datasets.packed import Packed
+from features.progress import say
+from features.views import label_view
+from models.runs.record import Run
+
+
+def current_runs(dataset: Dataset, labels: str, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs of the data set as it is now; say of all others why they are left out."""
+    if not runs:
+        return []
+    now = current_manifest(dataset, labels)
+    kept = [run for run in runs if run.record.manifest == now]
+    for run in runs:
+        if run.record.manifest != now:
+            say(f"left out {run.name}: {'; '.join(differences(run, dataset)) or 'other bytes of images'}")
+    return kept
+
+
+def current_manifest(dataset: Dataset, labels: str) -> str:
+    """Return the digest that a run trained on the data set as it is now would record.
+
+    Only images whose size or times have changed are read. Raises UnknownName for labels that the data set has not.
+    """
+    manifest = dataset.source.pack.manifest() if isinstance(dataset.source, Packed) else _manifest(dataset)
+    return manifest_digest(manifest, label_view(manifest, labels)[0])
+
+
+def _manifest(dataset: Dataset) -> Manifest:
+    """Return what an extraction would list today, without the images that were once unreadable and are as they were."""
+    root = cache_root(dataset.name)
+    memo = Digests.load(root / "digests.h5")
+    found = read_unknown(dataset, Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo))
+    left_out = np.array([s.encode() for entry in find_entries(root) for s in entry.left_out()], dtype="S64")
+    at = np.flatnonzero(found.known() & ~np.isin(found.sha256, left_out))
+    splits, groups = (
+        np.char.encode(column[at].astype(np.str_), "utf-8") for column in (dataset.splits, dataset.groups)
+    )
+    about = {"classes": list(dataset.classes), "label_views": dataset.label_views}
+    labels = dataset.labels[at].astype(np.int64)
+    return Manifest(found.ids[at], found.sha256[at], labels, splits, groups, {}, {}, about)
+
+
+def differences(run: Run, dataset: Dataset) -> Iterator[str]:
+    """Yield in words how the images, labels, splits and groups of a run differ from those of today."""
+    record, seen = run.record, run.predictions
+    ids, first = np.unique(seen.ids, return_index=True)
+    _, then, now = np.intersect1d(ids, np.array(dataset.ids), assume_unique=True, return_indices=True)
+    at = first[then]
+    if gone := len(ids) - len(then):
+        yield f"{gone:,} of its images are gone"
+    if new := len(dataset.ids) - len(now):
+        yield f"{new:,} images are new"
+    if record.labels == "classes":
+        classes = np.array(dataset.classes)[dataset.labels[now]]
+        if changed := int((np.array(record.classes)[seen.y[at]] != classes).sum()):
+            yield f"{changed:,} labels have changed"
+    if changed := int((seen.groups[at] != np.asarray(dataset.groups)[now].astype(np.str_)).sum()):
+        yield f"{changed:,} groups have changed"
+    if record.protocol == "split" and (moved := int(((seen.fold[at] < 0) != (dataset.splits[now] == "test")).sum())):
+        yield f"{moved:,} images are in another split"
+
+
+def manifest_digest(manifest: Manifest, classes: Sequence[str]) -> str:
+    """Return a digest of classes, names, contents, labels, splits and groups, in the order of names."""
+    order = np.argsort(manifest.ids, kind="stable")
+    hasher = hashlib.sha256(repr(tuple(classes)).encode())
+    for column in (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups):
+        hasher.update(repr(column.dtype).encode() + np.ascontiguousarray(column[order]).tobytes())
+    return hasher.hexdigest()
