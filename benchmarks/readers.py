@@ -225,12 +225,13 @@ def _packs(folder: Path) -> list[bytes]:
 
 def _pack(folder: Path) -> Read:
     def read(data: bytes) -> object:
+        from features.options import FeatureOptions
         from features.request import open_features
 
         path = folder / "some.h5"
         path.write_bytes(data)
         dataset = load_dataset(str(path))
-        (pack,) = open_features(dataset, "")
+        (pack,) = open_features(dataset, FeatureOptions())
         return load_manifest(pack), pooled_view(pack, pack.key.blocks[-1:])
 
     return read

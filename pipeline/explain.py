@@ -48,7 +48,7 @@ def explain(runs: Explained, sheet: SheetOptions, features: Annotated[FeatureOpt
     """
     named, dataset = _named(runs.heads), runs.data.load()
     dataset.source.stamps([])  # a pack has no images and says so
-    able = [run for run in replace(runs, heads="").load_all() if can_be_explained(run.record)]
+    able = [run for run in runs.load_all() if can_be_explained(run.record)]
     chosen = []
     for some in named:
         fitting = [run for run in able if run.record.head in some]

@@ -15,12 +15,15 @@ from conftest import SHARED, draw, needs_images, needs_weights
 
 from features.backbones import BACKBONES
 from features.datasets import DATASETS
+from features.options import make_command
 from models.heads import HEADS
+from pipeline.cli import VERBS, fields_of, load_verb
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```sh\n(.*?)```", README + REFERENCE, re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 NOT_TWICE = ("make test", "make check")  # the one that runs this test, and the one beside it
 
@@ -50,8 +53,8 @@ def few_real_images(tmp_path: Path) -> Path:
 @needs_images
 @needs_weights
 def test_commands_run(few_real_images: Path, tmp_path: Path) -> None:
-    """Every command of README, in its order, on a few real images and with real weights."""
-    assert len(COMMANDS) >= 6
+    """Every command of README and of the reference, in its order, on a few real images and with real weights."""
+    assert {word for command in COMMANDS for word in command.split()} >= set(VERBS)
     draw(few_real_images / "my_images", per_class=12, test=4)
     for command in COMMANDS:
         if command in (*NOT_TWICE, "make demo") or not re.search(r"\bmake\b", command):
@@ -78,14 +81,14 @@ def test_demo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*DATASETS, *BACKBONES, *HEADS])
 def test_every_row_is_named(name: str) -> None:
-    """README names every data set, backbone and head."""
-    assert re.search(rf"`{re.escape(name)}`", README), name
+    """The reference names every data set, backbone and head."""
+    assert re.search(rf"`{re.escape(name)}`", REFERENCE), name
 
 
 def test_targets_and_commands_belong_together() -> None:
     """Every target that README or `make help` shows exists, and each verb of the command line is a target."""
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= targets
+    assert set(re.findall(r"\bmake ([a-z-]+)", "".join(BLOCKS))) <= targets
     shown = run("make").stdout
     assert all(f"make {target} " in shown for target in targets)
     verbs = subprocess.run(
@@ -96,28 +99,51 @@ def test_targets_and_commands_belong_together() -> None:
     assert set(commands) <= targets
 
 
-def test_variables_are_flags() -> None:
-    """Each variable of the Makefile is a flag of the verbs that take it, under the same name."""
-    common = "DATASET=a BACKBONE='b c' DEVICE=cpu PRECISION=float32 PREPROCESS=pad SEED=3"
-    of_verbs = "HEADS=d BLOCKS=1 POOL=max MAPS=1 BATCH_SIZE=8 WORKERS=2 ENGINE=ray"
-    shown = run(f"make -n extract train-heads compare {common} {of_verbs}").stdout
-    extract, train, compare = shown.strip().splitlines()
-    for flag in ("--dataset 'a'", "--backbone 'b c'", "--seed '3'"):
-        assert all(flag in line for line in (extract, train, compare))
-    for flag in (
-        "--maps '1'",
-        "--device 'cpu'",
-        "--batch-size '8'",
-        "--workers '2'",
-        "--preprocess 'pad'",
-        "--engine 'ray'",
-    ):
-        assert flag in extract
-    for flag in ("--heads 'd'", "--blocks '1'", "--pool 'max'", "--precision 'float32'"):
-        assert flag in train
+def test_every_variable_is_in_the_reference() -> None:
+    """What a verb takes is named in the reference, and nothing else is."""
+    taken = {field.name.upper() for name in VERBS for field in fields_of(load_verb(name))}
+    rows = re.findall(r"^\| (.*?) \|", REFERENCE, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([A-Z_]+)", row)}
+    assert named == taken
+
+
+def test_make_hands_on_its_command_line(tmp_path: Path) -> None:
+    """Values reach the verb as they were typed; nothing that is not on the command line does."""
+    odd = tmp_path / 'it\'s 5% of #1, "x" y'
+    done = run(f"make doctor {make_command('', dataset=str(odd)).split(maxsplit=1)[1]}", BACKBONE="nothing")
+    assert done.returncode == 2
+    assert str(odd) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("make extract DATSET=phantom", "did you mean DATASET=?"),
+        ("make extract train-heads EPOCH=2 DATASET=phantom", "takes no EPOCH="),
+        ("make demo DATASET=colon", "make demo has its own DATASET="),
+        ("make extract DATASET=", "DATASET= is empty"),
+        ("make cache-gc DATASET=phantom YES=maybe", "Invalid value for '--yes'"),
+        ("make predict", "which images? run: make predict IMAGES="),
+    ],
+)
+def test_a_variable_that_no_target_takes_is_an_error(command: str, words: str) -> None:
+    """Exit code 2, the nearest name, nothing done."""
+    done = run(command)
+    assert done.returncode == 2, done.stdout
+    assert words in done.stderr
+    assert not (Path(os.environ["FIRN_ARTIFACTS"]) / "cache").exists()
+
+
+@pytest.mark.parametrize("no", ["0", "no", "false"])
+def test_no_means_no(no: str) -> None:
+    """YES=0 removes nothing."""
+    done = run(f"make cache-gc DATASET=phantom YES={no}")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to remove" in done.stdout
 
 
 def test_links_and_images_exist() -> None:
     """Relative links of README lead to files of the repository."""
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for place, text in ((ROOT, README), (ROOT / "docs", REFERENCE)):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (place / target).exists(), target

@@ -102,7 +102,7 @@ def test_what_a_worker_says_comes_back(spots: Path) -> None:
     (line,) = work(order, Home.here())
     assert line.startswith(f"map on {NET} is left out: it needs feature maps; run: make extract")
     with pytest.raises(FirnError, match="no feature maps"):
-        work(order._replace(insist=True), Home.here())
+        work(order._replace(view=HeadOptions("map")), Home.here())
 
 
 def test_wrong_input(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_the_verb_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     extract(str(folder), "squeezenet1_1")
     train_heads(str(folder), "squeezenet1_1", heads="knn")
     assert 'data-figure="learning"' not in Path(compare(str(folder))).read_text()
-    paths = [Path(p) for p in verb(str(folder), "squeezenet1_1", heads="knn", n_bootstrap=50)]
+    paths = [Path(p) for p in verb(str(folder), "squeezenet1_1", heads="knn")]
     assert [p.name for p in paths] == ["learning-curve.svg", "learning-curve.png", "learning-curve.json"]
     content = json.loads(paths[-1].read_text())
     (curve,) = content["curves"]

@@ -36,7 +36,7 @@ HEADS = ("logistic", "lightgbm", "spatial", "stack", "finetuned")
 def best(head: str, **facts: Any) -> Run:
     """Return the run of a head on the drawn images."""
     found = [run for run in load_runs("spots") if run.record.head == head]
-    return next(run for run in found if all(run.facts[name] == value for name, value in facts.items()))
+    return next(run for run in found if all(getattr(run.record, name) == value for name, value in facts.items()))
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,19 @@ from features.views import load_manifest, pooled_view
 from models.domain_shift import linear_cka
 from models.metrics import delong_test, holm, score
 from models.runs.record import load_run
+from models.runs.results import DetourRow, TransferResult, Verdict
 from models.runs.scores import shown
 from pipeline.render.transfer_report import detour_lines
 
 ROOT = Path(__file__).parents[1]
 NET = "squeezenet1_1"
-QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32", "n_bootstrap": 100}
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the bootstrap be quick."""
+    monkeypatch.setattr("pipeline.transfer.DRAWS", 100)
 
 
 @pytest.fixture
@@ -137,16 +144,16 @@ def test_a_thawed_backbone_has_no_place_on_its_own_source(domains: list[str]) ->
     from verbs_for_tests import extract
 
     extract(first, f"{NET}@first", precision="float32")
-    with pytest.raises(CacheError, match="has seen the labels"):
+    with pytest.raises(CacheError, match="and has seen their labels"):
         train_heads(first, f"{NET}@first", heads="lda", precision="float32")
 
 
-def row(head: str, difference: float, verdict: str) -> dict[str, Any]:
+def row(head: str, difference: float, verdict: str) -> DetourRow:
     """Return a line of results."""
     score_ = {"value": 0.8, "low": 0.7, "high": 0.9}
     way = {"folder": "x", "roc_auc": score_, "balanced_accuracy": score_}
     interval = {"value": difference, "low": difference - 0.1, "high": difference + 0.1}
-    return {"head": head, "direct": way, "detour": way, "difference": interval, "p_adjusted": 0.04, "verdict": verdict}
+    return DetourRow(head, "layer4 avg", way, way, Verdict(interval, 0.02, 0.04, verdict != "tie", verdict))
 
 
 @pytest.mark.parametrize(
@@ -154,18 +161,22 @@ def row(head: str, difference: float, verdict: str) -> dict[str, Any]:
 )
 def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
     """The first head makes the sentence, the others are counted; a file's name does not steer a terminal."""
-    results = {
-        "passed": ["one"],
-        "target": "two\x1b[31m",
-        "backbone": NET,
-        "protocol": "cv",
-        "images": 90,
-        "groups": 30,
-        "level": 0.95,
-        "steps": [],
-        "distances": [],
-        "rows": [row("lda", 0.3, verdict), row("knn", -0.3, "lower")],
-    }
+    results = TransferResult(
+        passed=["one"],
+        target="two\x1b[31m",
+        backbone=NET,
+        detour=f"{NET}@one",
+        labels="classes",
+        protocol="cv",
+        seed=0,
+        n_bootstrap=100,
+        level=0.95,
+        images=90,
+        groups=30,
+        steps=[],
+        distances=[],
+        rows=[row("lda", 0.3, verdict), row("knn", -0.3, "lower")],
+    )
     lines = detour_lines(results)
     assert word in lines[2]
     assert f"hurt {1 + (verdict == 'lower')}" in lines[2]

@@ -176,4 +176,5 @@ class TransferResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result ready for JSON."""
-        return {"schema": SCHEMA, **asdict(self)}
+        rows = [{**row, **row.pop("test")} for row in asdict(self)["rows"]]
+        return {"schema": SCHEMA, **asdict(self), "rows": rows}
