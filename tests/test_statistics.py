@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.coverage import DESIGNS, coverage, draw, false_alarms
-from models.metrics import METRICS, bootstrap_test, delong, delong_test, holm, mcnemar, score, score_of_the_chosen
+from models.metrics import METRICS, bootstrap_test, delong, delong_test, holm, score, score_of_the_chosen
 from models.metrics.bootstrap import perfect_auc_bound, standard_error
 from models.metrics.delong import auc_interval
 from models.metrics.sample import make_sample
@@ -190,31 +190,6 @@ def test_bootstrap_test_of_one_model_against_itself() -> None:
     moved = bootstrap_test("sensitivity", y, proba, proba, thresholds=(0.2, 0.6), n_bootstrap=200)
     found = (proba[y == 1, 1] >= 0.2).mean() - (proba[y == 1, 1] >= 0.6).mean()
     assert moved.difference.value == pytest.approx(found) and found > 0 and moved.p_value < 0.05
-
-
-def test_mcnemar_is_that_of_statsmodels() -> None:
-    from statsmodels.stats.contingency_tables import mcnemar as expected
-
-    random = np.random.default_rng(0)
-    y = random.integers(0, 3, 90)
-    a, b = (np.where(random.random(90) < share, y, 2) for share in (0.8, 0.6))
-    right_a, right_b = a == y, b == y
-    table = [
-        [(right_a & right_b).sum(), (right_a & ~right_b).sum()],
-        [(~right_a & right_b).sum(), (~right_a & ~right_b).sum()],
-    ]
-    test = mcnemar(y, a, b)
-    assert test.p_value == pytest.approx(expected(table, exact=True).pvalue, rel=1e-12)
-    assert test.difference.value == pytest.approx(right_a.mean() - right_b.mean())
-    assert test.difference.low < test.difference.value < test.difference.high
-    assert mcnemar(y, a, a).p_value == 1.0 and mcnemar(y, a, a).difference.value == 0
-
-
-def test_mcnemar_interval_by_hand() -> None:
-    y, a, b = np.ones(98, int), np.ones(98, int), np.ones(98, int)
-    b[:9], a[9:13] = 0, 0  # 9 right by a only, 4 by b only: adjusted to 10 and 5 of 100
-    half = 1.959963984540054 * np.sqrt((0.15 - 0.05**2) / 100)
-    assert mcnemar(y, a, b).difference == pytest.approx((5 / 98, 0.05 - half, 0.05 + half), rel=1e-12)
 
 
 def test_holm_is_that_of_statsmodels() -> None:

@@ -1,4 +1,4 @@
-"""The test score with and without the images that the training set knows."""
+"""Test ROC AUC with and without leaked test images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Leakage(NamedTuple):
 
 
 def measure_leakage(subject: Subject, leaked: NDArray[np.bool_], *, seed: int = 0) -> Leakage | None:
-    """Fit the logistic head on all that is not test and score it on the test; None where a class is missing.
+    """Return the test ROC AUC of a logistic head with and without leaked images; None where a class is missing.
 
     `leaked` (n,) marks the test images of which the training images hold a duplicate. Intervals by group, 95 %.
     """

@@ -1,6 +1,6 @@
-"""Scores with intervals, paired tests, curves, calibration: all there is to say after any model.
+"""Metrics with confidence intervals, paired tests, ROC and PR curves, operating points and calibration.
 
-(y, proba, ids, groups) --sample--> checked --table--> value of each metric --resampling, delong--> interval --> report
+(y, proba, groups) --sample--> checked --registry--> value of each metric --bootstrap, delong--> interval
 
 Class 1 of two is the positive one. Groups (patients, slides) are what is independent of each other: intervals and tests
 draw whole groups. Nothing here sees a model or an image, and nothing imports torch.
@@ -24,7 +24,7 @@ from models.metrics.delong import DeLong, delong
 from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
-from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, mcnemar, score_of_the_chosen
+from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, score_of_the_chosen
 from models.metrics.thresholds import NetBenefit, net_benefit, operating_points
 
 __all__ = [
@@ -50,7 +50,6 @@ __all__ = [
     "fit_platt",
     "fit_temperature",
     "holm",
-    "mcnemar",
     "net_benefit",
     "operating_points",
     "pr_curve_band",

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say, and maps that mend them where they do not."""
+"""Reliability diagram, and recalibration by temperature scaling, Platt scaling and isotonic regression."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.metrics.sample import BadPredictions, Floats, Ints, make_sample
 
 
 class Reliability(NamedTuple):
-    """The bins that hold images: what was predicted and what happened, with Wilson's interval."""
+    """The reliability diagram: predicted and observed frequency of each bin that holds images, with intervals."""
 
     predicted: Floats  # (b,) mean score
     observed: Floats  # (b,) share of positives
@@ -43,7 +43,7 @@ def reliability_curve(y: ArrayLike, score: ArrayLike, bins: int = BINS, *, level
 
 
 class Calibration(Protocol):
-    """A map from probabilities to better calibrated ones, fitted on out-of-fold predictions of the training set."""
+    """A recalibration of class probabilities, fitted on out-of-fold predictions of the training set."""
 
     def __call__(self, proba: ArrayLike) -> Floats:
         """Return calibrated probabilities (n, K) for proba (n, K)."""
@@ -54,7 +54,7 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True)
 class Temperature:
-    """softmax(log proba / temperature): one number, which never changes the decision (Guo et al. 2017)."""
+    """Temperature scaling, softmax(log proba / temperature), which changes no decision (Guo et al. 2017)."""
 
     temperature: float
 
@@ -69,7 +69,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Platt:
-    """softmax(slope * log proba + intercept of the class); with two classes Platt's sigmoid of the log odds."""
+    """Platt scaling: softmax(slope * log proba + intercept of the class), a sigmoid of the log odds for two."""
 
     slope: float
     intercepts: tuple[float, ...]  # (K,), the first is 0
@@ -85,7 +85,7 @@ class Platt:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """A rising function of each class's probability, straight between knots, then made to sum to 1."""
+    """Isotonic regression of each class's probability, linear between knots, renormalised to sum to 1."""
 
     knots: tuple[tuple[float, ...], ...]  # per class (two classes: class 1 only) probabilities before ...
     levels: tuple[tuple[float, ...], ...]  # ... and after
@@ -107,7 +107,7 @@ class Isotonic:
 
 
 def fit_temperature(y: ArrayLike, proba: ArrayLike) -> Temperature:
-    """Fit the temperature of least log loss, within 1/100 to 100; y (n,), proba (n, K). Guo et al. 2017."""
+    """Fit temperature scaling by least log loss, within 1/100 to 100; y (n,), proba (n, K). Guo et al. 2017."""
     from scipy.optimize import minimize_scalar
 
     sample = make_sample(y, proba)
@@ -122,7 +122,7 @@ def fit_temperature(y: ArrayLike, proba: ArrayLike) -> Temperature:
 
 
 def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
-    """Fit slope and intercepts by maximum likelihood; y (n,), proba (n, K).
+    """Fit Platt scaling by maximum likelihood; y (n,), proba (n, K).
 
     Platt 1999 on the log odds, with his smoothed targets, which keep the fit finite where the classes separate; for
     K > 2 one slope and an intercept a class (bias-corrected temperature scaling; Alexandari et al. 2020).
@@ -144,7 +144,7 @@ def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
 
 
 def fit_isotonic(y: ArrayLike, proba: ArrayLike) -> Isotonic:
-    """Fit rising functions by least squares, each class against the rest; y (n,), proba (n, K). Zadrozny & Elkan 2002.
+    """Fit isotonic regression, each class against the rest; y (n,), proba (n, K). Zadrozny & Elkan 2002.
 
     It needs a thousand images or so, makes ties, and gives out probabilities of exactly 0 and 1.
     """

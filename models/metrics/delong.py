@@ -1,4 +1,4 @@
-"""The area under the ROC curve with its variance, for single images and for groups of images."""
+"""ROC AUC with the variance of DeLong, and of Obuchowski for several images a group (patient)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.metrics.sample import Floats, Ints, Sample
 
 
 class DeLong(NamedTuple):
-    """Areas under k correlated ROC curves and the covariance of these estimates."""
+    """The ROC AUCs of k models on the same images, and the covariance of these estimates."""
 
     auc: Floats  # (k,)
     covariance: Floats  # (k, k); NaN with fewer than two groups of either class
@@ -57,7 +57,7 @@ def auc_interval(sample: Sample, level: float) -> Interval | None:
 
 
 def _placements(positive: Ints, score: Floats) -> Floats:
-    """Return for each image the share of the other class that it is ranked rightly against, ties one half."""
+    """Return the placement values: the share of the other class ranked on the right side of each image, ties half."""
     ours, others = np.sort(score[positive]), np.sort(score[~positive])
     placed = np.empty(len(score))
     placed[positive] = _below(others, score[positive])

@@ -1,4 +1,4 @@
-"""The table METRICS: one more metric is one more row."""
+"""The metrics (table METRICS, one row each), and `score`, all of them with confidence intervals."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _negatives(sample: Sample) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good predictions are; call it for its value, `score` for the interval."""
+    """One row of METRICS; call it for the metric's value, `score` for the confidence interval."""
 
     label: str
     direction: int  # +1: more is better, -1: less is better
@@ -139,7 +139,7 @@ def score(
 
     y (n,) class numbers; proba (n, K); groups (n,) patients, slides: what is independent of each other, None where each
     image is. The binary ROC AUC has DeLong's interval (Obuchowski's for groups), everything else one from
-    `n_bootstrap` replicates over groups (module `intervals`). Values are NaN where y lacks the class they need, bounds
+    `n_bootstrap` replicates over groups (module `bootstrap`). Values are NaN where y lacks the class they need, bounds
     also where a metric rests on a single group or there are no replicates. Raises BadPredictions.
     """
     sample = make_sample(y, proba, groups, threshold=threshold)

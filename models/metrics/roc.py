@@ -1,4 +1,4 @@
-"""ROC and PR curves on a fixed grid, with a pointwise band."""
+"""ROC and precision-recall curves on a fixed grid, with a pointwise confidence band."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def roc_curve_band(
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
-    """Return sensitivity (value) at `grid` even steps of 1 - specificity (x).
+    """Return the ROC curve: sensitivity (value) at `grid` even steps of 1 - specificity (x), with a band.
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,). Ties make slanted segments. The band holds point by point,
     not for the curve as a whole, by the percentile bootstrap over groups (Fawcett 2006: vertical averaging); with few
@@ -50,7 +50,7 @@ def pr_curve_band(
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
-    """Return precision (value) at `grid` even steps of recall (x); arguments and band as in `roc_curve_band`.
+    """Return the precision-recall curve: precision at `grid` even steps of recall; the rest as `roc_curve_band`.
 
     Precision is a step function of recall, not interpolated (Davis & Goadrich 2006): the one at the highest threshold
     that reaches the recall. Its area is the average precision, the metric `pr_auc`.

@@ -1,4 +1,4 @@
-"""The predictions of one model on one set of images, checked once, and their weighted replicates."""
+"""Checked predictions of one model on one set of images, and their bootstrap replicates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 
 
 class Ranking(NamedTuple):
-    """Images by falling score; for each of the m positives, how many come before it and through its ties."""
+    """Images sorted by falling score, with the rank of each of the m positives before and after its ties."""
 
     order: Ints  # (n,)
     positives: Ints  # (m,) places in `order`
@@ -120,7 +120,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Replicates:
-    """A sample with its groups weighted b times over: weight 2 stands for a group drawn twice."""
+    """Bootstrap replicates of a sample, b of them: weight 2 stands for a group drawn twice."""
 
     sample: Sample
     weights: Floats  # (b, G) whole numbers

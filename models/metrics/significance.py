@@ -1,4 +1,4 @@
-"""Is one model better than another on the same images? Tests of the difference a - b, and their correction."""
+"""Paired tests of models on the same images, Holm's correction, and the bias-corrected score of the best (BBC-CV)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.metrics.sample import Floats, make_sample
 
 
 class PairedTest(NamedTuple):
-    """The difference a - b with its interval, and the two-sided p-value of no difference."""
+    """The difference a - b with its confidence interval, and the two-sided p-value of no difference."""
 
     difference: Interval
     p_value: float
@@ -25,7 +25,7 @@ class PairedTest(NamedTuple):
 def delong_test(
     y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95
 ) -> PairedTest:
-    """Compare the areas under two ROC curves on the same images; y (n,) of 0 and 1, scores (n,), groups (n,).
+    """DeLong's test of two ROC AUCs on the same images; y (n,) of 0 and 1, scores (n,), groups (n,).
 
     DeLong et al. 1988; with several images a group, Obuchowski 1997. Equal areas without variance have p = 1; bounds
     and p are NaN with fewer than two groups of either class, or where unequal areas have no variance.
@@ -48,7 +48,7 @@ def bootstrap_test(
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedTest:
-    """Compare two models by any metric: both are scored on the same resampled groups.
+    """Paired bootstrap test of two models by any metric: both are scored on the same resampled groups.
 
     y (n,), proba_a and proba_b (n, K), groups (n,); `thresholds` of a and b. The difference over its bootstrap standard
     error is held against Student's t (Efron & Tibshirani 1993, chapter 12): a p-value counted out of 2,000 replicates
@@ -83,26 +83,8 @@ def _student(difference: float, error: float, freedom: float, level: float) -> P
     return PairedTest(Interval(difference, difference - half, difference + half), 2 * float(stdtr(freedom, far)))
 
 
-def mcnemar(y: ArrayLike, decision_a: ArrayLike, decision_b: ArrayLike, *, level: float = 0.95) -> PairedTest:
-    """Compare the accuracy of two models' decisions; all (n,) class numbers, each image independent of the others.
-
-    The exact test of McNemar 1947: among images that one model gets right, which one is a fair coin. The interval of
-    the difference is that of Bonett & Price 2012. With several images a group use `bootstrap_test("accuracy", ...)`.
-    """
-    from scipy.special import bdtr
-
-    truth = np.asarray(y)
-    right_a, right_b = np.asarray(decision_a) == truth, np.asarray(decision_b) == truth
-    n, only_a, only_b = len(truth), int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p_value = min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
-    share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    middle = share_a - share_b
-    half = quantile(level) * np.sqrt((share_a + share_b - middle**2) / (n + 2))
-    return PairedTest(Interval((only_a - only_b) / n, max(-1.0, middle - half), min(1.0, middle + half)), p_value)
-
-
 def holm(p_values: ArrayLike) -> Floats:
-    """Return p-values (m,) adjusted for m comparisons by Holm 1979, in the order given; NaN stays NaN, uncounted."""
+    """Return Holm-adjusted p-values (m,) in the order given (Holm 1979); NaN stays NaN, uncounted."""
     given = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full_like(given, np.nan)
     tested = np.flatnonzero(~np.isnan(given))
@@ -122,7 +104,7 @@ def score_of_the_chosen(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Return the score that choosing the best of these models gives on images which had no part in the choice.
+    """Return the score of the best of several models, corrected for the choice by bootstrap bias correction (BBC-CV).
 
     y (n,), probas M times (n, K) out-of-fold predictions, groups (n,). Tsamardinos, Greasidou & Borboudakis 2018
     (Machine Learning 107:1895, BBC-CV): in each bootstrap over groups the model that is best on the drawn groups is

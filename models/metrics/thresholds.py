@@ -1,4 +1,4 @@
-"""From probabilities to decisions: operating points, and what a decision is worth."""
+"""Operating points (decision thresholds) and decision curves (net benefit)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.metrics.sample import BadPredictions, Floats
 
 
 class NetBenefit(NamedTuple):
-    """The net benefit of treating by the model, and of treating all, at each threshold; treating none has 0."""
+    """A decision curve: net benefit of treating by the model, and of treating all, at each threshold."""
 
     thresholds: Floats  # (t,)
     model: Floats  # (t,)
@@ -19,7 +19,7 @@ class NetBenefit(NamedTuple):
 
 
 def operating_points(y: ArrayLike, score: ArrayLike, *, sensitivity: float = 0.95) -> dict[str, float]:
-    """Choose thresholds for `score >= threshold` on out-of-fold predictions of the training set, never on the test set.
+    """Choose operating points, thresholds for `score >= threshold`, on out-of-fold predictions, never on test images.
 
     y (n,) of 0 and 1, score (n,). "youden" has the highest sensitivity + specificity - 1 (Youden 1950), the higher
     threshold of equals; "sensitivity>=0.95" the highest specificity with at least that sensitivity. A threshold lies
