@@ -24,7 +24,15 @@ from models.metrics.delong import DeLong, delong
 from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
-from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, score_of_the_chosen
+from models.metrics.significance import (
+    PairedTest,
+    SimultaneousTest,
+    bootstrap_test,
+    compare_with,
+    delong_test,
+    holm,
+    score_of_the_chosen,
+)
 from models.metrics.thresholds import NetBenefit, net_benefit, operating_points
 
 __all__ = [
@@ -41,9 +49,11 @@ __all__ = [
     "PairedTest",
     "Platt",
     "Reliability",
+    "SimultaneousTest",
     "Temperature",
     "bootstrap_test",
     "calibration_from_json",
+    "compare_with",
     "delong",
     "delong_test",
     "fit_isotonic",

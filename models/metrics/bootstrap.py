@@ -134,7 +134,7 @@ def basic_interval(value: float, replicates: Floats, level: float, evidence: flo
     return Interval(value, max(0.0, float(2 * value - high)), max(value, float(2 * value - low)))
 
 
-def perfect_auc_bound(positives: int, negatives: int, level: float) -> float:
+def perfect_auc_bound(positives: float, negatives: float, level: float) -> float:
     """Return the lower confidence bound of a ROC AUC estimated as 1, where DeLong's variance is 0.
 
     Method 5 of Newcombe 2006 (Statistics in Medicine 25:559): the score interval with the variance of Hanley & McNeil
