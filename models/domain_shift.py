@@ -203,4 +203,4 @@ def domain_auc(X: Features, groups_x: Groups, Z: Features, groups_z: Groups, *, 
     folds = grouped_folds(y, groups, 5, seed=seed)
     masks = folds != np.arange(folds.max() + 1)[:, None]
     found = sweep(both, y, strengths=[_STRENGTH], folds=masks, sample_weight=balanced(y, masks), tol=1e-4)
-    return score(y, out_of_fold(both, found, masks)[0], groups, n_bootstrap=0)["roc_auc"]
+    return score(y, out_of_fold(both, found, masks)[0], groups, folds=folds, n_bootstrap=0)["roc_auc"]

@@ -88,7 +88,7 @@ def bootstrap_test(
     (first, second), drawn = _scores(metric, pair, n_bootstrap, seed)
     evidence = METRICS[metric].evidence(pair[0])
     error = standard_error(drawn[0] - drawn[1], evidence)
-    return _test(first - second, error**2, evidence, int(evidence), level)
+    return _test(float(first - second), error**2, evidence, int(evidence), level)
 
 
 def _scores(metric: str, samples: Sequence[Sample], n_bootstrap: int, seed: int) -> tuple[Floats, Floats]:
