@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.metrics.bootstrap import Interval, on_logit_scale, perfect_auc_bound, quantile
-from models.metrics.sample import Floats, Ints, Sample, effective_groups
+from models.metrics.sample import Floats, Ints, Sample, effective_groups, inflation
 
 NO_VARIANCE = 1e-24  # rounding leaves no more than this of a variance of 0
 
@@ -29,8 +29,8 @@ def delong(y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, fol
     (Biometrics 44:837), by sorting in O(n log n) as Sun & Xu 2014 (IEEE Signal Processing Letters 21:1389). With
     several images a group, the variance of Obuchowski 1997 (Biometrics 53:567), which is DeLong's where every group has
     one image. With folds, only pairs within a fold count: the scores of different models have no common scale, and
-    pooling them biases the area, of each kind of model differently; the variance is that of one repeat
-    (`Sample.by_fold`).
+    pooling them biases the area, of each kind of model differently; the variance is inflated as
+    `models.metrics.sample.inflation` says.
     """
     positive = np.asarray(y) == 1
     columns = np.atleast_2d(np.asarray(scores, dtype=np.float64))
@@ -46,7 +46,8 @@ def delong(y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, fol
         return DeLong(np.full(len(columns), np.nan), np.full((len(columns),) * 2, np.nan), evidence, n_groups)
     auc = wins[:, positive].sum(axis=1) / pairs[:, 0]
     influence = (wins - auc[:, None] * opponents) / pairs
-    return DeLong(auc, _covariance(positive, influence, codes, repeats), evidence, n_groups)
+    covariance = inflation(len(np.unique(places[0])), repeats) * _covariance(positive, influence, codes, repeats)
+    return DeLong(auc, covariance, evidence, n_groups)
 
 
 def auc_interval(sample: Sample, level: float) -> Interval | None:
@@ -102,5 +103,5 @@ def _covariance(positive: NDArray[np.bool_], influence: Floats, codes: Ints, rep
         sums.append((within, n_groups / (n_groups - 1)))
     (first, scale), (second, other_scale) = sums
     cross = size / (size - repeats) * first @ second.T
-    total: Floats = repeats * (scale * first @ first.T + other_scale * second @ second.T + cross + cross.T)
+    total: Floats = scale * first @ first.T + other_scale * second @ second.T + cross + cross.T
     return total

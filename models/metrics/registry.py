@@ -158,11 +158,11 @@ def score(
 def replicated(
     metrics: Mapping[str, Metric], sample: Sample, n_bootstrap: int, seed: int
 ) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Return each metric of a sample, and its bootstrap replicates (n_bootstrap,), as spread as one repeat's."""
+    """Return each metric of a sample, and its bootstrap replicates (n_bootstrap,), spread by the sample's inflation."""
     blocks = [values(metrics, sample, w) for w in resamples(sample, n_bootstrap, seed)]
     value = {name: float(row[0]) for name, row in values(metrics, sample, np.ones((1, sample.n_groups))).items()}
     drawn = {name: np.concatenate([np.empty(0), *(block[name] for block in blocks)]) for name in metrics}
-    spread = float(np.sqrt(sample.repeats))
+    spread = float(np.sqrt(sample.inflation))
     return value, {name: value[name] + spread * (row - value[name]) for name, row in drawn.items()}
 
 

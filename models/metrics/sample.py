@@ -75,6 +75,17 @@ def ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
+def inflation(folds: int, repeats: float) -> float:
+    """Return the factor from the variance over groups by fold to that of a cross-validated score.
+
+    Folds of other repeats hold the same patients: repeating makes them no more, and the variance is that of one repeat.
+    Folds also have training images in common, which no resampling shows: K / (K - 1) for K folds a repeat, by the ratio
+    of test to training images of Nadeau & Bengio 2003 (Machine Learning 52:239). Measured in `benchmarks/coverage.py`.
+    """
+    k = folds / repeats
+    return repeats * k / (k - 1) if k > 1 else repeats
+
+
 def effective_groups(*by_class: float) -> float:
     """Return the effective number of groups of a mean over classes (Satterthwaite 1946); 1 where a class has one.
 
@@ -127,13 +138,13 @@ class Sample:
         """Return the number of independent groups of each class, (K,), and of all, as the last: (K + 1,)."""
         return np.append(self.groups_by_class, self.n_groups) / self.repeats
 
-    def by_fold(self) -> Sample:
-        """Return the sample with a group of its own for each fold that a group is in.
+    @property
+    def inflation(self) -> float:
+        """Return how much larger the variance is than that over these groups; see `inflation`."""
+        return inflation(int(self.folds.max()) + 1, self.repeats)
 
-        Folds of other repeats hold the same patients: averaging over repeats makes them no more. What it takes off the
-        variance is about what folds have in common through their training images and no resampling shows
-        (`benchmarks/coverage.py`), so that intervals are made from the variance of one repeat.
-        """
+    def by_fold(self) -> Sample:
+        """Return the sample with a group of its own for each fold that a group is in, as `inflation` expects."""
         codes = np.unique(self.groups * (self.folds.max() + 1) + self.folds, return_inverse=True)[1]
         return replace(self, groups=codes, repeats=(int(codes.max()) + 1) / self.n_groups)
 
