@@ -249,6 +249,16 @@ def test_duplicates_share_a_fold_and_leaks_leave_the_score() -> None:
     assert leakage.clean.low < leakage.everything.low, "fewer images tell less"
 
 
+def test_patients_of_both_sides_leave_the_score_too() -> None:
+    """Test images of a group that is trained on count as leaked, duplicate or not."""
+    clean = make_subject()
+    groups = clean.groups.copy()
+    groups[160:166] = groups[4]
+    leakage = measure_leakage(make_subject(groups=groups), np.zeros(len(groups), bool))
+    assert leakage is not None
+    assert (leakage.images, leakage.leaked) == (50, 6)
+
+
 def test_blank_and_far() -> None:
     """Black with a bright dot, and flat grey; the far row of its class only."""
     rng = np.random.default_rng(0)
