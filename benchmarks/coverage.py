@@ -56,7 +56,7 @@ DESIGNS: dict[str, World] = {
     "rare positives, 8": World(8, 300, 1, 1.5),
     "patients, calibrated": World(50, 50, 6, 1.5, 0.6, confidence=1.0),
 }
-SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "f1", "brier", "ece", "log_loss")
+SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "f1", "brier", "log_loss")
 
 
 def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Ints, Floats, Ints]:

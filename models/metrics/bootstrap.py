@@ -121,17 +121,9 @@ def _half_width(replicates: Floats, level: float, evidence: float) -> float:
     return error if np.isnan(error) else error * quantile(level, evidence - 1)
 
 
-def basic_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
-    """Return the basic bootstrap interval of a distance >= 0 (Davison & Hinkley 1997, equation 5.6).
-
-    Replicates of a distance are larger than it, as it is larger than the truth; percentiles would hold that bias twice,
-    this takes it off once. Near a truth of 0 that is not enough.
-    """
-    defined = replicates[~np.isnan(replicates)]
-    if evidence < 2 or not len(defined):
-        return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, max(0.0, float(2 * value - high)), max(value, float(2 * value - low)))
+def no_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return a value without bounds, for a metric of which no bounds hold."""
+    return Interval(value, np.nan, np.nan)
 
 
 def perfect_auc_bound(positives: float, negatives: float, level: float) -> float:

@@ -1,4 +1,4 @@
-"""Reliability diagram, and recalibration by temperature scaling, Platt scaling and isotonic regression."""
+"""Reliability diagram, calibration slope and intercept; temperature scaling, Platt and isotonic recalibration."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.bootstrap import wilson
+from models.metrics.bootstrap import Interval, quantile, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
-from models.metrics.sample import BadPredictions, Floats, Ints, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
+
+_NEWTON, _CONVERGED, _SINGULAR = 50, 1e-10, 1e14  # steps; of the coefficients; condition of the curvature
 
 
 class Reliability(NamedTuple):
@@ -25,21 +27,105 @@ class Reliability(NamedTuple):
     images: Ints  # (b,)
 
 
-def reliability_curve(y: ArrayLike, score: ArrayLike, bins: int = BINS, *, level: float = 0.95) -> Reliability:
+def reliability_curve(
+    y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None, *, bins: int = BINS, level: float = 0.95
+) -> Reliability:
     """Return the reliability diagram of score (n,) in 0 to 1 against y (n,) of 0 and 1, in `bins` equal parts.
 
-    The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds take
-    images as independent. Raises BadPredictions.
+    The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds are
+    Wilson's for the effective number of images, by the design effect of groups (n,) and Student's t (Korn & Graubard
+    1998, Survey Methodology 24:193). Raises BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1))
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
     place = bin_of(column, bins)
     images = np.bincount(place, minlength=bins)
     used = images > 0
-    count = images[used].astype(np.float64)
-    predicted, hits = (np.bincount(place, row, minlength=bins)[used].astype(np.float64) for row in (column, sample.y))
-    low, high = wilson(hits, count, level)
-    return Reliability(predicted / count, hits / count, low, high, images[used])
+    predicted, hits = (np.bincount(place, row, minlength=bins)[used] / images[used] for row in (column, sample.y))
+    share = np.zeros(bins)
+    share[used] = hits
+    held, gaps = (sample.tally(place, bins, of)[:, used] for of in (None, sample.y - share[place]))
+    count = _effective(held, gaps, hits * (1 - hits), level)
+    low, high = wilson(hits * count, count, level)
+    return Reliability(predicted, hits, low, high, images[used])
+
+
+def _effective(held: Floats, gaps: Floats, variance: Floats, level: float) -> Floats:
+    """Return the effective number of images of each bin, (b,), with the images and the summed gaps by group (G, b)."""
+    from scipy.special import stdtrit
+
+    images, groups = held.sum(axis=0), (held > 0).sum(axis=0).astype(np.float64)
+    alone = variance * images * images / np.maximum(images - 1, 1)
+    design = np.square(gaps).sum(axis=0) * groups / np.maximum(groups - 1, 1)
+    effect = np.divide(design, alone, out=images / groups, where=(alone > 0) & (groups > 1))
+    wide, narrow = (stdtrit(np.maximum(n - 1, 1), 0.5 + level / 2) for n in (groups, images))
+    return np.asarray(images / np.maximum(effect, 1) * (narrow / wide) ** 2)
+
+
+class CalibrationLine(NamedTuple):
+    """Logistic regression of the class on the log odds that a model gives out; 1 and 0 are perfect calibration."""
+
+    slope: Interval  # below 1: probabilities too extreme
+    intercept: Interval  # with the slope held at 1, calibration in the large; below 0: probabilities too high
+
+
+def calibration_line(
+    y: ArrayLike,
+    score: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    folds: ArrayLike | None = None,
+    level: float = 0.95,
+) -> CalibrationLine:
+    """Return the calibration slope and intercept, with intervals by group.
+
+    y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,). Cox 1958; Van Calster et al. 2019 (BMC Medicine
+    17:230). Bounds are Student's t with the cluster-robust variance (Liang & Zeger 1986). NaN with fewer than two
+    groups of a class, or where the classes separate and no slope is finite. Raises BadPredictions.
+    """
+    column = np.asarray(score, dtype=np.float64)
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
+    odds = np.diff(_log(sample.proba), axis=1)[:, 0]
+    ones = np.ones((len(odds), 1))
+    fits = (np.column_stack([odds, ones]), np.zeros(len(odds))), (ones, odds)
+    return CalibrationLine(*(_coefficient(sample, design, offset, level) for design, offset in fits))
+
+
+def _coefficient(sample: Sample, design: Floats, offset: Floats, level: float) -> Interval:
+    """Return the first coefficient of a logistic regression of y on a design (n, p), with its interval by group."""
+    freedom = effective_groups(*sample.independent[:-1]) - 1
+    beta = _logistic(sample.y, design, offset)
+    if beta is None or not freedom > 0 or (sample.groups_by_class == 0).any():
+        return Interval(np.nan, np.nan, np.nan)
+    fitted = _sigmoid(design @ beta + offset)
+    bread = np.linalg.inv((design.T * (fitted * (1 - fitted))) @ design)
+    one = np.zeros_like(sample.y)
+    meat = np.hstack([sample.tally(one, 1, column * (sample.y - fitted)) for column in design.T])
+    n_groups = sample.independent[-1]
+    covariance = sample.inflation * n_groups / (n_groups - 1) * bread @ (meat.T @ meat) @ bread
+    half = quantile(level, freedom) * float(np.sqrt(covariance[0, 0]))
+    return Interval(float(beta[0]), float(beta[0]) - half, float(beta[0]) + half)
+
+
+def _logistic(y: Ints, design: Floats, offset: Floats) -> Floats | None:
+    """Return the maximum likelihood coefficients (p,) by Newton's method; None where they are not finite."""
+    beta = np.zeros(design.shape[1])
+    for _ in range(_NEWTON):
+        fitted = _sigmoid(design @ beta + offset)
+        curvature = (design.T * (fitted * (1 - fitted))) @ design
+        if not np.linalg.cond(curvature) < _SINGULAR:
+            return None
+        step = np.linalg.solve(curvature, design.T @ (y - fitted))
+        beta = beta + step
+        if np.abs(step).max() < _CONVERGED * (1 + np.abs(beta).max()):
+            return beta
+    return None
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    from scipy.special import expit
+
+    return np.asarray(expit(logits))
 
 
 class Calibration(Protocol):
