@@ -101,7 +101,7 @@ def _scores(metric: str, samples: Sequence[Sample], n_bootstrap: int, seed: int)
 
 def _variances(contrasts: Floats, covariance: Floats) -> Floats:
     """Return the variance of each contrast (m, M), (m,); 0 where rounding alone is left of it."""
-    variance = np.einsum("ij,jk,ik->i", contrasts, covariance, contrasts)
+    variance = ((contrasts @ covariance) * contrasts).sum(axis=1)
     rounding = _ROUNDING * (np.square(contrasts) @ np.diag(covariance)) + NO_VARIANCE
     return np.where(variance <= rounding, 0.0, variance)
 
