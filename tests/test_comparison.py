@@ -19,6 +19,7 @@ from models.metrics import METRICS, bootstrap_test, compare_with, delong_test, o
 from models.runs.compare import compare_runs, run_names
 from models.runs.record import Run
 from models.runs.results import ComparisonResult
+from models.runs.scores import as_dict
 from models.validation.predictions import Predictions
 from pipeline.render.terminal import print_table
 
@@ -77,7 +78,7 @@ def test_scores_are_those_of_the_metrics(two: tuple[list[Run], dict[str, Any]]) 
             expected = score(
                 p.y, p.proba, p.groups, folds=p.fold, threshold=row["threshold"], n_bootstrap=DRAWS, seed=3
             )
-            assert row[part] == {name: interval._asdict() for name, interval in expected.items()}
+            assert row[part] == {name: as_dict(interval) for name, interval in expected.items()}
             assert list(row[part]) == list(METRICS)
 
 
@@ -119,7 +120,7 @@ def test_paired_delong_in_simultaneous_tests(two: tuple[list[Run], dict[str, Any
 def test_a_test_split_of_one_class_is_not_called_a_tie() -> None:
     runs = draw_runs(2)
     one = [run.predictions._replace(y=np.where(run.predictions.fold < 0, 1, run.predictions.y)) for run in runs]
-    results = compare_runs([replace(run, predictions=p) for run, p in zip(runs, one, strict=True)], n_bootstrap=DRAWS)
+    results = compared([replace(run, predictions=p) for run, p in zip(runs, one, strict=True)], n_bootstrap=DRAWS)
     assert [row["against_chosen"]["verdict"] for row in results["runs"][1:]] == ["cannot be tested"] * 2
     assert "all 2 others are not to be tested against it on these images" in results["summary"]
     assert "untestable" in printed(results)

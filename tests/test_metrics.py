@@ -23,6 +23,7 @@ from models.metrics import (
     net_benefit,
     operating_points,
     pr_curve_band,
+    rates,
     reliability_curve,
     roc_curve_band,
     score,
@@ -65,6 +66,7 @@ def as_scikit_learn(y: Ints, proba: Floats) -> dict[str, float]:
         "sensitivity": reference.recall_score(y, decision, average=average),
         "specificity": float(specificity[1] if k == 2 else specificity.mean()),
         "f1": reference.f1_score(y, decision, average=average),
+        "mcc": reference.matthews_corrcoef(y, decision),
         "brier": reference.brier_score_loss(y, proba[:, 1])
         if k == 2
         else float(((proba - one_hot) ** 2).sum(1).mean()),
@@ -310,6 +312,33 @@ def test_net_benefit_by_its_definition() -> None:
     assert curve.treat_all[2] == pytest.approx(2 * y.mean() - 1)
     with pytest.raises(FirnError, match="thresholds 0 <= t < 1"):
         net_benefit(y, proba[:, 1], [1.0])
+
+
+def test_net_benefit_band_is_that_of_a_mean_over_groups() -> None:
+    y, proba, _ = predictions(200, 2)
+    copied = [np.tile(column, 2) for column in (y, proba[:, 1], np.arange(200))]
+    curve = net_benefit(*copied[:2], [0.3, 0.6], copied[2], n_bootstrap=3000)
+    assert curve.model == pytest.approx(net_benefit(y, proba[:, 1], [0.3, 0.6]).model)
+    for row, at in enumerate((0.3, 0.6)):
+        gain = (proba[:, 1] >= at) * np.where(y == 1, 1, -at / (1 - at))
+        within = sum(gain[y == k].var(ddof=1) * (y == k).sum() for k in (0, 1))  # classes are strata
+        assert curve.high[row] - curve.model[row] == pytest.approx(1.972 * np.sqrt(within) / 200, rel=0.05)
+        assert curve.model[row] - curve.low[row] == pytest.approx(curve.high[row] - curve.model[row])
+    assert np.isnan(net_benefit(y, proba[:, 1], [0.3]).low).all()
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_rates_at_rates_are_the_best_of_all_thresholds(ties: bool) -> None:
+    y, proba, groups = predictions(150, 2, ties=ties)
+    column = proba[:, 1]
+    found = rates(y, column, groups, specificity=0.8, sensitivity=0.9, n_bootstrap=200)
+    called = column >= np.append(np.unique(column), 2)[:, None]
+    sensitivity, specificity = called[:, y == 1].mean(axis=1), (~called)[:, y == 0].mean(axis=1)
+    assert found.sensitivity.value == pytest.approx(sensitivity[specificity >= 0.8].max())
+    assert found.specificity.value == pytest.approx(specificity[sensitivity >= 0.9].max())
+    assert found.partial_auc.value == pytest.approx(reference.roc_auc_score(y, column, max_fpr=0.2))
+    assert all(interval.low < interval.value < interval.high for interval in found)
+    assert np.isnan(rates([1, 1], [0.2, 0.3], n_bootstrap=20)).all()
 
 
 def test_reliability_curve_adds_up_to_the_calibration_error() -> None:

@@ -7,6 +7,7 @@ draw whole groups. Nothing here sees a model or an image, and nothing imports to
 """
 
 from models.metrics.bootstrap import Interval
+from models.metrics.by_group import AGGREGATES, predictions_by_group
 from models.metrics.calibration import (
     CALIBRATIONS,
     Calibration,
@@ -23,6 +24,7 @@ from models.metrics.calibration import (
     reliability_curve,
 )
 from models.metrics.delong import DeLong, delong
+from models.metrics.prevalence import at_prevalence, estimated_prevalence
 from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
@@ -35,9 +37,11 @@ from models.metrics.significance import (
     holm,
     score_of_the_chosen,
 )
-from models.metrics.thresholds import NetBenefit, net_benefit, operating_points
+from models.metrics.subgroups import Subgroup, SubgroupTable, in_bins, subgroup_tables
+from models.metrics.thresholds import NetBenefit, RateAtRate, net_benefit, operating_points, rates
 
 __all__ = [
+    "AGGREGATES",
     "CALIBRATIONS",
     "METRICS",
     "BadPredictions",
@@ -51,24 +55,33 @@ __all__ = [
     "NetBenefit",
     "PairedTest",
     "Platt",
+    "RateAtRate",
     "Reliability",
     "SimultaneousTest",
+    "Subgroup",
+    "SubgroupTable",
     "Temperature",
+    "at_prevalence",
     "bootstrap_test",
     "calibration_from_json",
     "calibration_line",
     "compare_with",
     "delong",
     "delong_test",
+    "estimated_prevalence",
     "fit_isotonic",
     "fit_platt",
     "fit_temperature",
     "holm",
+    "in_bins",
     "net_benefit",
     "operating_points",
     "pr_curve_band",
+    "predictions_by_group",
+    "rates",
     "reliability_curve",
     "roc_curve_band",
     "score",
     "score_of_the_chosen",
+    "subgroup_tables",
 ]

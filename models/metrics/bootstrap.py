@@ -121,6 +121,15 @@ def _half_width(replicates: Floats, level: float, evidence: float) -> float:
     return error if np.isnan(error) else error * quantile(level, evidence - 1)
 
 
+def correlation_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return the confidence interval of a correlation as `logit_interval`, on Fisher's z scale; none at -1 and 1."""
+    half = _half_width(replicates, level, evidence)
+    if np.isnan(half) or not abs(value) < 1:
+        return Interval(value, np.nan, np.nan)
+    low, high = np.tanh(np.arctanh(value) + np.array([-half, half]) / (1 - value**2))
+    return Interval(value, float(low), float(high))
+
+
 def no_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
     """Return a value without bounds, for a metric of which no bounds hold."""
     return Interval(value, np.nan, np.nan)

@@ -45,7 +45,7 @@ AGGREGATES: dict[str, Callable[[Ints, Floats, int], Floats]] = {
 }
 
 
-def by_group(y: ArrayLike, proba: ArrayLike, groups: ArrayLike, how: str = "mean") -> GroupPredictions:
+def predictions_by_group(y: ArrayLike, proba: ArrayLike, groups: ArrayLike, how: str = "mean") -> GroupPredictions:
     """Return the predictions of groups (patients) from those of their images.
 
     y (n,), proba (n, K), groups (n,). Of two classes a group is positive where any image of it is; of more, all its

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.bootstrap import Bootstrap, Interval, log_interval, logit_interval, no_interval, resamples
+from models.metrics.bootstrap import (
+    Bootstrap,
+    Interval,
+    correlation_interval,
+    log_interval,
+    logit_interval,
+    no_interval,
+    resamples,
+)
 from models.metrics.delong import auc_interval
 from models.metrics.sample import Floats, Ints, Replicates, Sample, effective_groups, make_sample, ratio
 
@@ -47,6 +55,14 @@ def _specificity(replicates: Replicates) -> Floats:
 def _f1(replicates: Replicates) -> Floats:
     counts = replicates.confusion
     return ratio(2 * np.einsum("bkk->bk", counts), counts.sum(axis=1) + counts.sum(axis=2))
+
+
+def _mcc(replicates: Replicates) -> Floats:
+    counts = replicates.confusion
+    true, decided, n = counts.sum(axis=2), counts.sum(axis=1), replicates.total
+    covariance = np.einsum("bkk->b", counts) * n - (true * decided).sum(axis=1)
+    spread = [n**2 - np.square(side).sum(axis=1) for side in (true, decided)]
+    return ratio(covariance, np.sqrt(spread[0] * spread[1]))
 
 
 def _brier(replicates: Replicates) -> Floats:
@@ -106,10 +122,10 @@ class Metric:
 
 
 # Two classes: class 1 is the positive one. More: the mean over the classes (macro), one against the rest, of those
-# where it is defined. Brier: (proba[:, 1] - y)^2, or the squared distance to the one-hot label (Brier 1950). ECE:
-# |share - mean probability| over 15 bins of proba[:, 1] or of the highest probability (Naeini 2015, Guo 2017);
-# it is biased upwards, the more the fewer the images: bootstrap bounds hold 12 to 54 % of 95, so that it has none. The
-# calibration slope and intercept (`calibration_line`) have intervals that hold.
+# where it is defined. MCC: the correlation of true and decided classes (Matthews 1975; of several Gorodkin 2004).
+# Brier: (proba[:, 1] - y)^2, or the squared distance to the one-hot label (Brier 1950). ECE: |share - mean probability|
+# over 15 bins of proba[:, 1] or of the highest probability (Naeini 2015, Guo 2017); it is biased upwards, the more the
+# fewer the images: bootstrap bounds hold 12 to 54 % of 95, so that it has none; `calibration_line` has some that hold.
 METRICS: dict[str, Metric] = {
     "roc_auc": Metric("ROC AUC", +1, lambda r: _one_number(r.areas[0]), _each_class, analytic=auc_interval),
     "pr_auc": Metric("PR AUC", +1, lambda r: _one_number(r.areas[1]), _each_class),
@@ -118,6 +134,7 @@ METRICS: dict[str, Metric] = {
     "sensitivity": Metric("Sensitivity", +1, lambda r: _one_number(_recall(r)), _positives),
     "specificity": Metric("Specificity", +1, lambda r: _one_number(_specificity(r)), _negatives),
     "f1": Metric("F1", +1, lambda r: _one_number(_f1(r)), _each_class),
+    "mcc": Metric("MCC", +1, _mcc, _each_class, correlation_interval),
     "brier": Metric("Brier score", -1, _brier, _all_groups, log_interval),
     "ece": Metric("Calibration error", -1, _ece, _all_groups, no_interval),
     "log_loss": Metric("Log loss", -1, _log_loss, _all_groups, log_interval),
