@@ -119,7 +119,7 @@ def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
         f"{'DeLong for the ROC AUC, and for all else ' if binary else ''}the bootstrap with "
         f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}. Out of fold, areas count "
         "pairs within folds, and intervals are those of the models of the folds on new "
-        f"{plural(unit)}, not of training again on others (Bates, Hastie & Tibshirani 2021)."
+        f"{plural(unit)}, not of training again on others (Bates et al. 2021)."
     )
 
 
