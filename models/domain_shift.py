@@ -1,6 +1,6 @@
-"""How far two sets of images lie apart, and how much a detour changed what a backbone sees, from cached features.
+"""Domain shift between two sets of images: Fréchet distance, domain classifier AUC and CKA, from cached features.
 
-`measure` gives all of it; nothing here reads a label of the images, only their groups.
+`measure` returns all of them; labels are not read, only groups.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DUST = 1e-20  # share of its sum of squares that rounding leaves of a constant 
 
 
 class Distances(NamedTuple):
-    """How far the images of a target lie from those of a source, in the features of one backbone."""
+    """Distances between the images of a source and a target domain, in the features of one backbone."""
 
     frechet: float  # squared; 1 is a shift as large as an image's typical distance from the mean of its own set
     floor: float  # what `frechet` would come to by chance for two samples of one domain, as large and grouped as these
@@ -43,7 +43,7 @@ class Distances(NamedTuple):
 def measure(
     X: Features, groups_x: Groups, Z: Features, groups_z: Groups, *, after: Features | None = None, seed: int = 0
 ) -> Distances:
-    """Return how far the target's features Z (m, d) lie from the source's X (n, d), with the group of each image.
+    """Return the distances between source features X (n, d) and target features Z (m, d), with the group of each image.
 
     `after` (m, e) are features of the target's images from the backbone that was thawed on the source. At most 2,000
     images a side are looked at, drawn one by one: that keeps more groups, and so tells more, than whole groups would,
@@ -57,9 +57,9 @@ def measure(
             "domains are compared by groups (patients): two or more expected on either side, got "
             f"{counts[0]} in the source and {counts[1]} in the target; add images of other groups"
         )
-    F, G = _directions(X, Z)
+    F, G = shared_directions(X, Z)
     return Distances(
-        frechet=_between_gaussians(F, G),
+        frechet=frechet_distance(F, G),
         floor=_floor(F, groups_x, G, groups_z, seed),
         directions=F.shape[1],
         auc=domain_auc(X, groups_x, Z, groups_z, seed=seed),
@@ -76,19 +76,18 @@ def _drawn(n: int, seed: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(seed).choice(n, MOST, replace=False))
 
 
-def linear_cka(X: Features, Z: Features, *, unbiased: bool = True) -> float:
-    """Return how alike two representations (n, d) and (n, e) of the same images are: 1 alike, 0 unrelated.
+def linear_cka(X: Features, Z: Features) -> float:
+    """Return the linear CKA of two representations (n, d) and (n, e) of the same images: 1 alike, 0 unrelated.
 
-    Linear centred kernel alignment (Kornblith et al. 2019, arXiv:1905.00414). The plain estimate nears 1 for unrelated
-    features where d and e exceed n; the unbiased one of HSIC (Song et al. 2012, JMLR 13:1393; Nguyen et al. 2021,
-    arXiv:2010.15327) does not, and may come out a little below 0 or above 1. NaN where a representation is constant, or
-    so nearly noise that its own HSIC is not positive, and for fewer than four images.
+    Centred kernel alignment (Kornblith et al. 2019, arXiv:1905.00414) from the unbiased HSIC (Song et al. 2012, JMLR
+    13:1393; Nguyen et al. 2021, arXiv:2010.15327): the plain estimate nears 1 for unrelated features where d and e
+    exceed n. It may come out a little below 0 or above 1. NaN where a representation is constant, or so nearly noise
+    that its own HSIC is not positive, and for fewer than four images.
     """
     F, G = _centred(X), _centred(Z)
     if not F.any() or not G.any() or len(F) < 4:
         return float("nan")
-    hsic = _unbiased_hsic if unbiased else _overlap
-    both, own, other = hsic(F, G), hsic(F, F), hsic(G, G)
+    both, own, other = _unbiased_hsic(F, G), _unbiased_hsic(F, F), _unbiased_hsic(G, G)
     return both / float(np.sqrt(own) * np.sqrt(other)) if own > 0 and other > 0 else float("nan")
 
 
@@ -116,19 +115,6 @@ def _unbiased_hsic(F: Floats, G: Floats) -> float:
     return _overlap(F, G) - float(k @ m) + float(k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ m))
 
 
-def frechet_distance(X: Features, Z: Features) -> float:
-    """Return the squared Fréchet distance of Gaussians fitted to two sets of images, (n, d) and (m, d).
-
-    Dowson & Landau 1982 (J. Multivariate Anal. 12:450), for images Heusel et al. 2017 (arXiv:1706.08500), but in
-    units of the data: features are scaled by their deviation within the sets and seen in at most 64 leading principal
-    directions of both sets together, one for every eight images of the smaller set; the whole is divided by the mean
-    variance of a set in these. A covariance of d directions from n < d images is singular, and the plug-in estimate
-    grows with d / n (Chong & Forsyth 2020, arXiv:1911.07023); what is left of that bias is `Distances.floor`. Both
-    sets count alike, however many images they have. NaN where nothing varies within either set.
-    """
-    return _between_gaussians(*_directions(X, Z))
-
-
 def _floor(F: Floats, groups_f: Groups, G: Floats, groups_g: Groups, seed: int) -> float:
     """Return what the distance would come to by chance for two samples of one domain, as large and grouped as these.
 
@@ -145,12 +131,17 @@ def _share_of_floor(F: Floats, groups: Groups, seed: int) -> float:
     for draw in range(HALVINGS):
         first = np.isin(group, rng.permutation(len(names))[: len(names) // 2])
         weight = first.mean() * (1 - first.mean())
-        found[draw] = weight * _between_gaussians(F[first], F[~first])
+        found[draw] = weight * frechet_distance(F[first], F[~first])
     return float(found.mean())
 
 
-def _directions(X: Features, Z: Features) -> tuple[Floats, Floats]:
-    """Return both sets in shared principal directions, (n, k) and (m, k), of mean total variance 1 within a set."""
+def shared_directions(X: Features, Z: Features) -> tuple[Floats, Floats]:
+    """Return both sets in shared principal directions, (n, k) and (m, k), of mean total variance 1 within a set.
+
+    Features are scaled by their deviation within the sets. A covariance of d directions from n < d images is singular,
+    so there are at most 64, one for every eight images of the smaller set; both sets count alike, however many images
+    they have. NaN where nothing varies within either set.
+    """
     from sklearn.utils.extmath import randomized_svd
 
     F, G = _scaled(np.asarray(X, dtype=np.float64), np.asarray(Z, dtype=np.float64))
@@ -180,10 +171,13 @@ def _variance(F: Floats) -> Floats:
     return variance
 
 
-def _between_gaussians(F: Floats, G: Floats) -> float:
-    """Return |difference of means|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2); covariances A and B may be singular.
+def frechet_distance(F: Floats, G: Floats) -> float:
+    """Return the squared Fréchet distance of Gaussians fitted to two sets in shared directions, (n, k) and (m, k).
 
-    The product is symmetric, so that rounding leaves its eigenvalues real, and those below 0 are 0.
+    |difference of means|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), Dowson & Landau 1982 (J. Multivariate Anal. 12:450),
+    for images Heusel et al. 2017 (arXiv:1706.08500). The estimate grows with k / n (Chong & Forsyth 2020,
+    arXiv:1911.07023), which is `Distances.floor`. The product is symmetric, so that rounding leaves its eigenvalues
+    real, and those below 0 are 0.
     """
     if np.isnan(F).any():
         return float("nan")
@@ -209,4 +203,4 @@ def domain_auc(X: Features, groups_x: Groups, Z: Features, groups_z: Groups, *, 
     folds = grouped_folds(y, groups, 5, seed=seed)
     masks = folds != np.arange(folds.max() + 1)[:, None]
     found = sweep(both, y, strengths=[_STRENGTH], folds=masks, sample_weight=balanced(y, masks), tol=1e-4)
-    return score(y, out_of_fold(both, found, masks)[0], groups, n_bootstrap=0)["roc_auc"]
+    return score(y, out_of_fold(both, found, masks)[0], groups, folds=folds, n_bootstrap=0)["roc_auc"]

@@ -60,7 +60,7 @@ def _curve(name: str, points: Sequence[Point], seed: int) -> dict[str, Any]:
     rows = []
     for point in points:
         p = point.predictions
-        area = score(p.y, p.proba, p.groups, n_bootstrap=DRAWS, level=LEVEL, seed=seed)["roc_auc"]
+        area = score(p.y, p.proba, p.groups, folds=p.fold, n_bootstrap=DRAWS, level=LEVEL, seed=seed)["roc_auc"]
         rows.append({"groups": point.groups, "images": round(point.images, 1), "roc_auc": as_dict(area)})
     return {"name": name, "points": rows}
 

@@ -178,7 +178,7 @@ def compared(run: Run, again: Run, budget: tuple[str, Budget]) -> tuple[list[str
     if not all(np.array_equal(getattr(ours, name), getattr(theirs, name)) for name in ("ids", "y", "fold")):
         return [*lines, "verdict: DIFFERS: other images, labels or folds were predicted"], False
     apart = np.abs(ours.proba - theirs.proba)
-    before, now = (METRICS["roc_auc"](part.y, part.proba) for part in (shown(run), shown(again)))
+    before, now = (METRICS["roc_auc"](part.y, part.proba, folds=part.fold) for part in (shown(run), shown(again)))
     words, limit = budget
     lines.append(f"{len(apart):,} predictions: mean distance {apart.mean():.2g}, largest {apart.max(initial=0):.2g}")
     lines.append(f"ROC AUC {before:.6f}, now {now:.6f}")

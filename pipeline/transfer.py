@@ -206,7 +206,7 @@ def _rows(pairs: Sequence[tuple[Run, Run]], seed: int) -> list[DetourRow]:
 
 def _scored(run: Run, seed: int) -> dict[str, Any]:
     part = shown(run)
-    scores = score(part.y, part.proba, part.groups, n_bootstrap=DRAWS, level=LEVEL, seed=seed)
+    scores = score(part.y, part.proba, part.groups, folds=part.fold, n_bootstrap=DRAWS, level=LEVEL, seed=seed)
     return {"folder": str(run.folder), **{name: as_dict(scores[name]) for name in REPORTED}}
 
 

@@ -240,13 +240,23 @@ def test_duplicates_share_a_fold_and_leaks_leave_the_score() -> None:
     subject = make_subject(sha256=sha256, X=X)
     evidence = Evidence(subject)
     assert np.flatnonzero(evidence.leaked).tolist() == list(range(150, 170))
-    assert evidence.bundles[2] == evidence.bundles[3] == evidence.bundles[150] == evidence.bundles[151]
-    assert len(np.unique(evidence.bundles)) == 90
+    assert evidence.linked[2] == evidence.linked[3] == evidence.linked[150] == evidence.linked[151]
+    assert len(np.unique(evidence.linked)) == 90
     leakage = measure_leakage(subject, evidence.leaked)
     assert leakage is not None
     assert (leakage.images, leakage.leaked) == (50, 20)
     assert leakage.clean.value > 0.95
     assert leakage.clean.low < leakage.everything.low, "fewer images tell less"
+
+
+def test_patients_of_both_sides_leave_the_score_too() -> None:
+    """Test images of a group that is trained on count as leaked, duplicate or not."""
+    clean = make_subject()
+    groups = clean.groups.copy()
+    groups[160:166] = groups[4]
+    leakage = measure_leakage(make_subject(groups=groups), np.zeros(len(groups), bool))
+    assert leakage is not None
+    assert (leakage.images, leakage.leaked) == (50, 6)
 
 
 def test_blank_and_far() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from rich.console import Console
 from runs_for_tests import draw_predictions, draw_runs, make_run
 
 from features.errors import CacheError
-from models.metrics import METRICS, bootstrap_test, delong_test, holm, operating_points, score
+from models.metrics import METRICS, bootstrap_test, compare_with, delong_test, operating_points, score
 from models.runs.compare import compare_runs, run_names
 from models.runs.record import Run
 from models.runs.results import ComparisonResult
+from models.runs.scores import as_dict
 from models.validation.predictions import Predictions
 from pipeline.render.terminal import print_table
 
@@ -73,8 +75,10 @@ def test_scores_are_those_of_the_metrics(two: tuple[list[Run], dict[str, Any]]) 
     for row in results["runs"]:
         for part, test in (("validation", False), ("test", True)):
             p = by_name[row["name"]].predictions.part(test=test)
-            expected = score(p.y, p.proba, p.groups, threshold=row["threshold"], n_bootstrap=DRAWS, seed=3)
-            assert row[part] == {name: interval._asdict() for name, interval in expected.items()}
+            expected = score(
+                p.y, p.proba, p.groups, folds=p.fold, threshold=row["threshold"], n_bootstrap=DRAWS, seed=3
+            )
+            assert row[part] == {name: as_dict(interval) for name, interval in expected.items()}
             assert list(row[part]) == list(METRICS)
 
 
@@ -95,21 +99,31 @@ def test_thresholds_come_from_out_of_fold_predictions(two: tuple[list[Run], dict
     assert row["confusion"][1] == [int((~called)[tested.y == 1].sum()), int(called[tested.y == 1].sum())]
 
 
-def test_paired_delong_with_holm(two: tuple[list[Run], dict[str, Any]]) -> None:
+def test_paired_delong_in_simultaneous_tests(two: tuple[list[Run], dict[str, Any]]) -> None:
     runs, results = two
     by_name = {run.name: run.predictions.part(test=True) for run in runs}
     chosen, *others = results["runs"]
-    best = by_name[chosen["name"]]
-    tests = [delong_test(best.y, by_name[r["name"]].proba[:, 1], best.proba[:, 1], best.groups) for r in others]
-    adjusted = holm([test.p_value for test in tests])
+    parts = [by_name[row["name"]] for row in results["runs"]]
+    tests = compare_with(parts[0].y, [part.proba for part in parts], parts[0].groups, chosen_here=False, seed=3)
     assert chosen["against_chosen"] is None
-    for row, test, p in zip(others, tests, adjusted, strict=True):
+    for row, test, part in zip(others, tests, parts[1:], strict=True):
         versus = row["against_chosen"]
+        alone = delong_test(part.y, part.proba[:, 1], parts[0].proba[:, 1], part.groups)
         assert versus["difference"] == test.difference._asdict()
-        assert (versus["p_value"], versus["p_adjusted"]) == (test.p_value, p)
-        assert versus["distinguishable"] == (p < 0.05)
+        assert (versus["p_value"], versus["p_adjusted"]) == (test.p_value, test.p_adjusted)
+        assert test.p_value == pytest.approx(alone.p_value)
+        assert versus["distinguishable"] == (test.p_adjusted < 0.05)
     assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
     assert "1 of 2 others is not distinguishable from it" in results["summary"]
+
+
+def test_a_test_split_of_one_class_is_not_called_a_tie() -> None:
+    runs = draw_runs(2)
+    one = [run.predictions._replace(y=np.where(run.predictions.fold < 0, 1, run.predictions.y)) for run in runs]
+    results = compared([replace(run, predictions=p) for run, p in zip(runs, one, strict=True)], n_bootstrap=DRAWS)
+    assert [row["against_chosen"]["verdict"] for row in results["runs"][1:]] == ["cannot be tested"] * 2
+    assert "all 2 others are not to be tested against it on these images" in results["summary"]
+    assert "untestable" in printed(results)
 
 
 def test_more_classes_take_the_most_probable_one_and_the_bootstrap(seven: tuple[list[Run], dict[str, Any]]) -> None:
@@ -122,7 +136,7 @@ def test_more_classes_take_the_most_probable_one_and_the_bootstrap(seven: tuple[
     assert np.trace(chosen["confusion"]) == (best.proba.argmax(axis=1) == best.y).sum()
     assert chosen["test"]["accuracy"]["value"] == pytest.approx((best.proba.argmax(axis=1) == best.y).mean())
     test = bootstrap_test("roc_auc", best.y, worse.proba, best.proba, best.groups, n_bootstrap=DRAWS)
-    assert other["against_chosen"]["p_value"] == test.p_value
+    assert other["against_chosen"]["p_value"] == pytest.approx(test.p_value)
     assert "most probable class" in results["protocol"][2]
 
 
@@ -266,8 +280,11 @@ def test_no_interval_is_outside_its_metric(two: tuple[list[Run], dict[str, Any]]
     _, results = two
     for row in results["runs"]:
         for name, interval in row["test"].items():
+            if name == "ece":
+                assert (interval["low"], interval["high"]) == (None, None)
+                continue
             assert interval["low"] <= interval["value"] <= interval["high"], name
-            assert name == "log_loss" or 0 <= interval["low"] <= interval["high"] <= 1
+            assert name in ("log_loss", "mcc") or 0 <= interval["low"] <= interval["high"] <= 1
             assert all(math.isfinite(number) for number in interval.values())
 
 

@@ -16,19 +16,21 @@ from models.metrics import (
     METRICS,
     bootstrap_test,
     calibration_from_json,
+    calibration_line,
     fit_isotonic,
     fit_platt,
     fit_temperature,
     net_benefit,
     operating_points,
     pr_curve_band,
+    rates,
     reliability_curve,
     roc_curve_band,
     score,
 )
 from models.metrics.bootstrap import resamples, strata
 from models.metrics.registry import values
-from models.metrics.sample import make_sample
+from models.metrics.sample import effective_groups, make_sample
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -64,6 +66,7 @@ def as_scikit_learn(y: Ints, proba: Floats) -> dict[str, float]:
         "sensitivity": reference.recall_score(y, decision, average=average),
         "specificity": float(specificity[1] if k == 2 else specificity.mean()),
         "f1": reference.f1_score(y, decision, average=average),
+        "mcc": reference.matthews_corrcoef(y, decision),
         "brier": reference.brier_score_loss(y, proba[:, 1])
         if k == 2
         else float(((proba - one_hot) ** 2).sum(1).mean()),
@@ -148,7 +151,10 @@ def test_copies_of_a_image_in_its_group_tell_nothing_new() -> None:
     twice = score(np.tile(y, 2), np.tile(proba, (2, 1)), np.tile(names, 2), n_bootstrap=300)
     alone = score(np.tile(y, 2), np.tile(proba, (2, 1)), n_bootstrap=300)
     for name in METRICS:
-        assert twice[name] == pytest.approx(once[name], abs=1e-9), name
+        assert twice[name] == pytest.approx(once[name], abs=1e-9, nan_ok=True), name
+        if name == "ece":
+            assert np.isnan(once[name][1:]).all(), "no bounds of it hold"
+            continue
         assert alone[name].high - alone[name].low < once[name].high - once[name].low, name
 
 
@@ -170,7 +176,7 @@ def test_degenerate_predictions_give_nan_or_defined_values_and_no_warning() -> N
     single = score([1], proba[:1], n_bootstrap=50)
     assert single["accuracy"].value == 1 and np.isnan(single["accuracy"].low)
     constant = score([0, 1, 0, 1], np.full((4, 2), 0.5), n_bootstrap=50)
-    assert constant["roc_auc"] == (0.5, 0.5, 0.5)
+    assert constant["roc_auc"].value == 0.5 and np.isnan(constant["roc_auc"][1:]).all(), "no variance, no interval"
     assert constant["brier"] == pytest.approx((0.25, 0.25, 0.25))
     slip = np.array([[1 - 1e-9, 1e-9]] * 400 + [[1e-9, 1 - 1e-9]] * 400)
     nearly = score([0] * 399 + [1] * 401, slip, ["x", *map(str, range(798)), "y"], n_bootstrap=50)
@@ -187,7 +193,7 @@ def test_a_class_missing_in_the_test_set_does_not_count() -> None:
     assert intervals["roc_auc"].value == pytest.approx(np.mean(areas), abs=1e-12)
     recalls = reference.recall_score(y[kept], proba[kept].argmax(axis=1), labels=[0, 1, 3], average="macro")
     assert intervals["sensitivity"].value == pytest.approx(recalls, abs=1e-12)
-    assert not np.isnan([interval.low for interval in intervals.values()]).any()
+    assert [name for name, interval in intervals.items() if np.isnan(interval.low)] == ["ece"]
 
 
 def test_a_class_of_one_group_leaves_class_means_without_bounds() -> None:
@@ -308,6 +314,33 @@ def test_net_benefit_by_its_definition() -> None:
         net_benefit(y, proba[:, 1], [1.0])
 
 
+def test_net_benefit_band_is_that_of_a_mean_over_groups() -> None:
+    y, proba, _ = predictions(200, 2)
+    copied = [np.tile(column, 2) for column in (y, proba[:, 1], np.arange(200))]
+    curve = net_benefit(*copied[:2], [0.3, 0.6], copied[2], n_bootstrap=3000)
+    assert curve.model == pytest.approx(net_benefit(y, proba[:, 1], [0.3, 0.6]).model)
+    for row, at in enumerate((0.3, 0.6)):
+        gain = (proba[:, 1] >= at) * np.where(y == 1, 1, -at / (1 - at))
+        within = sum(gain[y == k].var(ddof=1) * (y == k).sum() for k in (0, 1))  # classes are strata
+        assert curve.high[row] - curve.model[row] == pytest.approx(1.972 * np.sqrt(within) / 200, rel=0.05)
+        assert curve.model[row] - curve.low[row] == pytest.approx(curve.high[row] - curve.model[row])
+    assert np.isnan(net_benefit(y, proba[:, 1], [0.3]).low).all()
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_rates_at_rates_are_the_best_of_all_thresholds(ties: bool) -> None:
+    y, proba, groups = predictions(150, 2, ties=ties)
+    column = proba[:, 1]
+    found = rates(y, column, groups, specificity=0.8, sensitivity=0.9, n_bootstrap=200)
+    called = column >= np.append(np.unique(column), 2)[:, None]
+    sensitivity, specificity = called[:, y == 1].mean(axis=1), (~called)[:, y == 0].mean(axis=1)
+    assert found.sensitivity.value == pytest.approx(sensitivity[specificity >= 0.8].max())
+    assert found.specificity.value == pytest.approx(specificity[sensitivity >= 0.9].max())
+    assert found.partial_auc.value == pytest.approx(reference.roc_auc_score(y, column, max_fpr=0.2))
+    assert all(interval.low < interval.value < interval.high for interval in found)
+    assert np.isnan(rates([1, 1], [0.2, 0.3], n_bootstrap=20)).all()
+
+
 def test_reliability_curve_adds_up_to_the_calibration_error() -> None:
     y, proba, _ = predictions(150, 2)
     curve = reliability_curve(y, proba[:, 1])
@@ -324,6 +357,61 @@ def test_wilson_bounds_are_those_of_statsmodels() -> None:
     for row, hits in enumerate((1, 3)):
         expected = proportion_confint(hits, 3, method="wilson")
         assert (curve.low[row], curve.high[row]) == pytest.approx(expected)
+
+
+def test_reliability_bounds_count_groups() -> None:
+    """Copies of an image in its group tell nothing new, and a bin of one patient tells nearly nothing."""
+    from scipy.stats import t
+    from statsmodels.stats.proportion import proportion_confint
+
+    y, proba, _ = predictions(300, 2)
+    names = np.arange(300)
+    once = reliability_curve(y, proba[:, 1], names, bins=4)
+    assert np.allclose(once, reliability_curve(y, proba[:, 1], bins=4))
+    copied = reliability_curve(np.tile(y, 4), np.tile(proba[:, 1], 4), np.tile(names, 4), bins=4)
+    assert copied.low == pytest.approx(once.low, abs=0.006) and copied.high == pytest.approx(once.high, abs=0.006)
+    y, column = np.array([1] * 8 + [0, 1, 0, 1]), np.repeat([0.9, 0.2], [8, 4])
+    lonely = reliability_curve(y, column, np.repeat(["a", "b", "c"], [8, 2, 2]), bins=2)
+    assert lonely.low[1] < 0.02 and lonely.high[1] == 1.0
+    ratio = float(t.isf(0.025, 3) / t.isf(0.025, 1))  # two patients alike, of 2 images each
+    expected = proportion_confint(2 * ratio**2, 4 * ratio**2, method="wilson")
+    assert (lonely.low[0], lonely.high[0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_calibration_slope_and_intercept_are_those_of_statsmodels(grouped: bool) -> None:
+    from scipy.stats import t
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+
+    y, proba, names = predictions(300, 2)
+    groups = np.unique(names, return_inverse=True)[1] if grouped else np.arange(300)
+    odds = np.log(proba[:, 1] / proba[:, 0])
+    line = calibration_line(y, proba[:, 1], groups)
+    n_groups = groups.max() + 1
+    evidence = effective_groups(*(len(np.unique(groups[y == k])) for k in (0, 1)))
+    designs = (np.column_stack([odds, np.ones(300)]), None), (np.ones((300, 1)), odds)
+    for interval, (design, offset) in zip(line, designs, strict=True):
+        model = GLM(y, design, family=Binomial(), offset=offset)
+        cluster = {"groups": groups, "use_correction": False}
+        fitted = model.fit(cov_type="cluster", cov_kwds=cluster, tol=1e-12)
+        half = fitted.bse[0] * np.sqrt(n_groups / (n_groups - 1)) * t.isf(0.025, evidence - 1)
+        expected = (fitted.params[0], fitted.params[0] - half, fitted.params[0] + half)
+        assert interval == pytest.approx(expected, rel=1e-6)
+
+
+def test_calibration_line_finds_the_factor_and_says_what_it_cannot() -> None:
+    y, proba = overconfident(2, 3.0)
+    line = calibration_line(y, proba[:, 1])
+    assert line.slope.low < 1 / 3 < line.slope.high and line.intercept.low < 0 < line.intercept.high
+    shifted = 1 / (1 + np.exp(-(np.log(proba[:, 1] / proba[:, 0]) / 3 + 1)))
+    assert calibration_line(y, shifted).intercept.value == pytest.approx(-1, abs=0.1)
+    thrice = calibration_line(*(np.tile(c, 3) for c in (y, proba[:, 1])), np.tile(np.arange(4000), 3))
+    assert np.allclose(thrice, line, rtol=1e-6), "copies in their groups"
+    separated = calibration_line([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9])
+    assert np.isnan(separated.slope).all() and not np.isnan(separated.intercept).any()
+    for labels, groups in (([1, 1, 1], None), ([0, 1, 1], [0, 1, 1])):
+        assert np.isnan(calibration_line(labels, [0.4, 0.3, 0.8], groups)).all()
 
 
 def overconfident(k: int, factor: float) -> tuple[Ints, Floats]:

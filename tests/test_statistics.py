@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 
-from benchmarks.coverage import DESIGNS, coverage, draw, false_alarms
-from models.metrics import METRICS, bootstrap_test, delong, delong_test, holm, mcnemar, score, score_of_the_chosen
-from models.metrics.bootstrap import perfect_auc_bound, standard_error
+from benchmarks.coverage import DESIGNS, coverage, draw, false_alarms, false_lower
+from models.metrics import METRICS, bootstrap_test, compare_with, delong, delong_test, holm, score, score_of_the_chosen
+from models.metrics.bootstrap import on_logit_scale, perfect_auc_bound, quantile, standard_error
 from models.metrics.delong import auc_interval
+from models.metrics.registry import values
 from models.metrics.sample import make_sample
 
 Floats = NDArray[np.float64]
@@ -58,8 +62,10 @@ def test_delong_is_that_of_proc(name: str) -> None:
     assert (estimate.auc[0], estimate.covariance[0, 0]) == pytest.approx((area, variance), rel=1e-12)
     half = 1.959963984540054 * np.sqrt(estimate.covariance[0, 0])
     assert (estimate.auc[0] - half, estimate.auc[0] + half) == pytest.approx((low, high), rel=1e-12)
+    error = float(np.sqrt(estimate.covariance[0, 0]))
+    assert on_logit_scale(area, quantile(0.95) * error)[1:] == pytest.approx(ON_LOGITS[name], rel=1e-12)
     ours = score(y, as_proba(scores[name]), n_bootstrap=0)["roc_auc"]
-    assert ours == pytest.approx((area, *ON_LOGITS[name]), rel=1e-12)
+    assert ours == pytest.approx(on_logit_scale(area, float(t.isf(0.025, estimate.evidence - 1)) * error), rel=1e-9)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -68,11 +74,14 @@ def test_delong_test_is_that_of_proc(pair: str) -> None:
     covariance, z, p_value, low, high = PAIRS[pair]
     estimate = delong(y, np.stack([scores[name] for name in pair]))
     assert estimate.covariance[[0, 1], [1, 0]] == pytest.approx([covariance] * 2, rel=1e-12)
-    test = delong_test(y, scores[pair[0]], scores[pair[1]])
     area_a, area_b = (AREAS[name][0] for name in pair)
-    assert test.difference == pytest.approx((area_a - area_b, low, high), rel=1e-10)
-    assert test.p_value == pytest.approx(p_value, rel=1e-10)
-    assert test.difference.value / (high - low) * 2 * 1.959963984540054 == pytest.approx(z, rel=1e-10)
+    error = (high - low) / 2 / 1.959963984540054
+    assert (area_a - area_b) / error == pytest.approx(z, rel=1e-10)
+    assert 2 * norm.sf(z) == pytest.approx(p_value, rel=1e-10)
+    test, freedom = delong_test(y, scores[pair[0]], scores[pair[1]]), estimate.evidence - 1
+    half = error * float(t.isf(0.025, freedom))
+    assert test.difference == pytest.approx((area_a - area_b, area_a - area_b - half, area_a - area_b + half), rel=1e-9)
+    assert test.p_value == pytest.approx(2 * t.sf(z, freedom), rel=1e-9)
 
 
 def test_delong_on_the_counts_of_asah_is_that_of_proc() -> None:
@@ -130,9 +139,85 @@ def test_degenerate_areas_have_no_variance_and_no_warning() -> None:
     assert np.isnan(delong([0, 1, 1], [0.1, 0.2, 0.3]).covariance).all()
     assert np.isnan(delong([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4], ["a", "b", "c", "c"]).covariance).all()
     y, scores = made_by_formula()
-    assert delong_test(y, scores["a"], scores["a"]) == ((0.0, 0.0, 0.0), 1.0)
-    unequal = delong_test([0, 0, 1, 1], [1, 2, 3, 4], [1, 1, 1, 1])
-    assert unequal.difference.value == 0.5 and np.isnan(unequal.p_value)
+    for same in (scores["a"], scores["a"] * 3):
+        test = delong_test(y, scores["a"], same)
+        assert test.difference.value == 0 and np.isnan(test.difference[1:]).all() and test.p_value == 1
+    untestable = delong_test([0, 0, 1, 1], [1, 2, 3, 4], [1, 1, 1, 1], ["a", "b", "c", "c"])
+    assert untestable.difference.value == 0.5 and np.isnan(untestable.p_value)
+
+
+def test_where_every_group_decides_alike_the_sign_flip_test_is_exact() -> None:
+    y, half = np.repeat([0, 1], 4), np.full(8, 0.5)
+    groups = np.array([0, 0, 1, 2, 3, 4, 4, 5])
+    test = delong_test(y, np.where(y, 0.9, 0.1), half, groups)
+    signs = np.array(list(product([1, -1], repeat=6)))
+    assert test.p_value == (np.abs(signs.sum(axis=1)) >= 6).mean() == 2**-5
+    share = 0.025 ** (1 / 6)  # of groups on this side, binom.sf(5, 6, share) = 0.025
+    assert test.difference == pytest.approx((0.5, 0.5 * (2 * share - 1), 0.5))
+    back = delong_test(y, half, np.where(y, 0.9, 0.1), groups)
+    assert back.difference == pytest.approx((-0.5, -0.5, -0.5 * (2 * share - 1)))
+    few = delong_test([0, 0, 1, 1], [1, 2, 3, 4], [1, 1, 1, 1])
+    assert few.p_value == 1 / 8 and few.difference.low < 0, "p and interval agree"
+    three = np.repeat([0, 1, 2], 6)
+    many = bootstrap_test("accuracy", three, np.eye(3)[three], np.eye(3)[(three + 1) % 3], n_bootstrap=40)
+    assert many.p_value == 2.0**-17 and 0.5 < many.difference.low < 1
+
+
+def mann_whitney_by_loops(y: NDArray[np.int64], column: Floats, folds: NDArray[np.int64]) -> float:
+    """Return the share of pairs within folds that are ranked rightly."""
+    pairs = [
+        (column[i] > column[j]) + (column[i] == column[j]) / 2
+        for i in np.flatnonzero(y == 1)
+        for j in np.flatnonzero((y == 0) & (folds == folds[i]))
+    ]
+    return float(np.mean(pairs))
+
+
+def test_out_of_fold_areas_count_pairs_within_folds() -> None:
+    random = np.random.default_rng(0)
+    y, folds, groups = random.integers(0, 2, 90), random.integers(0, 5, 90), random.integers(0, 40, 90)
+    column = np.round(random.random(90) * 0.5 + 0.3 * y, 1)
+    expected = mann_whitney_by_loops(y, column, folds)
+    assert delong(y, column, groups, folds).auc[0] == pytest.approx(expected, rel=1e-12)
+    assert METRICS["roc_auc"](y, as_proba(column), folds=folds) == pytest.approx(expected, rel=1e-12)
+    moved = as_proba(column + folds)  # each fold's model has a scale of its own
+    assert METRICS["roc_auc"](y, moved, folds=folds) == pytest.approx(expected, rel=1e-12)
+    assert abs(METRICS["roc_auc"](y, moved) - expected) > 0.02
+    three = random.integers(0, 3, 90)
+    proba = random.dirichlet(np.ones(3), 90).round(2)
+    proba[:, 0] = 1 - proba[:, 1:].sum(axis=1)
+    areas = [mann_whitney_by_loops((three == k).astype(int), proba[:, k], folds) for k in range(3)]
+    assert score(three, proba, groups, folds=folds, n_bootstrap=20)["roc_auc"].value == pytest.approx(np.mean(areas))
+
+
+def test_variance_within_folds_is_the_jackknifes_and_of_one_repeat() -> None:
+    """The infinitesimal jackknife by finite differences: how the area moves with the weight of each group."""
+    random = np.random.default_rng(1)
+    groups = np.repeat(np.arange(30), 4)
+    y, folds = (groups % 2).astype(np.int64), groups // 2 % 3
+    column = random.normal(size=120) + y + random.normal(size=30)[groups]
+    sample, step = make_sample(y, as_proba(column - column.min()), groups, folds=folds), 1e-4
+    moves = values({"roc_auc": METRICS["roc_auc"]}, sample, 1 + step * np.eye(30))["roc_auc"]
+    influence = (moves - METRICS["roc_auc"](y, sample.proba, folds=folds)) / step
+    once = delong(y, column, groups, folds)
+    assert once.covariance[0, 0] == pytest.approx(3 / 2 * 15 / 14 * (influence**2).sum(), rel=2e-3), "of 3 folds"
+    thrice = delong(*(np.tile(c, 3) for c in (y, column, groups)), np.concatenate([folds, folds + 3, folds + 6]))
+    assert thrice.covariance == pytest.approx(once.covariance, rel=1e-12)
+    assert (thrice.evidence, thrice.groups) == pytest.approx((once.evidence, once.groups))
+    again = [np.tile(column, 3) for column in (y, groups)]
+    other = delong(again[0], np.tile(column, 3), again[1], np.concatenate([folds, 3 + (folds + 1) % 3, folds + 6]))
+    assert other.covariance == pytest.approx(once.covariance, rel=1e-12)
+    whole = score(y, sample.proba, groups, folds=folds, n_bootstrap=4000)
+    repeated = score(
+        again[0],
+        np.tile(sample.proba, (3, 1)),
+        again[1],
+        folds=np.concatenate([folds, folds + 3, folds + 6]),
+        n_bootstrap=4000,
+    )
+    for name in ("roc_auc", "accuracy", "pr_auc", "brier"):
+        width, other = (bounds[name].high - bounds[name].low for bounds in (whole, repeated))
+        assert other == pytest.approx(width, rel=0.06), name
 
 
 def test_perfect_area_is_bounded_where_its_variance_is() -> None:
@@ -186,35 +271,101 @@ def test_bootstrap_test_agrees_with_delong() -> None:
 def test_bootstrap_test_of_one_model_against_itself() -> None:
     y, scores = made_by_formula()
     proba = as_proba(scores["a"])
-    assert bootstrap_test("f1", y, proba, proba, n_bootstrap=50) == ((0.0, 0.0, 0.0), 1.0)
+    same = bootstrap_test("f1", y, proba, proba, n_bootstrap=50)
+    assert same.difference.value == 0 and same.p_value == 1
     moved = bootstrap_test("sensitivity", y, proba, proba, thresholds=(0.2, 0.6), n_bootstrap=200)
     found = (proba[y == 1, 1] >= 0.2).mean() - (proba[y == 1, 1] >= 0.6).mean()
     assert moved.difference.value == pytest.approx(found) and found > 0 and moved.p_value < 0.05
 
 
-def test_mcnemar_is_that_of_statsmodels() -> None:
-    from statsmodels.stats.contingency_tables import mcnemar as expected
+def equals(models: int, n: int, seed: int, shift: float = 1.5) -> tuple[NDArray[np.int64], list[Floats]]:
+    """Return labels and probabilities of equally good models with errors partly in common."""
+    random = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    logits = random.normal(size=n) + random.normal(size=(models, n)) + shift * y
+    return y, [np.stack([1 - p, p], axis=1) for p in 1 / (1 + np.exp(-logits))]
 
+
+@pytest.mark.parametrize("chosen_here", [False, True])
+def test_simultaneous_intervals_and_adjusted_p_never_contradict(chosen_here: bool) -> None:
+    y, probas = equals(12, 60, 0)
+    better = np.clip(probas[0][:, 1] + 0.35 * (2 * y - 1), 0.01, 0.99)
+    probas.append(np.stack([1 - better, better], axis=1))
+    for reference in (0, 12):
+        tests = compare_with(y, probas, reference=reference, chosen_here=chosen_here)
+        others = [proba for j, proba in enumerate(probas) if j != reference]
+        for test, other in zip(tests, others, strict=True):
+            alone = delong_test(y, other[:, 1], probas[reference][:, 1])
+            assert (test.difference.value, test.p_value) == pytest.approx((alone.difference.value, alone.p_value))
+            assert test.p_value <= test.p_adjusted <= min(1, (78 if chosen_here else 12) * test.p_value)
+            assert (test.p_adjusted < 0.05) == (not test.difference.low <= 0 <= test.difference.high)
+            assert test.difference.high - test.difference.low > alone.difference.high - alone.difference.low
+    assert any(test.p_adjusted < 0.05 for test in tests)
+
+
+def test_adjusted_p_is_that_of_dunnett() -> None:
+    """Independent models with equal variances: scipy's own multivariate t has the same largest |t|."""
+    from scipy.stats import multivariate_t
+
+    y, probas = equals(4, 80, 3)
+    tests = compare_with(y, probas, chosen_here=False)
+    estimate = delong(y, np.stack([proba[:, 1] for proba in probas]))
+    contrasts = np.hstack([-np.ones((3, 1)), np.eye(3)])
+    spread = contrasts @ estimate.covariance @ contrasts.T
+    error = np.sqrt(np.diag(spread))
+    random = multivariate_t(shape=spread / np.outer(error, error), df=estimate.evidence - 1, seed=0)
+    largest = np.abs(random.rvs(100_000)).max(axis=1)
+    for test, statistic in zip(tests, np.abs(contrasts @ estimate.auc / error), strict=True):
+        assert test.p_adjusted == pytest.approx((largest >= statistic).mean(), abs=0.012)
+
+
+def test_equal_models_are_rarely_called_lower_even_when_the_best_was_chosen_here() -> None:
+    alarms = false_lower(DESIGNS["single, AUC 0.86"], 10, 120)
+    assert all(share <= 0.1 for share in alarms.values()), alarms
+    naive = 0
+    for seed in range(60):
+        y, probas = equals(10, 120, seed)
+        areas = [METRICS["roc_auc"](y, proba) for proba in probas]
+        tests = compare_with(y, probas, reference=int(np.argmax(areas)), chosen_here=False)
+        naive += any(test.difference.high < 0 for test in tests)
+    assert naive >= 6, "the reason for all pairs"
+
+
+def test_several_classes_are_compared_by_the_bootstrap() -> None:
     random = np.random.default_rng(0)
-    y = random.integers(0, 3, 90)
-    a, b = (np.where(random.random(90) < share, y, 2) for share in (0.8, 0.6))
-    right_a, right_b = a == y, b == y
-    table = [
-        [(right_a & right_b).sum(), (right_a & ~right_b).sum()],
-        [(~right_a & right_b).sum(), (~right_a & ~right_b).sum()],
-    ]
-    test = mcnemar(y, a, b)
-    assert test.p_value == pytest.approx(expected(table, exact=True).pvalue, rel=1e-12)
-    assert test.difference.value == pytest.approx(right_a.mean() - right_b.mean())
-    assert test.difference.low < test.difference.value < test.difference.high
-    assert mcnemar(y, a, a).p_value == 1.0 and mcnemar(y, a, a).difference.value == 0
+    y = np.arange(120) % 3
+    logits = random.normal(size=(3, 120, 3)) + np.array([1.0, 1.0, 4.0])[:, None, None] * np.eye(3)[y]
+    probas = list(np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True))
+    equal, higher = compare_with(y, probas, chosen_here=False, n_bootstrap=800)
+    assert higher.p_adjusted < 0.05 < equal.p_adjusted
+    alone = bootstrap_test("roc_auc", y, probas[2], probas[0], n_bootstrap=800)
+    assert (higher.difference.value, higher.p_value) == pytest.approx((alone.difference.value, alone.p_value))
 
 
-def test_mcnemar_interval_by_hand() -> None:
-    y, a, b = np.ones(98, int), np.ones(98, int), np.ones(98, int)
-    b[:9], a[9:13] = 0, 0  # 9 right by a only, 4 by b only: adjusted to 10 and 5 of 100
-    half = 1.959963984540054 * np.sqrt((0.15 - 0.05**2) / 100)
-    assert mcnemar(y, a, b).difference == pytest.approx((5 / 98, 0.05 - half, 0.05 + half), rel=1e-12)
+@pytest.mark.parametrize("k", [2, 3])
+def test_models_of_other_folds_are_compared_each_within_its_own(k: int) -> None:
+    random = np.random.default_rng(0)
+    y = np.repeat(np.arange(40) % k, 3)
+    groups = np.repeat(np.arange(40), 3)
+    folds = np.stack([groups // k % 4, groups // k % 5])
+    logits = random.normal(size=(2, 120, k)) + np.eye(k)[y]
+    probas = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    areas = [METRICS["roc_auc"](y, proba, folds=own) for proba, own in zip(probas, folds, strict=True)]
+    (test,) = compare_with(y, list(probas), groups, folds=folds, chosen_here=True, n_bootstrap=200)
+    assert test.difference.value == pytest.approx(areas[1] - areas[0]) and test.difference.value != 0
+    together = compare_with(y, list(probas), groups, folds=folds[0], chosen_here=True, n_bootstrap=200)[0]
+    assert test.difference.high - test.difference.low == pytest.approx(
+        together.difference.high - together.difference.low, rel=0.3
+    )
+
+
+def test_what_cannot_be_tested_is_no_tie() -> None:
+    y, probas = equals(3, 40, 0)
+    for test in compare_with(np.zeros(40, int), probas, chosen_here=True):
+        assert np.isnan(test.p_adjusted) and np.isnan(test.difference).all()
+    perfect, constant = np.eye(2)[y], np.full((40, 2), 0.5)
+    (found,) = compare_with(y, [perfect, constant], chosen_here=True)
+    assert found.p_adjusted == 2.0**-39 and -0.5 <= found.difference.high < -0.3
 
 
 def test_holm_is_that_of_statsmodels() -> None:
@@ -269,3 +420,13 @@ def test_choosing_flatters_and_the_correction_takes_it_back() -> None:
     one = score_of_the_chosen(y, probas[:1], n_bootstrap=400)
     assert one.value == pytest.approx(METRICS["roc_auc"](y, probas[0]), abs=0.02), "nothing to choose, nothing to pay"
     assert np.isnan(score_of_the_chosen(y, probas[:1], groups=np.zeros(120)).value)
+
+
+def test_the_correction_does_not_depend_on_the_order_of_the_models() -> None:
+    """On few, well separated images several models are often equally good on the drawn groups."""
+    y, probas = equals(8, 40, 0, shift=4.0)
+    probas.sort(key=lambda proba: METRICS["roc_auc"](y, proba))
+    rising, falling = (score_of_the_chosen(y, row) for row in (probas, probas[::-1]))
+    assert rising == pytest.approx(falling, rel=1e-12)
+    losses = score_of_the_chosen(y, probas, metric="brier")
+    assert 0 < losses.low < losses.value < losses.high

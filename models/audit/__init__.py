@@ -1,14 +1,12 @@
-"""The audit: what is wrong with the images and labels themselves, before any score is believed.
+"""Data audit: leaks between splits, duplicates, probable label errors, outliers and blank images.
 
-subject     what is looked at: features, labels, splits, groups, digests, thumbnails
-neighbours  nearest rows and distances, block by block: never an n x n array
-alignment   whether two thumbnails show the same image, after one is laid over the other
-duplicates  pairs with the same bytes, and pairs with the same image
-labels      labels that the other images contradict (confident learning)
-outliers    images far from all others, and images with nothing on them
-leakage     the test score with and without the images that the training set knows
-evidence    all of the above, each made when a check first asks for it
-checks      the table CHECKS: from evidence to findings
+subject       what is audited: features, labels, splits, groups, digests, thumbnails
+neighbours    nearest neighbours and distances, block by block: never an n x n array
+duplicates    pairs with the same bytes, and near-duplicates after image registration
+label_errors  probable label errors by confident learning
+outliers      images far from all others of their class, and blank images
+leakage       the test ROC AUC with and without leaked images
+checks        the table CHECKS: from the evidence of all of these to findings
 """
 
 from models.audit.checks import CHECKS, Check, Evidence, Finding, find_all

@@ -1,4 +1,4 @@
-"""The table CHECKS: one more check is one more row."""
+"""The checks of an audit (table CHECKS, one row each), the evidence that they share, and their findings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.datasets.splits import straddling
 from features.errors import BadDataset
-from models.audit.duplicates import Pairs, Step, Thresholds, bundles, exact_pairs, near_pairs
+from models.audit.duplicates import Pairs, Step, Thresholds, exact_pairs, linked_groups, near_pairs
 from models.audit.label_errors import Opinion, label_errors, predict_out_of_fold
 from models.audit.neighbours import mean_distances
 from models.audit.outliers import Odd, blank, far_out
@@ -23,14 +23,14 @@ Rows = NDArray[np.int64]
 
 
 class Evidence:
-    """Lazy and remembered; `step` gives a function (done, total) that shows how far a named step is."""
+    """What the checks share, computed when first asked for; `step` names a step and returns its progress."""
 
     def __init__(self, subject: Subject, *, seed: int = 0, step: Step = lambda _: lambda done, total: None) -> None:
         self.subject, self.seed, self._step = subject, seed, step
 
     @cached_property
     def exact(self) -> Pairs:
-        """Return the pairs with the same bytes."""
+        """Return the exact duplicates: pairs with the same bytes."""
         return exact_pairs(self.subject)
 
     @cached_property
@@ -39,14 +39,14 @@ class Evidence:
 
     @cached_property
     def near(self) -> Pairs:
-        """Return the pairs that show the same image; none where there are no images to look at."""
+        """Return the near-duplicate pairs; none where there are no thumbnails."""
         if self.subject.thumbnails is None:
             return self.exact.take(np.zeros(len(self.exact.first), bool))
         return self._near[0]
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """Return what near-duplicates were sought by; None where there are no images."""
+        """Return the thresholds of the search for near-duplicates; None where there are no thumbnails."""
         return None if self.subject.thumbnails is None else self._near[1]
 
     @cached_property
@@ -57,9 +57,9 @@ class Evidence:
         return Pairs(np.concatenate([a.first, b.first]), np.concatenate([a.second, b.second]), likeness)
 
     @cached_property
-    def bundles(self) -> Rows:
-        """Return a number for each image, (n,), equal where a group or a duplicate holds them together."""
-        return bundles(self.subject, self.pairs)
+    def linked(self) -> Rows:
+        """Return the linked group of each image, (n,): groups joined by duplicates, over any chain."""
+        return linked_groups(self.subject, self.pairs)
 
     @cached_property
     def leaked(self) -> NDArray[np.bool_]:
@@ -72,27 +72,27 @@ class Evidence:
     @cached_property
     def _nearest(self) -> tuple[NDArray[np.float64], Rows]:
         directions, lengths = self.subject.standardised
-        return mean_distances(directions, lengths, self.bundles, _NEIGHBOURS, progress=self._step("measure distances"))
+        return mean_distances(directions, lengths, self.linked, _NEIGHBOURS, progress=self._step("measure distances"))
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:
         """Return out-of-fold probabilities of every image, (n, K). BadDataset where folds cannot be made."""
         self._step("fit the head out of fold")
-        return predict_out_of_fold(self.subject.X, self.subject.y, self.bundles, seed=self.seed)
+        return predict_out_of_fold(self.subject.X, self.subject.y, self.linked, seed=self.seed)
 
     @cached_property
     def opinion(self) -> Opinion:
-        """Return the labels that are probably wrong. BadDataset where folds cannot be made."""
+        """Return the probable label errors. BadDataset where folds cannot be made."""
         return label_errors(self.subject.y, self.probabilities, self._nearest[1])
 
     @cached_property
     def outliers(self) -> Odd:
-        """Return the images far from all others."""
+        """Return the outliers of each class."""
         return far_out(self.subject.y, self._nearest[0])
 
     @cached_property
     def blank(self) -> Odd:
-        """Return the images with nothing on them; none where there are no images to look at."""
+        """Return the blank images; none where there are no thumbnails."""
         thumbnails = self.subject.thumbnails
         return Odd(np.empty(0, np.int64), np.empty(0)) if thumbnails is None else blank(thumbnails)
 
@@ -102,7 +102,7 @@ NO_IMAGES = "needs the images, and a pack has none"
 
 
 class Finding(NamedTuple):
-    """One image, or pair of images, that somebody should look at."""
+    """A finding: one image, or pair of images, to be looked at by a person."""
 
     check: str
     severity: Severity
@@ -115,7 +115,7 @@ class Finding(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a check returns: rows of the subject (-1 for none), a value in words; a name where there is no row."""
+    """A finding as a check returns it: rows of the subject (-1 for none), or a name; value in words."""
 
     row: int
     other: int = -1
@@ -125,7 +125,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """One row of CHECKS."""
+    """One row of CHECKS: how findings are made, and how they are titled, ranked and advised on."""
 
     title: str  # of the summary
     severity: Severity

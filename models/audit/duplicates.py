@@ -1,4 +1,4 @@
-"""Pairs of images with the same bytes, and pairs that show the same image."""
+"""Exact duplicates (same bytes) and near-duplicates (same image in other bytes, by registration)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TASK = 64  # pairs per task
 
 
 def likeness(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Return how alike two thumbnails (S, S) are, -1 to 1, after the affine map of b that fits a best.
+    """Return the likeness of two thumbnails (S, S), -1 to 1, after affine registration of b to a.
 
     The map maximises the enhanced correlation coefficient (Evangelidis & Psarakis 2008, IEEE TPAMI 30:1858), which
     brightness and contrast do not change: it undoes crops, resizes and small turns. Then both pass a difference of
@@ -111,7 +111,7 @@ _NET_FEATURES, _NET_HASH = 0.5, 0.95  # quantiles of those pairs above which a p
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows; `first` is the one that is trained on, where one is and the other is not."""
+    """Duplicate pairs of rows; `first` is the training image where the other is in a later split."""
 
     first: Rows  # (m,)
     second: Rows  # (m,)
@@ -123,7 +123,7 @@ class Pairs(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """What near-duplicates were sought by, all from pairs of different classes."""
+    """Thresholds of the search for near-duplicates, all measured on pairs of different classes."""
 
     cosine: float  # of standardised features, from which a pair is looked at closely
     hash_bits: int  # of 63 that may differ for the same
@@ -131,7 +131,7 @@ class Thresholds(NamedTuple):
 
 
 def exact_pairs(subject: Subject) -> Pairs:
-    """Return each image with the same bytes as another, paired with the one that is trained on, else the first."""
+    """Return the exact duplicates, each paired with the image of its bytes in the earliest split, else the first."""
     rank = np.lexsort((np.arange(len(subject.ids)), subject.order, subject.content))
     content = subject.content[rank]
     starts = np.flatnonzero(np.r_[True, content[1:] != content[:-1]])
@@ -141,7 +141,7 @@ def exact_pairs(subject: Subject) -> Pairs:
 
 
 def near_pairs(subject: Subject, *, seed: int = 0, step: Step) -> tuple[Pairs, Thresholds]:
-    """Return the pairs that show the same image with other bytes, most alike first, and the thresholds.
+    """Return the near-duplicates, most alike first, and the thresholds that they were found by.
 
     Candidates are the nearest images by features and by perceptual hash, of every image in every split; each is
     laid over the other and compared pixel by pixel. Pairs of one group with one label in one split are not sought.
@@ -176,7 +176,7 @@ def _trained_first(subject: Subject, pairs: Rows, values: NDArray[np.float64]) -
 def _thresholds(
     subject: Subject, directions: NDArray[np.float32], signs: NDArray[np.float32], seed: int, step: Step
 ) -> tuple[Thresholds, tuple[float, float]]:
-    """Measure how alike images of different classes get: they are no duplicates, but for the odd conflict.
+    """Return the thresholds, from the likeness of images of different classes, nearly none of which are duplicates.
 
     The threshold of the likeness is the median plus six robust standard deviations (1.4826 MAD) on Fisher's scale,
     artanh, of the nearest image of another class, within NEAR_LIMITS.
@@ -196,8 +196,8 @@ def _thresholds(
     return Thresholds(net, differing, likeness), (net, hash_net)
 
 
-def bundles(subject: Subject, pairs: Pairs) -> Rows:
-    """Return a number for each row, (n,), equal for images that a group or a pair holds together, over any chain."""
+def linked_groups(subject: Subject, pairs: Pairs) -> Rows:
+    """Return the linked group of each row, (n,): connected components of groups and duplicate pairs."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,4 +1,4 @@
-"""Labels that the other images contradict: confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70:1373)."""
+"""Probable label errors by confident learning (Northcutt, Jiang & Chuang 2021, JAIR 70:1373)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = NDArray[np.int64]
 
 
 class Opinion(NamedTuple):
-    """The labels that are probably wrong, worst first."""
+    """Probable label errors, worst first."""
 
     row: Rows  # (m,)
     suggested: Rows  # (m,) class
@@ -27,12 +27,12 @@ class Opinion(NamedTuple):
     confidence: NDArray[np.float64]  # (K,) mean probability of each class among its own: what counts as confident
 
 
-def predict_out_of_fold(X: NDArray[Any], y: Rows, bundles: Rows, *, seed: int = 0) -> NDArray[np.float64]:
-    """Return the probabilities (n, K) of a logistic head for rows that it has not seen; no bundle is in two folds.
+def predict_out_of_fold(X: NDArray[Any], y: Rows, linked: Rows, *, seed: int = 0) -> NDArray[np.float64]:
+    """Return out-of-fold probabilities (n, K) of a logistic head; no linked group is in two folds.
 
-    The strength is the one of least held-out log loss. BadDataset where a class has fewer than two bundles.
+    The strength is the one of least held-out log loss. BadDataset where a class has fewer than two linked groups.
     """
-    folds = grouped_folds(y, bundles.astype(np.str_), _FOLDS, seed=seed)
+    folds = grouped_folds(y, linked.astype(np.str_), _FOLDS, seed=seed)
     masks = np.stack([folds != fold for fold in range(int(folds.max()) + 1)])
     held = out_of_fold(X, sweep(X, y, strengths=_STRENGTHS, folds=masks, tol=_TOL), masks)
     best: NDArray[np.float64] = held[int(np.argmin([log_loss(y, proba) for proba in held]))]
@@ -40,10 +40,10 @@ def predict_out_of_fold(X: NDArray[Any], y: Rows, bundles: Rows, *, seed: int = 
 
 
 def label_errors(y: Rows, proba: NDArray[np.float64], neighbours: Rows) -> Opinion:
-    """Return the rows of y (n,) whose label two witnesses contradict.
+    """Return the probable label errors of y (n,): both the model and the nearest neighbours contradict the label.
 
     The first is the confident joint: the row's probability of another class is at least the mean of that class among
-    its own images, and the normalised margin is at most MARGIN. The second are the nearest images of other bundles,
+    its own images, and the normalised margin is at most MARGIN. The second are the nearest images of other groups,
     `neighbours` (n, k) with -1 for none: most of them are of that class. A hard case moves one of the two, a wrong
     label both.
     """

@@ -1,4 +1,4 @@
-"""Nearest rows, block by block: memory is a few blocks, however many rows there are."""
+"""Exact nearest neighbours in blocks, so that no n x n array is held in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Progress = Callable[[int, int], None]
 
 
 class Matches(NamedTuple):
-    """The nearest row of each of m rows; similarity is -inf where none was allowed."""
+    """The nearest neighbour of each of m rows; similarity is -inf where none was allowed."""
 
     row: Rows  # (m,)
     nearest: Rows  # (m,)

@@ -1,4 +1,4 @@
-"""Images far from all others, and images with nothing on them."""
+"""Outliers by distance to the nearest neighbours, and blank images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TAIL = 0.01  # share of the pixels at either end that does not count
 
 
 class Odd(NamedTuple):
-    """Rows, strangest first, with what makes them so."""
+    """Outlying rows, strongest first, with the value that they were found by."""
 
     row: NDArray[np.int64]  # (m,)
     value: NDArray[np.float64]  # (m,)
 
 
 def far_out(y: NDArray[np.int64], distance: NDArray[np.float64]) -> Odd:
-    """Return the rows whose mean distance (n,) to their nearest images is more than FAR robust z-scores in the class.
+    """Return the outliers: rows whose mean neighbour distance (n,) is more than FAR robust z-scores in its class.
 
     On the logarithm of the distance: z = (x - median) / (1.4826 MAD), Iglewicz & Hoaglin 1993; the distance to the
     nearest ones by Ramaswamy, Rastogi & Shim 2000 (SIGMOD 29:427).
@@ -36,7 +36,7 @@ def far_out(y: NDArray[np.int64], distance: NDArray[np.float64]) -> Odd:
 
 
 def blank(thumbnails: NDArray[np.uint8]) -> Odd:
-    """Return the rows of (n, S, S) that are near-black or near-constant, with the range that they use, 0 to 255."""
+    """Return the blank thumbnails of (n, S, S), near-black or near-constant, with the range of grey that they use."""
     flat = thumbnails.reshape(len(thumbnails), -1)
     ends = [_TAIL, 1 - _TAIL]
     low, high = np.concatenate(

@@ -1,4 +1,4 @@
-"""What an audit looks at."""
+"""The data set under audit, with features, labels, splits, groups, digests and thumbnails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = 8192  # rows standardised at once
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A data set with its features; row i of every column is image ids[i]."""
+    """The data set under audit; row i of every column is image ids[i]."""
 
     ids: NDArray[np.str_]  # (n,) sorted
     y: NDArray[np.int64]  # (n,)

@@ -1,38 +1,53 @@
-"""Scores with intervals, paired tests, curves, calibration: all there is to say after any model.
+"""Metrics with confidence intervals, paired tests, ROC and PR curves, operating points and calibration.
 
-(y, proba, ids, groups) --sample--> checked --table--> value of each metric --resampling, delong--> interval --> report
+(y, proba, groups) --sample--> checked --registry--> value of each metric --bootstrap, delong--> interval
 
 Class 1 of two is the positive one. Groups (patients, slides) are what is independent of each other: intervals and tests
 draw whole groups. Nothing here sees a model or an image, and nothing imports torch.
 """
 
 from models.metrics.bootstrap import Interval
+from models.metrics.by_group import AGGREGATES, predictions_by_group
 from models.metrics.calibration import (
     CALIBRATIONS,
     Calibration,
+    CalibrationLine,
     Isotonic,
     Platt,
     Reliability,
     Temperature,
     calibration_from_json,
+    calibration_line,
     fit_isotonic,
     fit_platt,
     fit_temperature,
     reliability_curve,
 )
 from models.metrics.delong import DeLong, delong
+from models.metrics.prevalence import at_prevalence, estimated_prevalence
 from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
-from models.metrics.significance import PairedTest, bootstrap_test, delong_test, holm, mcnemar, score_of_the_chosen
-from models.metrics.thresholds import NetBenefit, net_benefit, operating_points
+from models.metrics.significance import (
+    PairedTest,
+    SimultaneousTest,
+    bootstrap_test,
+    compare_with,
+    delong_test,
+    holm,
+    score_of_the_chosen,
+)
+from models.metrics.subgroups import Subgroup, SubgroupTable, in_bins, subgroup_tables
+from models.metrics.thresholds import NetBenefit, RateAtRate, net_benefit, operating_points, rates
 
 __all__ = [
+    "AGGREGATES",
     "CALIBRATIONS",
     "METRICS",
     "BadPredictions",
     "Band",
     "Calibration",
+    "CalibrationLine",
     "DeLong",
     "Interval",
     "Isotonic",
@@ -40,22 +55,33 @@ __all__ = [
     "NetBenefit",
     "PairedTest",
     "Platt",
+    "RateAtRate",
     "Reliability",
+    "SimultaneousTest",
+    "Subgroup",
+    "SubgroupTable",
     "Temperature",
+    "at_prevalence",
     "bootstrap_test",
     "calibration_from_json",
+    "calibration_line",
+    "compare_with",
     "delong",
     "delong_test",
+    "estimated_prevalence",
     "fit_isotonic",
     "fit_platt",
     "fit_temperature",
     "holm",
-    "mcnemar",
+    "in_bins",
     "net_benefit",
     "operating_points",
     "pr_curve_band",
+    "predictions_by_group",
+    "rates",
     "reliability_curve",
     "roc_curve_band",
     "score",
     "score_of_the_chosen",
+    "subgroup_tables",
 ]

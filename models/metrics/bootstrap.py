@@ -1,4 +1,4 @@
-"""The bootstrap over groups: whole patients are drawn, never single images."""
+"""Confidence intervals by the cluster bootstrap: groups (patients) are resampled whole, never single images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CELLS = 60_000  # weights worked on at a time: few enough to stay in a processor
 
 
 def strata(sample: Sample) -> list[Ints]:
-    """Return the groups (by number) that are drawn together.
+    """Return the strata of the bootstrap, the numbers of the groups in each: classes, where no group has two.
 
     Where every group is of one class, each class is a stratum: the mix of classes in a test set was chosen by whoever
     collected it, no replicate lacks a class, and the intervals hold for that mix, as DeLong's do. Where some group is
@@ -31,7 +31,7 @@ def strata(sample: Sample) -> list[Ints]:
 
 
 def resamples(sample: Sample, n_bootstrap: int, seed: int) -> Iterator[Floats]:
-    """Yield blocks (b, G) of group weights, `n_bootstrap` rows in all: how often each group is drawn.
+    """Yield bootstrap weights of the groups in blocks (b, G), `n_bootstrap` rows in all: how often each is drawn.
 
     Groups are drawn with replacement within `strata`, as many as there are (the cluster bootstrap; Davison & Hinkley
     1997, section 3.8). The blocks are the same for the same labels, groups and seed, whatever the probabilities.
@@ -64,7 +64,7 @@ Bootstrap = Callable[[float, Floats, float, float], Interval]
 
 
 def quantile(level: float, freedom: float = np.inf) -> float:
-    """Return q such that Student's t, by default the normal, is within -q to q with probability `level`."""
+    """Return the two-sided quantile of Student's t, by default the normal: within -q to q with probability `level`."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.5 + level / 2))
@@ -83,7 +83,7 @@ def standard_error(replicates: Floats, evidence: float) -> float:
 
 
 def logit_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
-    """Return the interval of a share by its bootstrap standard error and Student's t, symmetric on the logit scale.
+    """Return the confidence interval of a proportion: bootstrap standard error, Student's t, on the logit scale.
 
     Percentiles are too narrow near 1 and off where resampling is biased: for the PR AUC they held the truth 83 to 93
     times in 100, this does 92 to 96 times (`benchmarks/coverage.py`). A value of 0 or 1 has no spread, since resampling
@@ -99,7 +99,7 @@ def logit_interval(value: float, replicates: Floats, level: float, evidence: flo
 
 
 def on_logit_scale(value: float, half: float) -> Interval:
-    """Return the interval of a share strictly between 0 and 1 whose half width on the plain scale is `half`."""
+    """Return the logit interval of a proportion strictly between 0 and 1; `half` is its half width unscaled."""
     from scipy.special import expit, logit
 
     spread = half / (value * (1 - value))
@@ -107,7 +107,7 @@ def on_logit_scale(value: float, half: float) -> Interval:
 
 
 def log_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
-    """Return the interval of a loss >= 0 as `logit_interval`, on the log scale; a loss of 0 tells no bounds."""
+    """Return the interval of a loss >= 0 as `logit_interval`, on the log scale; no bounds for a loss of 0."""
     half = _half_width(replicates, level, evidence)
     if np.isnan(half) or not value > 0:
         return Interval(value, np.nan, np.nan)
@@ -121,21 +121,22 @@ def _half_width(replicates: Floats, level: float, evidence: float) -> float:
     return error if np.isnan(error) else error * quantile(level, evidence - 1)
 
 
-def basic_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
-    """Return the basic bootstrap interval of a distance >= 0 (Davison & Hinkley 1997, equation 5.6).
-
-    Replicates of a distance are larger than it, as it is larger than the truth; percentiles would hold that bias twice,
-    this takes it off once. Near a truth of 0 that is not enough.
-    """
-    defined = replicates[~np.isnan(replicates)]
-    if evidence < 2 or not len(defined):
+def correlation_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return the confidence interval of a correlation as `logit_interval`, on Fisher's z scale; none at -1 and 1."""
+    half = _half_width(replicates, level, evidence)
+    if np.isnan(half) or not abs(value) < 1:
         return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, max(0.0, float(2 * value - high)), max(value, float(2 * value - low)))
+    low, high = np.tanh(np.arctanh(value) + np.array([-half, half]) / (1 - value**2))
+    return Interval(value, float(low), float(high))
 
 
-def perfect_auc_bound(positives: int, negatives: int, level: float) -> float:
-    """Return the lower bound of an area under the ROC curve that came out as 1, where DeLong's variance is 0.
+def no_interval(value: float, replicates: Floats, level: float, evidence: float) -> Interval:
+    """Return a value without bounds, for a metric of which no bounds hold."""
+    return Interval(value, np.nan, np.nan)
+
+
+def perfect_auc_bound(positives: float, negatives: float, level: float) -> float:
+    """Return the lower confidence bound of a ROC AUC estimated as 1, where DeLong's variance is 0.
 
     Method 5 of Newcombe 2006 (Statistics in Medicine 25:559): the score interval with the variance of Hanley & McNeil
     1982 for two samples of the mean size. `positives` and `negatives` are numbers of independent groups.

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say, and maps that mend them where they do not."""
+"""Reliability diagram, calibration slope and intercept; temperature scaling, Platt and isotonic recalibration."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.bootstrap import wilson
+from models.metrics.bootstrap import Interval, quantile, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
-from models.metrics.sample import BadPredictions, Floats, Ints, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
+
+_NEWTON, _CONVERGED, _SINGULAR = 50, 1e-10, 1e14  # steps; of the coefficients; condition of the curvature
 
 
 class Reliability(NamedTuple):
-    """The bins that hold images: what was predicted and what happened, with Wilson's interval."""
+    """The reliability diagram: predicted and observed frequency of each bin that holds images, with intervals."""
 
     predicted: Floats  # (b,) mean score
     observed: Floats  # (b,) share of positives
@@ -25,25 +27,109 @@ class Reliability(NamedTuple):
     images: Ints  # (b,)
 
 
-def reliability_curve(y: ArrayLike, score: ArrayLike, bins: int = BINS, *, level: float = 0.95) -> Reliability:
+def reliability_curve(
+    y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None, *, bins: int = BINS, level: float = 0.95
+) -> Reliability:
     """Return the reliability diagram of score (n,) in 0 to 1 against y (n,) of 0 and 1, in `bins` equal parts.
 
-    The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds take
-    images as independent. Raises BadPredictions.
+    The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds are
+    Wilson's for the effective number of images, by the design effect of groups (n,) and Student's t (Korn & Graubard
+    1998, Survey Methodology 24:193). Raises BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1))
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
     place = bin_of(column, bins)
     images = np.bincount(place, minlength=bins)
     used = images > 0
-    count = images[used].astype(np.float64)
-    predicted, hits = (np.bincount(place, row, minlength=bins)[used].astype(np.float64) for row in (column, sample.y))
-    low, high = wilson(hits, count, level)
-    return Reliability(predicted / count, hits / count, low, high, images[used])
+    predicted, hits = (np.bincount(place, row, minlength=bins)[used] / images[used] for row in (column, sample.y))
+    share = np.zeros(bins)
+    share[used] = hits
+    held, gaps = (sample.tally(place, bins, of)[:, used] for of in (None, sample.y - share[place]))
+    count = _effective(held, gaps, hits * (1 - hits), level)
+    low, high = wilson(hits * count, count, level)
+    return Reliability(predicted, hits, low, high, images[used])
+
+
+def _effective(held: Floats, gaps: Floats, variance: Floats, level: float) -> Floats:
+    """Return the effective number of images of each bin, (b,), with the images and the summed gaps by group (G, b)."""
+    from scipy.special import stdtrit
+
+    images, groups = held.sum(axis=0), (held > 0).sum(axis=0).astype(np.float64)
+    alone = variance * images * images / np.maximum(images - 1, 1)
+    design = np.square(gaps).sum(axis=0) * groups / np.maximum(groups - 1, 1)
+    effect = np.divide(design, alone, out=images / groups, where=(alone > 0) & (groups > 1))
+    wide, narrow = (stdtrit(np.maximum(n - 1, 1), 0.5 + level / 2) for n in (groups, images))
+    return np.asarray(images / np.maximum(effect, 1) * (narrow / wide) ** 2)
+
+
+class CalibrationLine(NamedTuple):
+    """Logistic regression of the class on the log odds that a model gives out; 1 and 0 are perfect calibration."""
+
+    slope: Interval  # below 1: probabilities too extreme
+    intercept: Interval  # with the slope held at 1, calibration in the large; below 0: probabilities too high
+
+
+def calibration_line(
+    y: ArrayLike,
+    score: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    folds: ArrayLike | None = None,
+    level: float = 0.95,
+) -> CalibrationLine:
+    """Return the calibration slope and intercept, with intervals by group.
+
+    y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,). Cox 1958; Van Calster et al. 2019 (BMC Medicine
+    17:230). Bounds are Student's t with the cluster-robust variance (Liang & Zeger 1986). NaN with fewer than two
+    groups of a class, or where the classes separate and no slope is finite. Raises BadPredictions.
+    """
+    column = np.asarray(score, dtype=np.float64)
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
+    odds = np.diff(_log(sample.proba), axis=1)[:, 0]
+    ones = np.ones((len(odds), 1))
+    fits = (np.column_stack([odds, ones]), np.zeros(len(odds))), (ones, odds)
+    return CalibrationLine(*(_coefficient(sample, design, offset, level) for design, offset in fits))
+
+
+def _coefficient(sample: Sample, design: Floats, offset: Floats, level: float) -> Interval:
+    """Return the first coefficient of a logistic regression of y on a design (n, p), with its interval by group."""
+    freedom = effective_groups(*sample.independent[:-1]) - 1
+    beta = _logistic(sample.y, design, offset)
+    if beta is None or not freedom > 0 or (sample.groups_by_class == 0).any():
+        return Interval(np.nan, np.nan, np.nan)
+    fitted = _sigmoid(design @ beta + offset)
+    bread = np.linalg.inv((design.T * (fitted * (1 - fitted))) @ design)
+    one = np.zeros_like(sample.y)
+    meat = np.hstack([sample.tally(one, 1, column * (sample.y - fitted)) for column in design.T])
+    n_groups = sample.independent[-1]
+    covariance = sample.inflation * n_groups / (n_groups - 1) * bread @ (meat.T @ meat) @ bread
+    half = quantile(level, freedom) * float(np.sqrt(covariance[0, 0]))
+    return Interval(float(beta[0]), float(beta[0]) - half, float(beta[0]) + half)
+
+
+def _logistic(y: Ints, design: Floats, offset: Floats) -> Floats | None:
+    """Return the maximum likelihood coefficients (p,) by Newton's method; None where they are not finite."""
+    beta = np.zeros(design.shape[1])
+    for _ in range(_NEWTON):
+        fitted = _sigmoid(design @ beta + offset)
+        curvature = (design.T * (fitted * (1 - fitted))) @ design
+        if not np.linalg.cond(curvature) < _SINGULAR:
+            return None
+        step = np.linalg.solve(curvature, design.T @ (y - fitted))
+        beta = beta + step
+        if np.abs(step).max() < _CONVERGED * (1 + np.abs(beta).max()):
+            return beta
+    return None
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    from scipy.special import expit
+
+    return np.asarray(expit(logits))
 
 
 class Calibration(Protocol):
-    """A map from probabilities to better calibrated ones, fitted on out-of-fold predictions of the training set."""
+    """A recalibration of class probabilities, fitted on out-of-fold predictions of the training set."""
 
     def __call__(self, proba: ArrayLike) -> Floats:
         """Return calibrated probabilities (n, K) for proba (n, K)."""
@@ -54,7 +140,7 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True)
 class Temperature:
-    """softmax(log proba / temperature): one number, which never changes the decision (Guo et al. 2017)."""
+    """Temperature scaling, softmax(log proba / temperature), which changes no decision (Guo et al. 2017)."""
 
     temperature: float
 
@@ -69,7 +155,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Platt:
-    """softmax(slope * log proba + intercept of the class); with two classes Platt's sigmoid of the log odds."""
+    """Platt scaling: softmax(slope * log proba + intercept of the class), a sigmoid of the log odds for two."""
 
     slope: float
     intercepts: tuple[float, ...]  # (K,), the first is 0
@@ -85,7 +171,7 @@ class Platt:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """A rising function of each class's probability, straight between knots, then made to sum to 1."""
+    """Isotonic regression of each class's probability, linear between knots, renormalised to sum to 1."""
 
     knots: tuple[tuple[float, ...], ...]  # per class (two classes: class 1 only) probabilities before ...
     levels: tuple[tuple[float, ...], ...]  # ... and after
@@ -107,7 +193,7 @@ class Isotonic:
 
 
 def fit_temperature(y: ArrayLike, proba: ArrayLike) -> Temperature:
-    """Fit the temperature of least log loss, within 1/100 to 100; y (n,), proba (n, K). Guo et al. 2017."""
+    """Fit temperature scaling by least log loss, within 1/100 to 100; y (n,), proba (n, K). Guo et al. 2017."""
     from scipy.optimize import minimize_scalar
 
     sample = make_sample(y, proba)
@@ -122,7 +208,7 @@ def fit_temperature(y: ArrayLike, proba: ArrayLike) -> Temperature:
 
 
 def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
-    """Fit slope and intercepts by maximum likelihood; y (n,), proba (n, K).
+    """Fit Platt scaling by maximum likelihood; y (n,), proba (n, K).
 
     Platt 1999 on the log odds, with his smoothed targets, which keep the fit finite where the classes separate; for
     K > 2 one slope and an intercept a class (bias-corrected temperature scaling; Alexandari et al. 2020).
@@ -144,7 +230,7 @@ def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
 
 
 def fit_isotonic(y: ArrayLike, proba: ArrayLike) -> Isotonic:
-    """Fit rising functions by least squares, each class against the rest; y (n,), proba (n, K). Zadrozny & Elkan 2002.
+    """Fit isotonic regression, each class against the rest; y (n,), proba (n, K). Zadrozny & Elkan 2002.
 
     It needs a thousand images or so, makes ties, and gives out probabilities of exactly 0 and 1.
     """

@@ -1,86 +1,107 @@
-"""The area under the ROC curve with its variance, for single images and for groups of images."""
+"""ROC AUC with the variance of DeLong, and of Obuchowski for several images a group (patient)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from models.metrics.bootstrap import Interval, on_logit_scale, perfect_auc_bound, quantile
-from models.metrics.sample import Floats, Ints, Sample
+from models.metrics.sample import Floats, Ints, Sample, effective_groups, inflation
+
+NO_VARIANCE = 1e-24  # rounding leaves no more than this of a variance of 0
 
 
 class DeLong(NamedTuple):
-    """Areas under k correlated ROC curves and the covariance of these estimates."""
+    """The ROC AUCs of k models on the same images, and the covariance of these estimates."""
 
     auc: Floats  # (k,)
     covariance: Floats  # (k, k); NaN with fewer than two groups of either class
+    evidence: float  # effective number of groups that these rest on
+    groups: int
 
 
-def delong(y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None) -> DeLong:
-    """Estimate the areas under the ROC curves of k scores on the same images, and their covariance.
+def delong(y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, folds: ArrayLike | None = None) -> DeLong:
+    """Estimate the ROC AUCs of k scores on the same images, and their covariance.
 
-    y (n,) of 0 and 1, scores (k, n) or (n,), groups (n,). DeLong, DeLong & Clarke-Pearson 1988 (Biometrics 44:837),
-    by sorting in O(n log n) as Sun & Xu 2014 (IEEE Signal Processing Letters 21:1389). With several images a group,
-    the variance of Obuchowski 1997 (Biometrics 53:567), which is DeLong's where every group has one image.
+    y (n,) of 0 and 1, scores (k, n) or (n,), groups (n,), folds (n,) or (k, n). DeLong, DeLong & Clarke-Pearson 1988
+    (Biometrics 44:837), by sorting in O(n log n) as Sun & Xu 2014 (IEEE Signal Processing Letters 21:1389). With
+    several images a group, the variance of Obuchowski 1997 (Biometrics 53:567), which is DeLong's where every group has
+    one image. With folds, only pairs within a fold count: the scores of different models have no common scale, and
+    pooling them biases the area, of each kind of model differently; the variance is inflated as
+    `models.metrics.sample.inflation` says.
     """
     positive = np.asarray(y) == 1
     columns = np.atleast_2d(np.asarray(scores, dtype=np.float64))
-    names = np.arange(len(positive)) if groups is None else np.asarray(groups)
-    codes = np.unique(names, return_inverse=True)[1]
-    if positive.all() or not positive.any():
-        return DeLong(np.full(len(columns), np.nan), np.full((len(columns), len(columns)), np.nan))
-    placed = np.stack([_placements(positive, column) for column in columns])
-    auc = placed[:, positive].mean(axis=1)
-    return DeLong(auc, _covariance(positive, placed - auc[:, None], codes))
+    places = np.broadcast_to(0 if folds is None else np.asarray(folds), columns.shape)
+    of = np.arange(len(positive)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    codes = np.unique(np.stack([of, places[0]]), axis=1, return_inverse=True)[1].ravel()
+    n_groups = len(np.unique(of))
+    repeats = (int(codes.max()) + 1) / n_groups
+    evidence = effective_groups(*(len(np.unique(codes[own])) / repeats for own in (positive, ~positive)))
+    wins, opponents = np.stack([_wins(positive, *pair) for pair in zip(columns, places, strict=True)], axis=1)
+    pairs = opponents[:, positive].sum(axis=1, keepdims=True)
+    if not pairs.all():
+        return DeLong(np.full(len(columns), np.nan), np.full((len(columns),) * 2, np.nan), evidence, n_groups)
+    auc = wins[:, positive].sum(axis=1) / pairs[:, 0]
+    influence = (wins - auc[:, None] * opponents) / pairs
+    covariance = inflation(len(np.unique(places[0])), repeats) * _covariance(positive, influence, codes, repeats)
+    return DeLong(auc, covariance, evidence, n_groups)
 
 
 def auc_interval(sample: Sample, level: float) -> Interval | None:
-    """Return the area under the ROC curve of class 1 with its interval on the logit scale; None for K > 2.
+    """Return the ROC AUC of class 1 with its interval by Student's t on the logit scale; None for K > 2.
 
-    The logit keeps the bounds inside 0 to 1 and covers better near 1 than the plain interval (Pepe 2003, section 5.2):
-    an area of 0.983 from 60 + 60 images 94 instead of 85 times in 100, one of 0.998 from 100 + 100 images 91
-    instead of 77 times (`benchmarks/coverage.py`).
+    The logit keeps the bounds inside 0 to 1 and covers better near 1 than the plain interval (Pepe 2003, section 5.2);
+    the degrees of freedom are those of the groups of both classes, as few patients of a class tell little of their
+    variance (`benchmarks/coverage.py`). Bounds are NaN where no image tells the variance: a constant prediction, fewer
+    than two groups of a class.
     """
     if not sample.binary:
         return None
-    estimate = delong(sample.y, sample.proba[:, 1], sample.groups)
+    estimate = delong(sample.y, sample.proba[:, 1], sample.groups, sample.folds)
     auc, variance = float(estimate.auc[0]), float(estimate.covariance[0, 0])
-    if np.isnan(variance):
-        return Interval(auc, np.nan, np.nan)
-    if auc in (0.0, 1.0):
-        negatives, positives = sample.groups_by_class
-        bound = perfect_auc_bound(int(positives), int(negatives), level)
+    if auc in (0.0, 1.0) and not np.isnan(variance):
+        negatives, positives, _ = sample.independent
+        bound = perfect_auc_bound(positives, negatives, level)
         return Interval(auc, bound, 1.0) if auc else Interval(auc, 0.0, 1 - bound)
-    return on_logit_scale(auc, quantile(level) * float(np.sqrt(variance)))
+    if not variance > NO_VARIANCE:
+        return Interval(auc, np.nan, np.nan)
+    return on_logit_scale(auc, quantile(level, estimate.evidence - 1) * float(np.sqrt(variance)))
 
 
-def _placements(positive: Ints, score: Floats) -> Floats:
-    """Return for each image the share of the other class that it is ranked rightly against, ties one half."""
-    ours, others = np.sort(score[positive]), np.sort(score[~positive])
-    placed = np.empty(len(score))
-    placed[positive] = _below(others, score[positive])
-    placed[~positive] = 1 - _below(ours, score[~positive])
-    return placed
+def _wins(positive: NDArray[np.bool_], score: Floats, folds: Ints) -> Floats:
+    """Return the images of the other class that each is ranked rightly against, and all in its fold, (2, n).
+
+    Ties count one half.
+    """
+    found = np.zeros((2, len(score)))
+    for fold in np.unique(folds):
+        at = folds == fold
+        for own, other, sign in ((at & positive, at & ~positive, 1), (at & ~positive, at & positive, -1)):
+            found[0, own] = _below(np.sort(sign * score[other]), sign * score[own])
+            found[1, own] = other.sum()
+    return found
 
 
 def _below(reference: Floats, score: Floats) -> Floats:
+    """Return how much of a sorted reference lies below each score, ties one half."""
     left, right = (np.searchsorted(reference, score, side=side) for side in ("left", "right"))
-    return (left + right) / (2 * len(reference))
+    return np.asarray((left + right) / 2)
 
 
-def _covariance(positive: Ints, centred: Floats, codes: Ints) -> Floats:
-    """Return the covariance (k, k) from centred placements (k, n), summed within groups."""
+def _covariance(positive: NDArray[np.bool_], influence: Floats, codes: Ints, repeats: float) -> Floats:
+    """Return the covariance (k, k) from the influence of each image on each area (k, n), summed within groups."""
     size = int(codes.max()) + 1
     sums = []
     for own in (positive, ~positive):
-        n_groups = len(np.unique(codes[own]))
+        n_groups = len(np.unique(codes[own])) / repeats
         if n_groups < 2:
-            return np.full((len(centred), len(centred)), np.nan)
-        within = np.stack([np.bincount(codes, row * own, minlength=size) for row in centred]) / own.sum()
+            return np.full((len(influence), len(influence)), np.nan)
+        within = np.stack([np.bincount(codes, row * own, minlength=size) for row in influence])
         sums.append((within, n_groups / (n_groups - 1)))
     (first, scale), (second, other_scale) = sums
-    cross = size / (size - 1) * first @ second.T
+    cross = size / (size - repeats) * first @ second.T
     total: Floats = scale * first @ first.T + other_scale * second @ second.T + cross + cross.T
     return total

@@ -1,15 +1,15 @@
-"""ROC and PR curves on a fixed grid, with a pointwise band."""
+"""ROC and precision-recall curves on a fixed grid, with a pointwise confidence band."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from models.metrics.bootstrap import resamples
-from models.metrics.sample import Floats, Sample, make_sample
+from models.metrics.sample import Floats, Sample, make_sample, ratio
 
 
 class Band(NamedTuple):
@@ -31,7 +31,7 @@ def roc_curve_band(
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
-    """Return sensitivity (value) at `grid` even steps of 1 - specificity (x).
+    """Return the ROC curve: sensitivity (value) at `grid` even steps of 1 - specificity (x), with a band.
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,). Ties make slanted segments. The band holds point by point,
     not for the curve as a whole, by the percentile bootstrap over groups (Fawcett 2006: vertical averaging); with few
@@ -50,7 +50,7 @@ def pr_curve_band(
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
-    """Return precision (value) at `grid` even steps of recall (x); arguments and band as in `roc_curve_band`.
+    """Return the precision-recall curve: precision at `grid` even steps of recall; the rest as `roc_curve_band`.
 
     Precision is a step function of recall, not interpolated (Davis & Goadrich 2006): the one at the highest threshold
     that reaches the recall. Its area is the average precision, the metric `pr_auc`.
@@ -83,17 +83,30 @@ def _band(
 
 def _curves(curve: Callable[[Floats, Floats, Floats], Floats], sample: Sample, weights: Floats, x: Floats) -> Floats:
     """Return the curve of each replicate at x, (b, grid)."""
-    order = np.argsort(-sample.proba[:, 1], kind="stable")
-    falling = sample.proba[order, 1]
-    ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # the last of each run of ties
-    weight = weights[:, sample.groups[order]]
-    hits = np.cumsum(weight * sample.y[order], axis=1)[:, ends]
-    alarms = np.cumsum(weight, axis=1)[:, ends] - hits
+    hits, alarms = counts_by_threshold(sample, weights)
     usable = (hits[:, -1] > 0) & (alarms[:, -1] > 0)
     rows = np.full((len(weights), len(x)), np.nan)
     for row in np.flatnonzero(usable):
         rows[row] = curve(hits[row], alarms[row], x)
     return rows
+
+
+def counts_by_threshold(sample: Sample, weights: Floats) -> tuple[Floats, Floats]:
+    """Return the true and false positives of each replicate at each of m falling thresholds, (b, m) each."""
+    order = np.argsort(-sample.proba[:, 1], kind="stable")
+    falling = sample.proba[order, 1]
+    ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # the last of each run of ties
+    weight = weights[:, sample.groups[order]]
+    hits = np.cumsum(weight * sample.y[order], axis=1)[:, ends]
+    return hits, np.cumsum(weight, axis=1)[:, ends] - hits
+
+
+def rates_by_threshold(sample: Sample, weights: Floats) -> Iterator[tuple[Floats, Floats]]:
+    """Yield the false and true positive rates of each replicate, (m + 1,) from 0 to 1; NaN where it lacks a class."""
+    hits, alarms = counts_by_threshold(sample, weights)
+    of_all = (ratio(column, np.repeat(column[:, -1:], column.shape[1], axis=1)) for column in (alarms, hits))
+    none = np.zeros((len(weights), 1))
+    yield from zip(*(np.hstack([none, rate]) for rate in of_all), strict=True)
 
 
 def _sensitivity(hits: Floats, alarms: Floats, x: Floats) -> Floats:

@@ -1,8 +1,8 @@
-"""The predictions of one model on one set of images, checked once, and their weighted replicates."""
+"""Checked predictions of one model on one set of images, and their bootstrap replicates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,43 +16,52 @@ Ints = NDArray[np.int64]
 
 
 class Ranking(NamedTuple):
-    """Images by falling score; for each of the m positives, how many come before it and through its ties."""
+    """Images sorted by fold and falling score, with the places in that order that areas are counted from."""
 
     order: Ints  # (n,)
-    positives: Ints  # (m,) places in `order`
-    before: Ints  # (m,) images of higher score
-    through: Ints  # (m,) images of higher or equal score
-    positives_before: Ints  # (m,)
-    positives_through: Ints  # (m,)
+    folds: Ints  # (F + 1,) place where each fold starts, then n
+    hits: Ints  # (n + 1,) positives before each place
+    positives: Ints  # (m,) place of each positive ...
+    first: Ints  # (m,) ... where its fold starts, ...
+    before: Ints  # (m,) ... where its run of tied scores starts ...
+    through: Ints  # (m,) ... and where that ends
 
 
-def ranking(positive: NDArray[np.bool_], score: Floats) -> Ranking:
-    """Rank images by falling `score` (n,), which holds no NaN; `positive` (n,)."""
-    order = np.argsort(-score, kind="stable")
-    falling = -score[order]
+def ranking(positive: NDArray[np.bool_], score: Floats, folds: Ints) -> Ranking:
+    """Sort images by fold and falling `score` (n,), which holds no NaN; `positive` (n,), `folds` (n,)."""
+    order = np.lexsort((-score, folds))
+    new_fold = np.append(True, np.diff(folds[order]) != 0)
+    new_score = new_fold | np.append(True, np.diff(score[order]) != 0)
     positives = np.flatnonzero(positive[order])
-    before = np.searchsorted(falling, falling[positives], side="left")
-    through = np.searchsorted(falling, falling[positives], side="right")
-    counted = np.concatenate([[0], np.cumsum(positive[order])])
-    return Ranking(order, positives, before, through, counted[before], counted[through])
+    fold_starts, run_starts = (np.append(np.flatnonzero(new), len(order)) for new in (new_fold, new_score))
+    fold, run = (np.cumsum(new)[positives] - 1 for new in (new_fold, new_score))
+    hits = np.concatenate([[0], np.cumsum(positive[order])])
+    return Ranking(order, fold_starts, hits, positives, fold_starts[fold], run_starts[run], run_starts[run + 1])
 
 
 def areas(weights: Floats, groups: Ints, ranks: Ranking) -> tuple[Floats, Floats]:
-    """Return the area under the ROC curve and the average precision of each replicate, (b,) each.
+    """Return the ROC AUC within folds, and the average precision of each replicate, (b,) each.
 
-    weights (b, G) whole numbers, groups (n,). Ties count one half in the ROC area (the Mann-Whitney statistic; Bamber
-    1975) and share one step of the PR curve. NaN where a replicate lacks a class it needs.
+    weights (b, G) whole numbers, groups (n,). Only images of the same fold are ranked against each other: the ROC area
+    is the share of pairs within folds (the stratified Mann-Whitney statistic), ties count one half (Bamber 1975) and
+    share one step of the PR curve. NaN where a replicate lacks a class it needs.
     """
     weight = weights[:, groups[ranks.order]]
     mine = weight[:, ranks.positives]
     seen, hits = _running(weight), _running(mine)
-    positive, negative = hits[:, -1], seen[:, -1] - hits[:, -1]
-    hits_through, seen_through = hits[:, ranks.positives_through], seen[:, ranks.through]
-    above = seen[:, ranks.before] - hits[:, ranks.positives_before] + seen_through - hits_through
-    lost = np.einsum("bm,bm->b", mine, above) / 2
-    precision = hits_through / np.maximum(seen_through, 1)  # no weight so far: counted with weight 0
+
+    def counted(at: Ints) -> tuple[Floats, Floats]:
+        positive = hits[:, ranks.hits[at]]
+        return positive, seen[:, at] - positive
+
+    hits_first, alarms_first = counted(ranks.first)
+    hits_through, alarms_through = counted(ranks.through)
+    lost = np.einsum("bm,bm->b", mine, counted(ranks.before)[1] + alarms_through - 2 * alarms_first) / 2
+    found = hits_through - hits_first
+    precision = found / np.maximum(found + alarms_through - alarms_first, 1)  # no weight so far: counted with weight 0
     gained = np.einsum("bm,bm->b", mine, precision)
-    return 1 - ratio(lost, positive * negative), ratio(gained, positive)
+    positive, negative = (np.diff(column, axis=1) for column in counted(ranks.folds))
+    return 1 - ratio(lost, (positive * negative).sum(axis=1)), ratio(gained, hits[:, -1])
 
 
 def _running(weight: Floats) -> Floats:
@@ -64,6 +73,28 @@ def _running(weight: Floats) -> Floats:
 def ratio(part: Floats, whole: Floats) -> Floats:
     """Return part / whole, NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+
+
+def inflation(folds: int, repeats: float) -> float:
+    """Return the factor from the variance over groups by fold to that of a cross-validated score.
+
+    Folds of other repeats hold the same patients: repeating makes them no more, and the variance is that of one repeat.
+    Folds also have training images in common, which no resampling shows: K / (K - 1) for K folds a repeat, by the ratio
+    of test to training images of Nadeau & Bengio 2003 (Machine Learning 52:239). Measured in `benchmarks/coverage.py`.
+    """
+    k = folds / repeats
+    return repeats * k / (k - 1) if k > 1 else repeats
+
+
+def effective_groups(*by_class: float) -> float:
+    """Return the effective number of groups of a mean over classes (Satterthwaite 1946); 1 where a class has one.
+
+    `by_class` are the groups of each class; classes without any do not count.
+    """
+    groups = np.array([n for n in by_class if n > 0], dtype=np.float64)
+    if not len(groups) or (groups == 1).any():
+        return 1.0
+    return float(1 + np.sum(1 / groups) ** 2 / np.sum(1 / (groups**2 * (groups - 1))))
 
 
 class BadPredictions(FirnError):
@@ -78,6 +109,8 @@ class Sample:
     proba: Floats  # (n, K)
     decision: Ints  # (n,) decided class
     groups: Ints  # (n,) number of the group, 0 to G - 1
+    folds: Ints  # (n,) only images of the same fold are ranked against each other
+    repeats: float = 1.0  # how many of these groups stand for one group in the world
 
     @property
     def n_classes(self) -> int:
@@ -101,10 +134,30 @@ class Sample:
         return np.bincount(seen % self.n_classes, minlength=self.n_classes)
 
     @cached_property
+    def independent(self) -> Floats:
+        """Return the number of independent groups of each class, (K,), and of all, as the last: (K + 1,)."""
+        return np.append(self.groups_by_class, self.n_groups) / self.repeats
+
+    @property
+    def inflation(self) -> float:
+        """Return how much larger the variance is than that over these groups; see `inflation`."""
+        return inflation(int(self.folds.max()) + 1, self.repeats)
+
+    def by_fold(self) -> Sample:
+        """Return the sample with a group of its own for each fold that a group is in, as `inflation` expects."""
+        codes = np.unique(self.groups * (self.folds.max() + 1) + self.folds, return_inverse=True)[1]
+        return replace(self, groups=codes, repeats=(int(codes.max()) + 1) / self.n_groups)
+
+    @cached_property
+    def pooled(self) -> Sample:
+        """Return the sample as one fold."""
+        return replace(self, folds=np.zeros_like(self.folds)) if self.folds.any() else self
+
+    @cached_property
     def rankings(self) -> tuple[Ranking, ...]:
         """Return the images ranked for class 1, or with K > 2 for each class against the rest."""
         classes = [1] if self.binary else range(self.n_classes)
-        return tuple(ranking(self.y == k, self.proba[:, k]) for k in classes)
+        return tuple(ranking(self.y == k, self.proba[:, k], self.folds) for k in classes)
 
     @cached_property
     def confusion(self) -> Floats:
@@ -120,7 +173,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Replicates:
-    """A sample with its groups weighted b times over: weight 2 stands for a group drawn twice."""
+    """Bootstrap replicates of a sample, b of them: weight 2 stands for a group drawn twice."""
 
     sample: Sample
     weights: Floats  # (b, G) whole numbers
@@ -139,9 +192,10 @@ class Replicates:
     @cached_property
     def areas(self) -> tuple[Floats, Floats]:
         """Return the areas under the ROC and the PR curve, (b, number of rankings) each."""
-        columns = [areas(self.weights, self.sample.groups, ranks) for ranks in self.sample.rankings]
-        roc, pr = zip(*columns, strict=True)
-        return np.stack(roc, axis=1), np.stack(pr, axis=1)
+        sample, pooled = self.sample, self.sample.pooled
+        columns = [areas(self.weights, sample.groups, ranks) for ranks in sample.rankings]
+        over = columns if pooled is sample else [areas(self.weights, sample.groups, r) for r in pooled.rankings]
+        return np.stack([roc for roc, _ in columns], axis=1), np.stack([pr for _, pr in over], axis=1)
 
     def mean(self, values: Floats) -> Floats:
         """Return the mean over the images of `values` (n,), (b,)."""
@@ -150,21 +204,35 @@ class Replicates:
 
 
 def make_sample(
-    y: ArrayLike, proba: ArrayLike, groups: ArrayLike | None = None, *, threshold: ArrayLike | None = None
+    y: ArrayLike,
+    proba: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    folds: ArrayLike | None = None,
+    threshold: ArrayLike | None = None,
 ) -> Sample:
     """Check predictions and decide each image.
 
     y (n,) whole numbers 0 to K - 1; proba (n, K) rows summing to 1; groups (n,) any labels, None where each image
-    stands for itself. The decision is the class of highest probability, or with two classes and a `threshold`, one for
-    all or one an image (n,), class 1 where proba[:, 1] >= threshold. Raises BadPredictions.
+    stands for itself; folds (n,) of out-of-fold predictions: scores of different models are not ranked against each
+    other. The decision is the class of highest probability, or with two classes and a `threshold`, one for all or one
+    an image (n,), class 1 where proba[:, 1] >= threshold. Raises BadPredictions.
     """
     labels, probabilities = np.asarray(y), np.asarray(proba, dtype=np.float64)
     _check(labels, probabilities)
-    names = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    if names.shape != labels.shape:
-        raise BadPredictions(f"expected one group an image, got {len(names)} groups for {len(labels)} images")
-    codes = np.unique(names, return_inverse=True)[1]
-    return Sample(labels.astype(np.int64), probabilities, _decide(probabilities, threshold), codes.astype(np.int64))
+    alone, together = np.arange(len(labels)), np.zeros(len(labels))
+    codes = (
+        _codes(alone if groups is None else groups, len(labels), "group"),
+        _codes(together if folds is None else folds, len(labels), "fold"),
+    )
+    return Sample(labels.astype(np.int64), probabilities, _decide(probabilities, threshold), *codes)
+
+
+def _codes(column: ArrayLike, n: int, noun: str) -> Ints:
+    names = np.asarray(column)
+    if names.shape != (n,):
+        raise BadPredictions(f"expected one {noun} an image, got {len(names)} {noun}s for {n} images")
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def _check(y: NDArray[Any], proba: Floats) -> None:

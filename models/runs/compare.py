@@ -13,7 +13,16 @@ import numpy as np
 
 from features.errors import CacheError
 from features.options import make_command
-from models.metrics import METRICS, PairedTest, bootstrap_test, delong_test, holm, score_of_the_chosen
+from models.metrics import (
+    METRICS,
+    PairedTest,
+    SimultaneousTest,
+    bootstrap_test,
+    compare_with,
+    delong_test,
+    holm,
+    score_of_the_chosen,
+)
 from models.runs.commands import commands
 from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult, Verdict, ranked, stamped
@@ -25,7 +34,7 @@ from models.validation.predictions import Predictions
 def rank(run: Run) -> tuple[float, float, str]:
     """Return what sorts the best validation first, as in a comparison: area, log loss of equals, name."""
     held = run.predictions.part(test=False)
-    area, loss = (float(METRICS[name](held.y, held.proba)) for name in ("roc_auc", "log_loss"))
+    area, loss = (METRICS[name](held.y, held.proba, folds=held.fold) for name in ("roc_auc", "log_loss"))
     return (-area, loss, run.name)
 
 
@@ -36,46 +45,61 @@ def choose(runs: Sequence[Run]) -> Run:
 
 CHOICE = "roc_auc"  # the metric by which validation chooses
 ALPHA = 0.05  # of the corrected tests
+UNTESTED = "cannot be tested"  # the verdict where there is no p-value, which is no tie
 
 
 def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[Verdict | None]:
-    """Compare the first predictions with each of the others, corrected by Holm; None for the first."""
-    test = partial(paired, parts[0], seed=seed, n_bootstrap=n_bootstrap)
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return [None, *verdicts(list(threads.map(test, parts[1:])))]
+    """Compare the first predictions with each of the others in simultaneous paired tests; None for the first.
+
+    Out-of-fold predictions chose the first themselves, which the tests allow for.
+    """
+    first = parts[0]
+    tests = compare_with(
+        first.y,
+        [part.proba for part in parts],
+        first.groups,
+        folds=np.stack([part.fold for part in parts]),
+        chosen_here=bool((first.fold >= 0).all()),
+        n_bootstrap=n_bootstrap,
+        level=LEVEL,
+        seed=seed,
+    )
+    return [None, *map(_verdict, tests)]
 
 
 def verdicts(tests: Sequence[PairedTest]) -> list[Verdict]:
     """Return differences and verdicts of several paired tests, Holm-corrected together."""
     adjusted = holm([test.p_value for test in tests]).tolist()
-    return [_verdict(test, p) for test, p in zip(tests, adjusted, strict=True)]
+    return [_verdict(SimultaneousTest(*test, p)) for test, p in zip(tests, adjusted, strict=True)]
 
 
 def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
     """Test the difference other - chosen in ROC AUC, on the same images."""
     if chosen.proba.shape[1] == 2:
-        return delong_test(chosen.y, other.proba[:, 1], chosen.proba[:, 1], chosen.groups, level=LEVEL)
+        scores = other.proba[:, 1], chosen.proba[:, 1]
+        return delong_test(chosen.y, *scores, chosen.groups, folds=chosen.fold, level=LEVEL)
     return bootstrap_test(
         CHOICE,
         chosen.y,
         other.proba,
         chosen.proba,
         chosen.groups,
+        folds=chosen.fold,
         n_bootstrap=n_bootstrap,
         level=LEVEL,
         seed=seed,
     )
 
 
-def _verdict(test: PairedTest, adjusted: float) -> Verdict:
-    distinguishable = bool(adjusted < ALPHA)  # NaN, where the images cannot tell, is not
+def _verdict(test: SimultaneousTest) -> Verdict:
+    distinguishable = bool(test.p_adjusted < ALPHA)  # NaN, where the images cannot tell, is not
     side = "higher" if test.difference.value > 0 else "lower"
     return Verdict(
         as_dict(test.difference),
         number(test.p_value),
-        number(adjusted),
+        number(test.p_adjusted),
         distinguishable,
-        side if distinguishable else "tie",
+        side if distinguishable else UNTESTED if math.isnan(test.p_adjusted) else "tie",
     )
 
 
@@ -86,8 +110,8 @@ def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000)
     """Return the results of several runs on one data set, best validation first.
 
     The run of highest out-of-fold ROC AUC is chosen; on the test images (out of fold where there are none) every
-    other one is compared with it by the paired DeLong test (two classes) or the paired bootstrap over groups (more),
-    with Holm's correction; without test images its score is also corrected for having been chosen. Decisions are
+    other one is compared with it by DeLong's covariance (two classes) or that of the bootstrap over groups (more), in
+    simultaneous tests; without test images its score is also corrected for having been chosen. Decisions are
     the most probable class, or with two classes the out-of-fold Youden threshold. Raises CacheError for no runs, and
     for runs that did not see the same images.
     """
@@ -117,7 +141,8 @@ def _corrected(runs: Sequence[Run], chosen: RunResult, seed: int) -> dict[str, f
     if chosen.test is not None or len(runs) < 2:
         return None
     parts = [shown(run) for run in runs]
-    found = score_of_the_chosen(parts[0].y, [part.proba for part in parts], parts[0].groups, metric=CHOICE, seed=seed)
+    probas, folds = [part.proba for part in parts], np.stack([part.fold for part in parts])
+    found = score_of_the_chosen(parts[0].y, probas, parts[0].groups, folds=folds, metric=CHOICE, seed=seed)
     return as_dict(found)
 
 

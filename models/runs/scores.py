@@ -82,9 +82,8 @@ def _folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], P
 
 def _scores(part: Predictions, threshold: Any, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
     """Return every metric with its interval."""
-    scores = score(
-        part.y, part.proba, part.groups, threshold=threshold, n_bootstrap=n_bootstrap, level=LEVEL, seed=seed
-    )
+    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
+    scores = score(part.y, part.proba, part.groups, folds=part.fold, threshold=threshold, level=LEVEL, **draws)
     return {name: as_dict(row) for name, row in scores.items()}
 
 

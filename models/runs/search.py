@@ -149,5 +149,5 @@ def _result(trial: Trial, folder: Path) -> Result:
 
 def _area(folder: Path) -> float:
     held = load_run(folder).predictions.part(test=False)
-    area = METRICS["roc_auc"](held.y, held.proba)
+    area = METRICS["roc_auc"](held.y, held.proba, folds=held.fold)
     return -math.inf if math.isnan(area) else area

@@ -10,6 +10,7 @@ from models.runs.results import ComparisonResult, RunResult, Score
 VERDICTS = (
     ("tie", "not distinguishable from it"),
     ("higher", "better on the test images, which had no part in the choice"),
+    ("cannot be tested", "not to be tested against it on these images"),
 )
 
 CHOSEN = {  # by whether there are test images
@@ -116,13 +117,16 @@ def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
     return (
         f"Intervals hold with {100 * settings['level']:g} % confidence: "
         f"{'DeLong for the ROC AUC, and for all else ' if binary else ''}the bootstrap with "
-        f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}."
+        f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}. Out of fold, areas count "
+        "pairs within folds, and intervals are those of the models of the folds on new "
+        f"{plural(unit)}, not of training again on others (Bates et al. 2021)."
     )
 
 
 def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
     return (
         f"Every other run was compared with the chosen one on the same {'test' if tested else 'held-out'} images by "
-        f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, with the correction of Holm; “not "
+        f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, in simultaneous tests against "
+        f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “not "
         f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
     )

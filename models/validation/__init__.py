@@ -1,1 +1,1 @@
-"""Out-of-fold and test predictions that need not be doubted, and the learning curve."""
+"""Cross-validation, out-of-fold and test predictions, and the learning curve."""

@@ -1,4 +1,4 @@
-"""Predictions that nobody has to doubt: out of fold for the images to learn from, once for the test images."""
+"""Cross-validation of a head: out-of-fold predictions of the training images, then predictions of the test images."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FOLDS = 5
 
 
 class OutOfTime(Exception):
-    """The time for a fit was up before all its folds were done."""
+    """The time limit of a fit passed before all its folds were done."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One row of PROTOCOLS."""
+    """One row of PROTOCOLS: how often images are cross-validated, and whether the test split is kept apart."""
 
     about: str
     repeats: int  # of the cross-validation, each with folds of its own
@@ -40,7 +40,7 @@ PROTOCOLS = {
 
 
 class Fitted(NamedTuple):
-    """A head on one view."""
+    """A fitted head with its out-of-fold and test predictions."""
 
     predictions: Predictions  # the rows of all repeats one after the other, then the test images
     head: Head  # fitted on all images to learn from
@@ -79,7 +79,7 @@ def fit(
     progress: Callable[[int, int], None] = lambda done, total: None,
     until: float = np.inf,
 ) -> Fitted:
-    """Fit a head on each set of folds but one, to predict the one, and on all images, to predict the test images.
+    """Cross-validate a head, then fit it on all training images and predict the test images.
 
     `views` is one view, or one for each repeat where the repeats see other features (of the same images). Heads
     choose what they have to choose inside the images that they are given. Raises BadDataset where a class cannot be

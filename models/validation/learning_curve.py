@@ -1,4 +1,4 @@
-"""The learning curve: how good a head becomes with more patients, from the cache and so for next to nothing."""
+"""The learning curve: out-of-fold score of a head against the number of training groups (patients)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 
 
 class Point(NamedTuple):
-    """What heads that learned from so many groups say of images that they have not seen."""
+    """One point of the learning curve: out-of-fold predictions of heads fitted on so many groups."""
 
     groups: int
     images: float  # mean over the fits
@@ -34,7 +34,7 @@ def learning_curve(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Point]:
-    """Fit on growing parts of the groups and predict a fold that is held out, five folds in turn, three draws each.
+    """Return the learning curve of a head: growing parts of the training groups, five held-out folds, three draws.
 
     `view` has the training images only; test images have no part in it. Parts are nested, drawn by whole groups
     with the classes in proportion, of log-spaced sizes. Raises BadDataset for too few groups.

@@ -1,4 +1,4 @@
-"""The narrow waist after any model: whose image, what it is, what the model said."""
+"""Predictions of one model: image, group, label, class probabilities and fold; reading and writing them as CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from features.storage import write_whole
 
 
 class Predictions(NamedTuple):
-    """Rows are images, sorted by id: once for each repeat of a cross-validation, then the test images."""
+    """Predictions sorted by image id: the images once for each repeat of a cross-validation, then the test images."""
 
     ids: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,)
@@ -33,7 +33,7 @@ class Predictions(NamedTuple):
 
 
 def save_predictions(path: Path, predictions: Predictions, classes: tuple[str, ...]) -> None:
-    """Write one CSV line per image; probabilities with all their digits, so that loading gives the same numbers."""
+    """Write predictions as CSV, one line per image, with all digits, so that loading gives the same numbers."""
     text = io.StringIO(newline="")
     names = (*classes, *predictions.ids.tolist(), *predictions.groups.tolist())
     bare = not any("\r" in name for name in names)  # which csv quotes only where it quotes everything
@@ -46,7 +46,7 @@ def save_predictions(path: Path, predictions: Predictions, classes: tuple[str, .
 
 
 def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
-    """Return what `save_predictions` wrote. CacheError where the file does not read."""
+    """Read the predictions that `save_predictions` wrote. Raises CacheError where the file does not read."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)

@@ -123,7 +123,7 @@ def findings_page(results: Mapping[str, Any], found: Mapping[str, Sequence[Findi
         for name, each in found.items()
         if each
     ]
-    template = environment.get_template("findings.html.j2")
+    template = environment.get_template("audit_page.html.j2")
     return template.render(results=results, summary=summary(results), sections=sections)
 
 

@@ -85,7 +85,7 @@ def reliability_figure(views: Sequence[Side]) -> Figure:
 
 
 def _reliability(side: Side) -> list[Trace]:
-    curve = reliability_curve(side.y, side.score)
+    curve = reliability_curve(side.y, side.score, side.groups)
     sizes = 6 + 16 * np.sqrt(curve.images / curve.images.max())
     hover = "predicted %{x:.3f}<br>really %{y:.3f}<br>%{text} images<extra></extra>"
     errors = {

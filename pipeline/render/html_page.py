@@ -109,6 +109,7 @@ HELP = {
     "sensitivity": "share of positives found",
     "specificity": "share of negatives left alone",
     "f1": "harmonic mean of precision and recall",
+    "mcc": "Matthews correlation coefficient of true and decided classes; 0 is chance",
     "brier": "mean squared error of the probabilities; less is better",
     "ece": "expected calibration error; less is better",
     "log_loss": "mean negative log probability of the true class; less is better",

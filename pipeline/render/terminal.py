@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher"}
+WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "≈ tie: on the {} images not distinguishable from the chosen run (Holm-corrected p ≥ 0.05)."
+TIES = "≈ tie: on the {} images not distinguishable from the chosen run (corrected p ≥ 0.05)."
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 

@@ -9,7 +9,7 @@ from features.progress import printable
 from models.runs.results import DetourRow, DetourStep, TransferResult
 from models.runs.summary import with_interval
 
-WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie"}
+WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie", "cannot be tested": "untestable"}
 
 
 def detour_lines(results: TransferResult) -> list[str]:
@@ -62,6 +62,7 @@ def _verdict(results: TransferResult) -> str:
         "higher": "helped",
         "lower": "hurt",
         "tie": "made no difference that these images can tell",
+        "cannot be tested": "cannot be tested on these images",
     }[first.test.verdict]
     counts = {word: sum(row.test.verdict == word for row in rows) for word in WORDS}
     heads = f"{len(rows)} head{'s' if len(rows) > 1 else ''}"

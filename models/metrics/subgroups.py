@@ -1,0 +1,134 @@
+"""Scores by subgroup of the images (sex, age, site, device), with tests of the differences between subgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from models.metrics.bootstrap import Interval, resamples
+from models.metrics.calibration import CalibrationLine, calibration_line
+from models.metrics.registry import METRICS, score, values
+from models.metrics.sample import BadPredictions, Floats, Sample, make_sample
+from models.metrics.significance import holm
+
+COMPARED = ("roc_auc", "sensitivity", "specificity")
+FEWEST = 20  # groups of a class, below which scores of a subgroup tell little (Collins et al. 2016 ask for 100 events)
+
+
+class Subgroup(NamedTuple):
+    """The images of one value of a column."""
+
+    name: str
+    images: tuple[int, ...]  # of each class
+    groups: tuple[int, ...]  # that hold an image of each class
+    scores: Mapping[str, Interval]  # of COMPARED
+    calibration: CalibrationLine | None  # of two classes
+
+    @property
+    def few(self) -> bool:
+        """Return whether a class has too few groups for its scores to tell much."""
+        return min(self.groups) < FEWEST
+
+
+class SubgroupTable(NamedTuple):
+    """The subgroups of one column, with a test of each score for differences between them."""
+
+    column: str
+    rows: tuple[Subgroup, ...]
+    left_out: int  # images without a value
+    p_values: Mapping[str, float]  # by score; NaN: cannot be tested
+    p_adjusted: Mapping[str, float]  # by Holm over all scores of all columns
+
+
+def in_bins(numbers: ArrayLike, edges: Sequence[float]) -> NDArray[np.str_]:
+    """Return the bin of each number (n,) in words: "under 18", "18 to under 65", "65 or more"; empty for NaN.
+
+    `edges` rise; each is the first number of its bin.
+    """
+    given = np.asarray(numbers, dtype=np.float64)
+    between = [f"{low:g} to under {high:g}" for low, high in pairwise(edges)]
+    names = np.array([f"under {edges[0]:g}", *between, f"{edges[-1]:g} or more"])
+    return np.where(np.isnan(given), "", names[np.searchsorted(np.asarray(edges), given, side="right")])
+
+
+def subgroup_tables(
+    y: ArrayLike,
+    proba: ArrayLike,
+    columns: Mapping[str, ArrayLike],
+    groups: ArrayLike | None = None,
+    *,
+    threshold: float | None = None,
+    n_bootstrap: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[SubgroupTable]:
+    """Return the scores of every subgroup, and tests of the differences between subgroups, Holm-corrected over all.
+
+    y (n,), proba (n, K), groups (n,); `columns` {name: (n,)} of values whose words name a subgroup, empty where there
+    is none. A test is Wald's of equal scores, by the covariance of a bootstrap over groups in which a group may be in
+    several subgroups, against F with the fewest groups' degrees of freedom. Raises BadPredictions.
+    """
+    whole = make_sample(y, proba, groups, threshold=threshold)
+    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
+    tables = []
+    for name, column in columns.items():
+        words = np.asarray(column).astype(np.str_)
+        if words.shape != whole.y.shape:
+            raise BadPredictions(f"expected one value of {name} an image, got {len(words)} for {len(whole.y)} images")
+        parts = {value: words == value for value in np.unique(words) if value}
+        rows = [_subgroup(value, whole, at, threshold, level, draws) for value, at in parts.items()]
+        p_values = _tests(whole, list(parts.values()), **draws)
+        tables.append(SubgroupTable(name, tuple(rows), int((words == "").sum()), p_values, {}))
+    adjusted = iter(holm([p for table in tables for p in table.p_values.values()]).tolist())
+    return [table._replace(p_adjusted={name: next(adjusted) for name in table.p_values}) for table in tables]
+
+
+def _subgroup(
+    name: str, whole: Sample, at: NDArray[np.bool_], threshold: float | None, level: float, draws: Mapping[str, int]
+) -> Subgroup:
+    y, proba, groups = whole.y[at], whole.proba[at], whole.groups[at]
+    scores = score(y, proba, groups, threshold=threshold, level=level, **draws)
+    line = calibration_line(y, proba[:, 1], groups, level=level) if whole.binary else None
+    images = tuple(np.bincount(y, minlength=whole.n_classes).tolist())
+    held = tuple(make_sample(y, proba, groups).groups_by_class.tolist())
+    return Subgroup(name, images, held, {metric: scores[metric] for metric in COMPARED}, line)
+
+
+def _part(whole: Sample, at: NDArray[np.bool_]) -> tuple[Sample, NDArray[np.int64]]:
+    """Return the sample of some images, and the numbers of its groups in the whole."""
+    present, codes = np.unique(whole.groups[at], return_inverse=True)
+    columns: tuple[Any, ...] = (whole.y[at], whole.proba[at], whole.decision[at], codes, whole.folds[at])
+    return Sample(*columns), present
+
+
+def _tests(whole: Sample, parts: Sequence[NDArray[np.bool_]], *, n_bootstrap: int, seed: int) -> dict[str, float]:
+    """Return the p-value of each score of COMPARED for no difference between the parts."""
+    rows, samples = {name: METRICS[name] for name in COMPARED}, [_part(whole, at) for at in parts]
+    blocks = [np.ones((1, whole.n_groups)), *resamples(whole, n_bootstrap, seed)]
+    drawn = [[values(rows, sample, weights[:, present]) for weights in blocks] for sample, present in samples]
+    p_values = {}
+    for name, metric in rows.items():
+        found = np.stack([np.concatenate([block[name] for block in part]) for part in drawn])
+        evidence = min((metric.evidence(sample) for sample, _ in samples), default=0.0)
+        p_values[name] = _wald(found[:, 0], found[:, 1:], evidence)
+    return p_values
+
+
+def _wald(score: Floats, drawn: Floats, evidence: float) -> float:
+    """Return the p-value of equal scores (L,) from replicates (L, b); NaN where they cannot be tested."""
+    from scipy.special import fdtrc
+
+    drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
+    apart, freedom = len(score) - 1, evidence - len(score) + 1
+    if apart < 1 or freedom <= 0 or np.isnan(score).any() or drawn.shape[1] <= len(score):
+        return np.nan
+    difference, replicates = score[1:] - score[0], drawn[1:] - drawn[0]
+    covariance = np.atleast_2d(np.cov(replicates)) * evidence / (evidence - 1)
+    if not np.linalg.cond(covariance) < 1e12:
+        return np.nan
+    statistic = float(difference @ np.linalg.solve(covariance, difference))
+    return float(fdtrc(apart, freedom, statistic * freedom / (apart * (evidence - 1))))
