@@ -8,16 +8,20 @@ from pathlib import Path
 import lightgbm
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from features.errors import BadDataset, CacheError, UnknownName
+from models.explain.class_maps import CLASS_MAPS
+from models.explain.run_maps import EXPLAINERS
 from models.folds import grouped_folds
-from models.heads import HEADS, choose_heads, load_head, make_head, save_head
+from models.heads import HEADS, HeadRow, choose_heads, load_head, make_head, save_head
 from models.heads.head import log_loss
-from models.heads.linear import Logistic
+from models.heads.linear import Discriminant, Logistic, probabilities
 from models.heads.map_heads import MapHead
 from models.logistic_path import strengths
+from models.predictor.torch_heads import head_module
 
 
 def drawn(input_: str, classes: int = 2, n: int = 480, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,6 +63,20 @@ def test_learns_and_comes_back_the_same(name: str, classes: int, tmp_path: Path)
     np.testing.assert_allclose(loaded.predict_proba(X[new]), proba, rtol=1e-9, atol=1e-12)
     assert loaded.chosen_ == head.chosen_
     assert not list(tmp_path.glob("*.pkl"))
+
+
+def test_one_more_linear_head_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A further row is explained, exported, saved and loaded by the form that it names, without a word elsewhere."""
+    monkeypatch.setitem(HEADS, "other", HeadRow(Discriminant, "linear", "one more"))
+    X, y, groups = drawn("pooled", 3)
+    maps = X[:, :, None, None] + np.zeros((1, 1, 2, 2), np.float32)
+    head = make_head("other").fit(X, y, groups)
+    save_head(tmp_path, "other", head)
+    proba, form = load_head(tmp_path).predict_proba(X), HEADS["other"].form
+    logits = head_module("other", head)(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(probabilities(logits), proba, atol=1e-5)
+    np.testing.assert_allclose(probabilities(CLASS_MAPS[form](head, maps).mean((2, 3))), proba, atol=1e-5)
+    assert {name for name, row in HEADS.items() if row.form in CLASS_MAPS} == {*EXPLAINERS, "other"} - {"finetuned"}
 
 
 def test_logistic_is_scikit_learns_optimum() -> None:

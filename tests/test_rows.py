@@ -14,7 +14,7 @@ from features.views import pooled_view
 from models.heads import make_head
 from models.heads.lightgbm import Boosted
 from models.heads.linear import Logistic
-from models.logistic_path import decision, out_of_fold, stream, sweep
+from models.logistic_path import decision, out_of_core, out_of_fold, sweep
 
 N, D = 3000, 24
 
@@ -48,8 +48,8 @@ def drawn() -> tuple[NDArray[np.float16], NDArray[np.int64]]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a few thousand rows too many for memory."""
-    monkeypatch.setattr(stream, "SAMPLE", 600)
-    monkeypatch.setattr(stream, "_FLOATS", 2**14)
+    monkeypatch.setattr(out_of_core, "SAMPLE", 600)
+    monkeypatch.setattr(out_of_core, "_FLOATS", 2**14)
 
 
 def test_float16_is_widened_bit_by_bit() -> None:

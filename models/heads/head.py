@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from features.storage import write_whole
 
 Array = NDArray[Any]
+Form: TypeAlias = Literal["linear", "votes", "attention", "pyramid", "neighbours", "perceptron", "trees", "stack"]
 FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
 
 
@@ -57,9 +58,14 @@ class Nested(Protocol):
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One row of HEADS."""
+    """One row of HEADS.
+
+    `form` is what was learned, and all that others need to know: `models.predictor.torch_heads.MODULES` exports by it,
+    `models.explain.class_maps.CLASS_MAPS` explains by it, `models.predictor.heads.READERS` loads by it.
+    """
 
     make: Callable[..., Head]
+    form: Form
     about: str
     on_disk: bool = False  # whether features larger than memory will do: `features.cache.reader.FeatureRows`
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
