@@ -1,16 +1,14 @@
 """The table HEADS: light classifiers on cached features, with scikit-learn's interface on plain arrays.
 
-head       what every head is, and how it is saved without a pickle
-linear     logistic (strength by grouped folds), sgd (the seed article's recipe), lda
-ridge      least squares
-boosted    lightgbm
-neighbours knn
-mlp        one hidden layer
-channels   feature maps in their principal channels; descent: early stopping
-maps       a 1x1 convolution on feature maps, which gives class maps
-attention  pooling that learns where to look
-spatial    logistic on pyramid-pooled maps
-stack      a weighted vote of other runs
+head            the base class of heads, and how they are saved without a pickle
+linear          logistic (L2 strength by grouped folds), lda, sgd (the seed article's recipe)
+ridge           least squares with Platt's sigmoid
+lightgbm        gradient-boosted trees
+knn             k-nearest neighbours
+mlp             a multi-layer perceptron with one hidden layer
+map_heads       map (1x1 convolution), attention, spatial: heads on feature maps
+early_stopping  minibatch training of the heads that torch trains
+stacking        a weighted vote of other runs
 """
 
 import json

@@ -1,10 +1,10 @@
-"""The metric of the descent: an inverse of the Hessian at a nearby point, cheap to build and to apply.
+"""The preconditioner: an inverse of the Hessian at a nearby point, cheap to build and to apply.
 
 The Hessian X' D X + I / C (D = p (1 - p), where Böhning 1992 has its bound 1/4) is dominated by the rows that the model
 is still unsure of. Where few rows carry nearly all of D, their kernel is factored (Woodbury's identity); where many do,
 the (d + 1) x (d + 1) matrix is, or that of all classes together if it is small. Folds and classes have factors of their
-own as far as memory goes. The intercept is one more feature under a faint penalty. An inexact metric costs iterations,
-never exactness.
+own as far as memory goes. The intercept is one more feature under a faint penalty. An inexact preconditioner costs
+iterations, never exactness.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _ALIKE = 16  # rows per feature from which on the Hessians of all folds are near
 _FLOATS = 2**24  # in all factors together, 64 MB
 
 
-class Metric(Protocol):
+class Preconditioner(Protocol):
     """A symmetric positive definite approximation of the inverse Hessian."""
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
-        """Return the metric times v (B, K, d + 1), problem b belonging to fold[b]."""
+        """Return the preconditioner times v (B, K, d + 1), problem b belonging to fold[b]."""
 
 
 @final
 @dataclass(frozen=True)
 class Rounded:
-    """A metric in float32 for a descent in another precision."""
+    """A preconditioner in float32 for a descent in another precision."""
 
     arrays: Arrays
-    metric: Metric
+    preconditioner: Preconditioner
     dtype: str
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
-        """Round v, apply the metric, and return the result in the precision of the descent."""
-        return self.arrays.cast(self.metric.apply(self.arrays.cast(v, "float32"), fold), self.dtype)
+        """Round v, apply the preconditioner, and return the result in the precision of the descent."""
+        return self.arrays.cast(self.preconditioner.apply(self.arrays.cast(v, "float32"), fold), self.dtype)
 
 
 @final
@@ -112,8 +112,8 @@ def _summing_to_zero(v: Array) -> Array:
     return v if v.shape[1] == 1 else v - v.mean(1)[:, None]
 
 
-def metric_at(design: Design, p: Array, weight: Array, strength: float) -> Metric:
-    """Return the metric for class probabilities (F, K, n), row weights (F, n) and the one penalty 1 / strength.
+def preconditioner_at(design: Design, p: Array, weight: Array, strength: float) -> Preconditioner:
+    """Return the preconditioner for class probabilities (F, K, n), row weights (F, n) and the one penalty 1 / strength.
 
     With two classes K is 1 and p the probability of either.
     """
@@ -160,7 +160,7 @@ def _hessian(design: Design, rows: NDArray[np.int64], curvature: Array, strength
 
 
 def _joint(design: Design, p: Array, weight: Array, strength: float) -> _Primal:
-    """Return the metric from the Hessian of all classes together, for each fold.
+    """Return the preconditioner from the Hessian of all classes together, for each fold.
 
     Of the mean fold it would be worse than the classes one by one for each fold: on 917 x 512 features of 7 classes 46
     steps instead of 17.
@@ -186,7 +186,7 @@ def _softmax(design: Design, p: Array, weight: Array) -> Array:
 
 
 def _dual(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> _Dual:
-    """Return the metric from the kernel of the chosen rows and the curvatures (F, K, m) of them."""
+    """Return the preconditioner from the kernel of the chosen rows and the curvatures (F, K, m) of them."""
     arrays = design.arrays
     x, mean = _bordered(design, rows), curvature.mean(1).mean(0)
     trace = strength * float((mean[:, None] * x[:, :-1] ** 2).sum())
