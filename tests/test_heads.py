@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightgbm
@@ -12,7 +13,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from features.errors import BadDataset, CacheError, UnknownName
+from features.errors import BadDataset, CacheError, ConstantFeatures, UnknownName
+from features.views import View
 from models.explain.class_maps import CLASS_MAPS
 from models.explain.run_maps import EXPLAINERS
 from models.folds import grouped_folds
@@ -22,6 +24,7 @@ from models.heads.linear import Discriminant, Logistic, probabilities
 from models.heads.map_heads import MapHead
 from models.logistic_path import strengths
 from models.predictor.torch_heads import head_module
+from models.validation.cross_validation import PROTOCOLS, fit
 
 
 def drawn(input_: str, classes: int = 2, n: int = 480, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,6 +126,21 @@ def test_folds_keep_groups_together() -> None:
     assert not np.array_equal(folds, grouped_folds(y, groups, 5, seed=2))
     with pytest.raises(BadDataset, match="one group"):
         grouped_folds(y, np.where(y == 0, "only", groups), 5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_features_that_do_not_vary(name: str) -> None:
+    """All alike: said in one line. One image that differs: learned from, also where folds lack it."""
+    n = 30
+    y, ids = np.arange(n) % 2, np.char.add("i", np.arange(n).astype(str))
+    X = np.full({"pooled": (n, 512), "maps": (n, 64, 3, 3), "runs": (n, 3, 2)}[HEADS[name].input], 0.5, np.float32)
+    view = View(X, y, ids, ids, np.where(np.arange(n) % 5 == 0, "test", "train"))
+    with pytest.raises(ConstantFeatures, match=r"24 images to learn from have the same.*run: make doctor"):
+        fit(partial(make_head, name), [view], PROTOCOLS["split"])
+    X[-1] += 0.25
+    proba = fit(partial(make_head, name), [view], PROTOCOLS["split"]).predictions.proba
+    assert np.isfinite(proba).all()
+    assert np.abs(proba[view.splits == "test"] - 0.5).max() < 0.2
 
 
 def test_names_and_broken_folders(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_ch
 import numpy as np
 from numpy.typing import NDArray
 
+from features.errors import ConstantFeatures
 from features.storage import write_whole
 
 Array = NDArray[Any]
 Form: TypeAlias = Literal["linear", "votes", "attention", "pyramid", "neighbours", "perceptron", "trees", "stack"]
+_BLOCK = 512  # rows compared at once
 FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
 
 
@@ -102,6 +104,15 @@ def standardisation(X: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     mean = X.mean(axis=0, dtype=np.float64)
     std = np.sqrt(np.maximum(np.square(X, dtype=np.float64).mean(axis=0) - mean**2, 0))
     return mean.astype(np.float32), np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1).astype(np.float32)
+
+
+def check_varied(X: Any) -> None:
+    """Raise ConstantFeatures where all rows of X (n, ...), an array or rows on the disk, are equal."""
+    if all((X[i : i + _BLOCK] == X[:1]).all() for i in range(0, len(X), _BLOCK)):
+        raise ConstantFeatures(
+            f"features that differ between images expected, but all {len(X)} images to learn from have the same: are "
+            "they all alike? Look at them, run: make doctor"
+        )
 
 
 def log_loss(y: NDArray[np.int64], proba: NDArray[np.float64]) -> float:

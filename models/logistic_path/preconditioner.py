@@ -191,7 +191,7 @@ def _dual(design: Design, rows: NDArray[np.int64], curvature: Array, strength: f
     x, mean = _bordered(design, rows), curvature.mean(1).mean(0)
     trace = strength * float((mean[:, None] * x[:, :-1] ** 2).sum())
     bound = 0.1 / float(np.finfo(design.dtype).eps)  # a larger condition number leaves no digits in the difference
-    prior = np.append(np.full(x.shape[1] - 1, strength * min(1.0, bound / trace)), 100 / float(mean.sum()))
+    prior = np.append(np.full(x.shape[1] - 1, strength * min(1.0, bound / max(trace, bound))), 100 / float(mean.sum()))
     p = arrays.put(prior, design.dtype)
     kernel = _gram(x * p**0.5)
     training = float((design.weight > 0).sum()) / (design.weight.shape[0] * design.weight.shape[1])
