@@ -102,6 +102,18 @@ def test_ridge_is_scikit_learns(classes: int) -> None:
     assert head.chosen_["held_out_squared_error"] == pytest.approx(min(errors), rel=1e-4)
 
 
+def test_ridge_keeps_its_ranking() -> None:
+    """Few patients, held-out scores worse than chance: the sigmoid does not fall, and new patients are ranked right."""
+    rng = np.random.default_rng(34)
+    groups, y = np.repeat(np.arange(24), 10), rng.permutation(np.arange(24) % 2).repeat(10)
+    new = np.arange(400).repeat(3)
+    X, Z = (rng.normal(size=(g.max() + 1, 40))[g] + rng.normal(size=(len(g), 40)) for g in (groups, new))
+    X[:, :4] += 0.5 * (2 * y[:, None] - 1)
+    Z[:, :4] += 0.5 * (2 * (new % 2)[:, None] - 1)
+    head = Ridge().fit(X.astype(np.float32), y, groups.astype(np.str_))
+    assert roc_auc_score(new % 2, head.predict_proba(Z.astype(np.float32))[:, 1]) > 0.6
+
+
 def test_stack_weighs_by_worth() -> None:
     """The model that knows nothing has next to no vote; the stack is no worse than the best; equal models share."""
     X, y, groups = drawn("runs")
