@@ -14,15 +14,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from features.errors import BadDataset, CacheError, ConstantFeatures, UnknownName
+from features.progress import heard
 from features.views import View
 from models.explain.class_maps import CLASS_MAPS
 from models.explain.run_maps import EXPLAINERS
 from models.folds import grouped_folds
-from models.heads import HEADS, HeadRow, choose_heads, load_head, make_head, save_head
+from models.heads import HEADS, HeadRow, choose_heads, linear, load_head, make_head, save_head
 from models.heads.head import log_loss
 from models.heads.linear import Discriminant, Logistic, probabilities
 from models.heads.map_heads import MapHead
-from models.logistic_path import strengths
+from models.logistic_path import strengths, sweep
 from models.predictor.torch_heads import head_module
 from models.validation.cross_validation import PROTOCOLS, fit
 
@@ -181,6 +182,17 @@ def test_logistic_goes_through_all_folds_at_once(classes: int) -> None:
         expected = fitted(folds != fold, best)(X[folds == fold])
         np.testing.assert_allclose(held[folds == fold], expected, atol=2e-3)
     assert head.chosen_["C"] == grid[int(np.argmin([loss([], C) for C in grid]))]
+
+
+def test_a_missing_certificate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solutions cut short are counted in what the head says of itself, and told in a line; else neither."""
+    X, y, groups = drawn("pooled")
+    assert "not_certified" not in Logistic().fit(X, y, groups).chosen_
+    monkeypatch.setattr(linear, "sweep", partial(sweep, max_iter=1))
+    with heard() as lines:
+        head = Logistic().fit(X, y, groups)
+    assert head.chosen_["not_certified"] > 1
+    assert "solutions are not certified, duality gap" in lines[-1]
 
 
 def test_nested_predictions_do_not_know_their_own_labels() -> None:

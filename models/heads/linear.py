@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.reader import subset
+from features.progress import say
 from models.folds import grouped_folds
 from models.heads.head import FEWEST_FOLDS, Array, Head, log_loss, silent, standardisation
-from models.logistic_path import out_of_fold, predicted, strengths, sweep
+from models.logistic_path import Sweep, out_of_fold, predicted, strengths, sweep
 
 _BLOCK = 4096  # rows read at once from features on the disk
 _ENOUGH = 1e-4  # gap of models that only take part in a choice
@@ -54,7 +55,7 @@ class Logistic(Linear):
         """
         folds = grouped_folds(y, groups, 5, seed=self.seed)
         masks = np.stack([folds != f for f in range(folds.max() + 1)])
-        held = out_of_fold(X, sweep(X, y, strengths=strengths(self.steps), folds=masks), masks)
+        held = out_of_fold(X, self._solved(X, y, strengths=strengths(self.steps), folds=masks), masks)
         losses = np.array([log_loss(y, proba) for proba in held])
         self._settle(X, y, losses)
         return self
@@ -62,10 +63,20 @@ class Logistic(Linear):
     def _settle(self, X: Any, y: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
         """Solve on all rows at the strength of least held-out loss (S,)."""
         best = float(strengths(self.steps)[int(losses.argmin())])
-        final = sweep(X, y, strengths=[best], folds=np.ones((1, len(y)), dtype=bool))
+        final = self._solved(X, y, strengths=[best], folds=np.ones((1, len(y)), dtype=bool))
         self.coef_, self.intercept_ = final.coef[0, 0].astype(np.float64), final.intercept[0, 0].astype(np.float64)
         self.classes_ = np.arange(int(y.max()) + 1)
-        self.chosen_ = {"C": best, "held_out_log_loss": float(losses.min())}
+        self.chosen_ |= {"C": best, "held_out_log_loss": float(losses.min())}
+
+    def _solved(self, X: Any, y: NDArray[np.int64], **settings: Any) -> Sweep:
+        """Return the solutions; those whose duality gap is above the tolerance are counted, and said."""
+        found = sweep(X, y, **settings)
+        if missed := int((~found.converged).sum()):
+            self.chosen_["not_certified"] = self.chosen_.get("not_certified", 0) + missed
+            say(
+                f"logistic: {missed} of {found.gap.size} solutions are not certified, duality gap {found.gap.max():.0e}"
+            )
+        return found
 
     def fit_folds(
         self, X: Any, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
@@ -82,7 +93,7 @@ class Logistic(Linear):
         if len(names) < FEWEST_FOLDS or any(len(np.unique(y[mask])) < k for mask in both):
             return None
         singles = folds != names[:, None]
-        inner = sweep(X, y, strengths=strengths(self.steps), folds=both, tol=_ENOUGH)
+        inner = self._solved(X, y, strengths=strengths(self.steps), folds=both, tol=_ENOUGH)
         progress(1, 3)
         losses = np.zeros((len(names), self.steps))
         for at, (i, j) in enumerate(pairs):
@@ -90,7 +101,7 @@ class Logistic(Linear):
                 rows = np.flatnonzero(folds == names[judged])
                 proba = predicted(subset(X, rows), inner, at)
                 losses[judge] += [log_loss(y[rows], p) * len(rows) for p in proba]
-        outer = sweep(X, y, strengths=strengths(self.steps), folds=singles)
+        outer = self._solved(X, y, strengths=strengths(self.steps), folds=singles)
         progress(2, 3)
         held, total = np.empty((len(y), k)), np.zeros(self.steps)
         for i, name in enumerate(names):
