@@ -127,11 +127,14 @@ def _standing(problems: Problems, state: _State) -> NDArray[np.float64]:
 
     The objective is 1 / C strongly convex in the weights, so its excess is at most C ||gradient||^2 / 2.
     """
-    wrong = state.q.sum(1)
+    arrays, wrong = problems.design.arrays, state.q.sum(1)
     bends = (problems.weight * wrong * (1 - wrong)).sum(-1) + _TINY
-    excess = squared(state.gradient[..., :-1]) / problems.penalty + squared(state.gradient[..., -1]) / bends
+    of_intercept = (
+        arrays.cast(squared(state.gradient[..., -1]), "float64") / bends
+    )  # beyond float32 where bends is tiny
+    excess = squared(state.gradient[..., :-1]) / problems.penalty + of_intercept
     value = problems.value(state.theta, state.loss)
-    return problems.design.arrays.get(problems.design.arrays.xp.stack([excess / 2 / value, value]))
+    return arrays.get(arrays.xp.stack([excess / 2 / value, value]))
 
 
 def _step(

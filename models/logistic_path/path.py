@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The folds to solve and how well; `exact` is in float64, `fast` in float32 where the size makes it worthwhile."""
+    """The folds to solve and how well; `exact` is multiplied out in float64, `fast` in float32."""
 
     exact: Design
     fast: Design
@@ -52,7 +52,7 @@ class Task:
             replace(x, mean=x.mean[folds], scale=x.scale[folds], weight=x.weight[folds])
             for x in (self.exact, self.fast)
         )
-        return replace(self, exact=exact, fast=exact if self.fast is self.exact else fast)
+        return replace(self, exact=exact, fast=fast)
 
     def problems(self, design: Design, strengths: NDArray[np.float64]) -> Problems:
         """Return the problems of every strength with every fold, strength by strength."""

@@ -22,7 +22,7 @@ from models.logistic_path.design import Design
 _REST = 0.05  # share of D that may be left out
 _KERNEL = 1600  # rows whose kernel is still cheaper to factor than a Hessian of 2,048 features
 _FLOOR = 1e-30  # curvature of a row that float32 takes for certain
-_ALIKE = 16  # rows per feature from which on the Hessians of all folds are nearly the same
+_ALIKE = 8  # rows per feature from which on the Hessians of all folds are nearly the same
 _FLOATS = 2**24  # in all factors together, 64 MB
 
 
@@ -128,7 +128,7 @@ def preconditioner_at(design: Design, p: Array, weight: Array, strength: float) 
     if p.shape[1] > 1 and len(p) * (p.shape[1] * (d + 1)) ** 2 <= _FLOATS:
         return _joint(design, p, weight, strength)
     shared = _shared(curvature if len(chosen) < _ALIKE * d else curvature.mean(0)[None], d**2)
-    return _Primal(design.arrays, [[_hessian(design, chosen, w, strength) for w in own] for own in shared], False)
+    return _Primal(design.arrays, _hessians(design, chosen, shared, strength), False)
 
 
 def _shared(curvature: Array, floats: float) -> Array:
@@ -148,15 +148,20 @@ def _bordered(design: Design, rows: NDArray[np.int64]) -> Array:
     return xp.concatenate([x, xp.ones_like(x[:, :1])], 1)
 
 
-def _hessian(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> Array:
-    """Return the factor of the Hessian (d + 1, d + 1), summed over blocks of the rows."""
-    d = design.matrix.shape[1]
-    h = design.arrays.put(np.zeros((d + 1, d + 1), design.dtype))
-    for i in range(0, len(rows), 2 * ROWS):
-        block = slice(i, i + 2 * ROWS)
-        half = _bordered(design, rows[block]) * curvature[block, None] ** 0.5
-        h += half.T @ half
-    return _factor(design, h, np.append(np.full(d, 1 / strength), 0))
+def _hessians(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> list[list[Array]]:
+    """Return the factors of the Hessians (d + 1, d + 1) for curvatures (F, K, m), summed over blocks of the rows."""
+    arrays, (folds, classes, m), d = design.arrays, curvature.shape, design.matrix.shape[1]
+    h = arrays.put(np.zeros((folds, classes, d + 1, d + 1), design.dtype))
+    trained = arrays.get(curvature[:, 0]) > 0
+    for i in range(0, m, 2 * ROWS):
+        x = _bordered(design, rows[i : i + 2 * ROWS])
+        for f, own in enumerate(trained[:, i : i + 2 * ROWS]):
+            at = np.flatnonzero(own)
+            for k in range(classes):
+                half = x[at] * curvature[f, k, i + at, None] ** 0.5
+                h[f, k] += half.T @ half
+    ridge = np.append(np.full(d, 1 / strength), 0)
+    return [[_factor(design, each, ridge) for each in own] for own in h]
 
 
 def _joint(design: Design, p: Array, weight: Array, strength: float) -> _Primal:

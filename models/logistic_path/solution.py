@@ -16,7 +16,6 @@ from models.logistic_path.out_of_core import sample_size, solve_out_of_core
 from models.logistic_path.path import Task, solve_path
 
 Features: TypeAlias = Any  # (n, d): an array, or rows read in slices, with shape, ndim, dtype and len
-_SMALL = 2**20  # features x rows up to which float64 throughout costs nothing
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ def sweep(
             f"finite features expected, but column {column} of X has NaN or infinity; extract the features again"
         )
     exact = exact_design(arrays_on(device), X, weight, found)
-    fast = exact if isinstance(X, np.ndarray) and X.size <= _SMALL else fast_design(exact, X, found)
-    return _assembled(Task(exact, fast, y, int(y.max()) + 1, tol, max_iter), grid, found)
+    task = Task(exact, fast_design(exact, X, found), y, int(y.max()) + 1, tol, max_iter)
+    return _assembled(task, grid, found)
 
 
 def _checked(
