@@ -173,8 +173,6 @@ def _blocks(X: Features) -> Iterator[tuple[slice, NDArray[np.float64]]]:
 
 def _probabilities(z: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the softmax (..., K) of scores (..., K); a single score is that of class 1 against 0."""
-    from scipy.special import softmax
-
     full = np.concatenate([np.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
-    p: NDArray[np.float64] = softmax(full, -1)
-    return p
+    shifted = np.exp(full - full.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
