@@ -1,16 +1,21 @@
 """All strengths and folds of the linear head at once, against scikit-learn one after the other.
 
-    python -m benchmarks.heads [--full] [--features FILE.npz]
+    python -m benchmarks.heads [--full | --sizes] [--features FILE.npz]
 
 Draws 5,216 x 2,048 rectified features with the spectrum of ResNet-50's on chest X-rays (eigenvalues falling as 1/k), or
 reads X and y of a file. scikit-learn's LogisticRegression (lbfgs, tol 1e-8, warm-started along the ascending strengths)
 gets the standardised folds for nothing. Without --full it runs one fold of the five and its time is multiplied by five;
 the table says so. In float32 its line search gives up before tol, so that float64 is the like-for-like comparison.
+
+With --sizes it prints a row for each of SIZES instead: the 13 strengths of a head, scikit-learn at its default
+tolerance in both precisions and at 1e-8, each with its worst excess over the certified minimum; CPU seconds in one
+thread, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import tracemalloc
 import warnings
@@ -24,6 +29,8 @@ from numpy.typing import NDArray
 from models.logistic_path import Sweep, strengths, sweep
 
 FOLDS = 5
+CLOCK = time.process_time if "--sizes" in sys.argv else time.perf_counter
+SIZES = ((200, 512), (800, 512), (5216, 512), (5216, 2048))
 
 
 class Run(NamedTuple):
@@ -67,9 +74,9 @@ def measured(X: Any, y: Any, w: Any, b: float, C: float) -> tuple[float, float]:
 
 def ours(X: Any, y: Any, folds: Any, grid: Any) -> tuple[Run, Sweep]:
     """Run the sweep on all folds."""
-    tick = time.perf_counter()
+    tick = CLOCK()
     found = sweep(X, y, strengths=grid, folds=folds)
-    seconds = time.perf_counter() - tick
+    seconds = CLOCK() - tick
     gradient = np.zeros_like(found.objective)
     for f, training in enumerate(folds):
         A = X[training].astype(np.float64)
@@ -81,7 +88,7 @@ def ours(X: Any, y: Any, folds: Any, grid: Any) -> tuple[Run, Sweep]:
     return Run(seconds, "all folds", found.objective, gradient, found.iterations), found
 
 
-def theirs(X: Any, y: Any, folds: Any, grid: Any, dtype: Any) -> Run:
+def theirs(X: Any, y: Any, folds: Any, grid: Any, dtype: Any, tol: float = 1e-8) -> Run:
     """Run scikit-learn on the given folds, timing nothing but `fit`, and scale the time to FOLDS."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -90,14 +97,14 @@ def theirs(X: Any, y: Any, folds: Any, grid: Any, dtype: Any) -> Run:
     for f, training in enumerate(folds):
         A, rows = StandardScaler().fit_transform(X[training].astype(np.float64)), y[training]
         given = A.astype(dtype)
-        model = LogisticRegression(tol=1e-8, max_iter=100_000, warm_start=True)
+        model = LogisticRegression(tol=tol, max_iter=100_000, warm_start=True)
         for s, C in enumerate(grid):
             model.C = C
-            tick = time.perf_counter()
+            tick = CLOCK()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # in float32 its line search gives up before tol
                 model.fit(given, rows)
-            seconds += time.perf_counter() - tick
+            seconds += CLOCK() - tick
             value = measured(A, rows, model.coef_[0].astype(np.float64), float(model.intercept_[0]), C)
             numbers[:, f, s] = *value, model.n_iter_[0]
     note = "all folds" if len(folds) == FOLDS else f"{len(folds)} fold, time x {FOLDS // len(folds)}"
@@ -120,16 +127,37 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="give scikit-learn all folds, not one")
+    parser.add_argument("--sizes", action="store_true", help="a row for each size, in CPU seconds of one thread")
     parser.add_argument("--features", type=Path, help="an .npz with X (n, d) and y (n,) of 0 and 1")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    with threadpool_limits(args.threads):
+    with threadpool_limits(1 if args.sizes else args.threads):
         if args.features:
             with np.load(args.features) as file:
                 X, y = file["X"].astype(np.float32), file["y"].astype(np.int64)
         else:
-            X, y = drawn(5216, 2048)
-        compare(X, y, args.full)
+            X, y = drawn(*SIZES[-1])
+        if args.sizes:
+            sizes(X, y)
+        else:
+            compare(X, y, args.full)
+
+
+def sizes(X: NDArray[np.float32], y: NDArray[np.int64]) -> None:
+    """Print for the leading rows and columns of X what both solvers took and how far from the minimum they ended."""
+    ways = [(dtype, tol) for dtype in (np.float32, np.float64) for tol in (1e-4, 1e-8)]
+    print("n x d: sweep [s, excess] | sklearn [s, ratio, excess] at", ", ".join(f"{w.__name__} {t}" for w, t in ways))
+    for n, d in SIZES:
+        some, labels, grid = np.ascontiguousarray(X[:n, :d]), y[:n], strengths(13)
+        folds = folds_of(labels)
+        mine, found = min((ours(some, labels, folds, grid) for _ in range(3)), key=lambda each: each[0].seconds)
+        floor = found.objective * (1 - found.gap)
+        print(f"{n:,} x {d:,}: {mine.seconds:.3f} {found.gap.max():.0e}", end="", flush=True)
+        for dtype, tol in ways:
+            run = theirs(some, labels, folds[:1], grid, dtype, tol)
+            excess = (run.objective / floor[:1] - 1).max()
+            print(f" | {run.seconds:.2f} {run.seconds / mine.seconds:.1f} {excess:.0e}", end="", flush=True)
+        print()
 
 
 def compare(X: NDArray[np.float32], y: NDArray[np.int64], full: bool) -> None:

@@ -38,6 +38,10 @@ class CacheError(FirnError):
     """Features that are missing, partial, stale or damaged; the message names the command that mends it."""
 
 
+class ConstantFeatures(FirnError):
+    """Features that are the same for all images, from which nothing can be learned."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """Say that `name` is no `kind`, list the `known` ones and guess what was meant."""
     names = sorted(known)

@@ -1,4 +1,4 @@
-"""Folds: stratified by class, never with one group on both sides."""
+"""Cross-validation folds: stratified by class, whole groups, the same for a seed whatever libraries are installed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _MANY = 20_000  # groups, for which scikit-learn's greedy choice takes 8 seconds
 def grouped_folds(y: NDArray[np.int64], groups: NDArray[np.str_] | None, k: int, *, seed: int = 0) -> NDArray[np.int64]:
     """Return the fold 0..k-1 of each row, (n,).
 
-    scikit-learn's StratifiedGroupKFold, shuffled with `seed`; 20,000 groups or more are shuffled and dealt out. `k` is
-    lowered to what the smallest class allows, counted in groups; BadDataset where a class has fewer than two groups,
-    for then nothing can be held out.
+    The folds of scikit-learn's StratifiedGroupKFold (1.9), shuffled with `seed`; 20,000 groups or more are shuffled and
+    dealt out. `k` is lowered to what the smallest class allows, counted in groups; BadDataset where a class has fewer
+    than two groups, for then nothing can be held out.
     """
     names = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
     return _grouped(y.astype(np.int64).tobytes(), names.astype(np.int64).tobytes(), k, seed).copy()
@@ -26,19 +26,41 @@ def grouped_folds(y: NDArray[np.int64], groups: NDArray[np.str_] | None, k: int,
 @lru_cache(maxsize=64)
 def _grouped(labels: bytes, groups: bytes, k: int, seed: int) -> NDArray[np.int64]:
     """Return the folds for labels and groups in int64; heads on other views ask for the same ones again and again."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
     y, names = (np.frombuffer(column, dtype=np.int64) for column in (labels, groups))
     fewest = min(len(np.unique(names[y == c])) for c in np.unique(y))
     if fewest < 2:
         raise BadDataset("a class has images of one group (patient) only in the training split; add more groups")
-    if names.max() >= _MANY:
-        return _dealt(y, names, min(k, fewest), seed)
-    folds = np.zeros(len(y), dtype=np.int64)
-    splitter = StratifiedGroupKFold(min(k, fewest), shuffle=True, random_state=seed)
-    for fold, (_, held) in enumerate(splitter.split(np.zeros(len(y)), y, names)):
-        folds[held] = fold
-    return folds
+    return (_dealt if names.max() >= _MANY else _stratified)(y, names, min(k, fewest), seed)
+
+
+def _stratified(y: NDArray[np.int64], names: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int64]:
+    """Return folds (n,) with each group, the most uneven first, where it leaves the classes' shares the most even.
+
+    scikit-learn does the same in a tenth of the speed, after a second of imports.
+    """
+    _, label, count = np.unique(y, return_inverse=True, return_counts=True)
+    of_group, filled, each = np.zeros((names.max() + 1, len(count))), np.zeros((k, len(count))), np.arange(k)
+    np.add.at(of_group, (names, label), 1)
+    order = np.arange(len(of_group))
+    np.random.RandomState(seed).shuffle(order)  # as scikit-learn does
+    fold = np.empty(len(of_group), np.int64)
+    for group in order[np.argsort(-of_group[order].std(axis=1), kind="stable")]:
+        tried = np.repeat(filled[None], k, axis=0)
+        tried[each, each] += of_group[group]
+        best = _most_even((tried / count).std(axis=1).mean(axis=1), filled.sum(axis=1))
+        filled[best] += of_group[group]
+        fold[group] = best
+    return fold[names]
+
+
+def _most_even(spread: NDArray[np.float64], rows: NDArray[np.float64]) -> int:
+    """Return the place of the least spread (k,), of nearly equal ones the first with the fewest rows (k,) so far."""
+    best = 0
+    for i in range(1, len(spread)):
+        near = abs(spread[i] - spread[best]) <= 1e-8 + 1e-5 * spread[best]
+        if spread[i] < spread[best] or (near and rows[i] < rows[best]):
+            best = i
+    return best
 
 
 def _dealt(y: NDArray[np.int64], names: NDArray[np.int64], k: int, seed: int) -> NDArray[np.int64]:

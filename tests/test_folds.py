@@ -1,12 +1,28 @@
-"""Folds of more groups than scikit-learn deals with quickly."""
+"""Folds are scikit-learn's, and those of very many groups nearly as even."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
 from models import folds as module
 from models.folds import grouped_folds
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_folds_are_scikit_learns(seed: int) -> None:
+    """Of single images and of groups of unequal sizes, of two classes and more, balanced or not."""
+    rng = np.random.default_rng(seed)
+    n, classes, k = int(rng.integers(60, 400)), int(rng.integers(2, 6)), int(rng.integers(2, 7))
+    groups = np.arange(n) if seed % 3 == 0 else rng.integers(0, n // 3, n)
+    y = rng.choice(classes, n, p=rng.dirichlet(np.full(classes, 3.0)))
+    y[: 20 * classes] = np.arange(20 * classes) % classes
+    y = np.minimum(y, y[groups]) if seed % 3 == 1 else y
+    names, expected = groups.astype(np.str_), np.empty(n, np.int64)
+    for fold, (_, held) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(y, y, names)):
+        expected[held] = fold
+    np.testing.assert_array_equal(grouped_folds(y, names, k, seed=seed), expected)
 
 
 def test_many_groups_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:

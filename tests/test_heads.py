@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightgbm
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from features.errors import BadDataset, CacheError, UnknownName
+from features.errors import BadDataset, CacheError, ConstantFeatures, UnknownName
+from features.progress import heard
+from features.views import View
+from models.explain.class_maps import CLASS_MAPS
+from models.explain.run_maps import EXPLAINERS
 from models.folds import grouped_folds
-from models.heads import HEADS, choose_heads, load_head, make_head, save_head
+from models.heads import HEADS, HeadRow, choose_heads, linear, load_head, make_head, save_head
 from models.heads.head import log_loss
-from models.heads.linear import Logistic
+from models.heads.linear import Discriminant, Logistic, probabilities
 from models.heads.map_heads import MapHead
-from models.logistic_path import strengths
+from models.logistic_path import strengths, sweep
+from models.predictor.torch_heads import head_module
+from models.validation.cross_validation import PROTOCOLS, fit
 
 
 def drawn(input_: str, classes: int = 2, n: int = 480, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -59,6 +67,20 @@ def test_learns_and_comes_back_the_same(name: str, classes: int, tmp_path: Path)
     np.testing.assert_allclose(loaded.predict_proba(X[new]), proba, rtol=1e-9, atol=1e-12)
     assert loaded.chosen_ == head.chosen_
     assert not list(tmp_path.glob("*.pkl"))
+
+
+def test_one_more_linear_head_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A further row is explained, exported, saved and loaded by the form that it names, without a word elsewhere."""
+    monkeypatch.setitem(HEADS, "other", HeadRow(Discriminant, "linear", "one more"))
+    X, y, groups = drawn("pooled", 3)
+    maps = X[:, :, None, None] + np.zeros((1, 1, 2, 2), np.float32)
+    head = make_head("other").fit(X, y, groups)
+    save_head(tmp_path, "other", head)
+    proba, form = load_head(tmp_path).predict_proba(X), HEADS["other"].form
+    logits = head_module("other", head)(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(probabilities(logits), proba, atol=1e-5)
+    np.testing.assert_allclose(probabilities(CLASS_MAPS[form](head, maps).mean((2, 3))), proba, atol=1e-5)
+    assert {name for name, row in HEADS.items() if row.form in CLASS_MAPS} == {*EXPLAINERS, "other"} - {"finetuned"}
 
 
 def test_logistic_is_scikit_learns_optimum() -> None:
@@ -107,6 +129,21 @@ def test_folds_keep_groups_together() -> None:
         grouped_folds(y, np.where(y == 0, "only", groups), 5)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_features_that_do_not_vary(name: str) -> None:
+    """All alike: said in one line. One image that differs: learned from, also where folds lack it."""
+    n = 30
+    y, ids = np.arange(n) % 2, np.char.add("i", np.arange(n).astype(str))
+    X = np.full({"pooled": (n, 512), "maps": (n, 64, 3, 3), "runs": (n, 3, 2)}[HEADS[name].input], 0.5, np.float32)
+    view = View(X, y, ids, ids, np.where(np.arange(n) % 5 == 0, "test", "train"))
+    with pytest.raises(ConstantFeatures, match=r"24 images to learn from have the same.*run: make doctor"):
+        fit(partial(make_head, name), [view], PROTOCOLS["split"])
+    X[-1] += 0.25
+    proba = fit(partial(make_head, name), [view], PROTOCOLS["split"]).predictions.proba
+    assert np.isfinite(proba).all()
+    assert np.abs(proba[view.splits == "test"] - 0.5).max() < 0.2
+
+
 def test_names_and_broken_folders(tmp_path: Path) -> None:
     """Unknown names are answered with the known ones, a folder without a head with the command."""
     assert choose_heads("lda, logistic") == ("logistic", "lda")
@@ -145,6 +182,17 @@ def test_logistic_goes_through_all_folds_at_once(classes: int) -> None:
         expected = fitted(folds != fold, best)(X[folds == fold])
         np.testing.assert_allclose(held[folds == fold], expected, atol=2e-3)
     assert head.chosen_["C"] == grid[int(np.argmin([loss([], C) for C in grid]))]
+
+
+def test_a_missing_certificate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solutions cut short are counted in what the head says of itself, and told in a line; else neither."""
+    X, y, groups = drawn("pooled")
+    assert "not_certified" not in Logistic().fit(X, y, groups).chosen_
+    monkeypatch.setattr(linear, "sweep", partial(sweep, max_iter=1))
+    with heard() as lines:
+        head = Logistic().fit(X, y, groups)
+    assert head.chosen_["not_certified"] > 1
+    assert "solutions are not certified, duality gap" in lines[-1]
 
 
 def test_nested_predictions_do_not_know_their_own_labels() -> None:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from features.errors import FirnError
-from models.logistic_path import Sweep, balanced, decision, out_of_fold, strengths, sweep
+from models.logistic_path import Sweep, balanced, out_of_fold, predicted, strengths, sweep
 from models.logistic_path.loss import losses
 
 REAL = Path("../shared/data/colon/train")
@@ -138,7 +138,7 @@ def test_separable_data_at_any_strength() -> None:
     found = sweep(X, y, strengths=np.logspace(-4, 4, 9), folds=folds)
     assert found.converged.all()
     assert np.all(np.diff(found.objective, axis=1) < 0)
-    assert np.all((decision(X, found, 0, 8)[:, 0] > 0) == y, where=folds[0])
+    assert np.all(predicted(X, found, 0)[8].argmax(1) == y, where=folds[0])
 
 
 def test_a_feature_constant_in_one_fold_has_no_say_there() -> None:
@@ -156,8 +156,8 @@ def test_a_feature_constant_in_one_fold_has_no_say_there() -> None:
 def test_float16_counts_as_what_it_holds() -> None:
     X, y = features(80, 12, 2)
     half, folds = X.astype(np.float16), masks(80, 2)
-    a, b = (sweep(x, y, strengths=[0.1, 1.0], folds=folds) for x in (half, half.astype(np.float64)))
-    np.testing.assert_allclose(a.coef, b.coef, rtol=1e-9, atol=1e-12)
+    a, b = (sweep(x, y, strengths=[0.1, 1.0], folds=folds, tol=1e-14) for x in (half, half.astype(np.float64)))
+    np.testing.assert_allclose(a.coef, b.coef, rtol=1e-5, atol=1e-7)
 
 
 def test_the_same_numbers_every_time_and_in_any_order() -> None:
@@ -215,7 +215,7 @@ def test_out_of_fold_averages_repeats_and_marks_rows_never_held_out() -> None:
     folds[1, 10:20] = False
     found = sweep(X, y, strengths=[1.0], folds=folds)
     proba = out_of_fold(X, found, folds)[0, :, 1]
-    each = [1 / (1 + np.exp(-decision(X, found, f, 0)[:, 0])) for f in range(2)]
+    each = [predicted(X, found, f)[0, :, 1] for f in range(2)]
     np.testing.assert_allclose(proba[:10], (each[0] + each[1])[:10] / 2, rtol=1e-12)
     np.testing.assert_allclose(proba[10:20], each[1][10:20], rtol=1e-12)
     assert np.isnan(proba[20:]).all()
@@ -226,7 +226,7 @@ def test_what_was_cut_short_says_so() -> None:
     found = sweep(X, y, strengths=[1e2], folds=masks(150, 2), max_iter=1)
     full = sweep(X, y, strengths=[1e2], folds=masks(150, 2))
     assert not found.converged.any() and np.all(found.iterations == 1)
-    assert np.all(found.gap > 1e-6) and np.all(found.gradient_norm > full.gradient_norm)
+    assert np.all(found.gap > 1e-6)
     assert np.all(found.objective * (1 - found.gap) <= full.objective)
     assert np.all(found.objective > full.objective)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -93,3 +94,9 @@ def _gradient(network: Thawed, maps: Array, asked: Floats) -> Floats:
 def asked_maps(maps: Array, asked: Floats) -> Floats:
     """Return the sums (n, H, W) of class maps (n, K, H, W), weighted by `asked` (n, K)."""
     return np.asarray(np.einsum("nk,nkhw->nhw", asked, maps.astype(np.float64)))
+
+
+CLASS_MAPS: Mapping[str, Callable[[Any, Array], Floats]] = {  # form of a head -> (head, maps (n, C, H, W)) -> votes
+    "linear": lambda head, maps: linear_class_maps(head.coef_, head.intercept_, maps).votes(),
+    "votes": lambda head, maps: np.asarray(head.class_maps(maps), dtype=np.float64),
+}

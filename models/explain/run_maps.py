@@ -19,8 +19,8 @@ from features.errors import CacheError
 from features.images import Geometry, pixels
 from features.options import make_command
 from features.views import load_manifest
-from models.explain.class_maps import asked_maps, linear_class_maps
-from models.heads import load_head
+from models.explain.class_maps import CLASS_MAPS, asked_maps
+from models.heads import HEADS, load_head
 from models.heads.linear import probabilities
 from models.runs.commands import extract_command, train_command
 from models.runs.current import manifest_digest
@@ -54,20 +54,14 @@ class Evidence(NamedTuple):
     exact: bool  # whether the mean of the first map is the sum of logits that was asked for
 
 
-def _linear(case: Case) -> Evidence:
-    maps, sha256 = _cached(case, case.run.record.keys[0], case.run.record.blocks[-1])
-    _, arrays = load_head(case.run.folder).state()
-    found = linear_class_maps(arrays["coef"], arrays["intercept"], maps)
-    shown = asked_maps(found.votes(), case.asked)
-    return Evidence({"class map": shown}, probabilities(found.logits()), sha256, True)
-
-
-def _voted(case: Case) -> Evidence:
-    maps, sha256 = _cached(case, case.run.record.keys[0], case.run.record.blocks[-1])
-    head: Any = load_head(case.run.folder)
-    return Evidence(
-        {"class map": asked_maps(head.class_maps(maps), case.asked)}, head.predict_proba(maps), sha256, False
-    )
+def _of_head(case: Case) -> Evidence:
+    """Explain a head; the mean over positions of a linear one's class maps is its logits."""
+    record = case.run.record
+    maps, sha256 = _cached(case, record.keys[0], record.blocks[-1])
+    head, form = load_head(case.run.folder), HEADS[record.head].form
+    votes, exact = CLASS_MAPS[form](head, maps), form == "linear"
+    proba = probabilities(votes.mean(axis=(2, 3))) if exact else head.predict_proba(maps)
+    return Evidence({"class map": asked_maps(votes, case.asked)}, proba, sha256, exact)
 
 
 def _thawed(case: Case) -> Evidence:
@@ -90,11 +84,7 @@ def _thawed(case: Case) -> Evidence:
 
 
 EXPLAINERS: dict[str, Callable[[Case], Evidence]] = {
-    "logistic": _linear,
-    "sgd": _linear,
-    "lda": _linear,
-    "ridge": _linear,
-    "map": _voted,
+    **{name: _of_head for name, row in HEADS.items() if row.form in CLASS_MAPS},
     FINETUNED: _thawed,
 }
 

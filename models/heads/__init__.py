@@ -1,16 +1,14 @@
 """The table HEADS: light classifiers on cached features, with scikit-learn's interface on plain arrays.
 
-head       what every head is, and how it is saved without a pickle
-linear     logistic (strength by grouped folds), sgd (the seed article's recipe), lda
-ridge      least squares
-boosted    lightgbm
-neighbours knn
-mlp        one hidden layer
-channels   feature maps in their principal channels; descent: early stopping
-maps       a 1x1 convolution on feature maps, which gives class maps
-attention  pooling that learns where to look
-spatial    logistic on pyramid-pooled maps
-stack      a weighted vote of other runs
+head            the base class of heads, and how they are saved without a pickle
+linear          logistic (L2 strength by grouped folds), lda, sgd (the seed article's recipe)
+ridge           least squares with Platt's sigmoid
+lightgbm        gradient-boosted trees
+knn             k-nearest neighbours
+mlp             a multi-layer perceptron with one hidden layer
+map_heads       map (1x1 convolution), attention, spatial: heads on feature maps
+early_stopping  minibatch training of the heads that torch trains
+stacking        a weighted vote of other runs
 """
 
 import json
@@ -31,17 +29,17 @@ from models.heads.stacking import Stack
 __all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head", "save_head"]
 
 HEADS: dict[str, HeadRow] = {
-    "logistic": HeadRow(Logistic, "logistic regression, L2 strength chosen by grouped folds", on_disk=True),
-    "sgd": HeadRow(Sgd, "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe"),
-    "lda": HeadRow(Discriminant, "linear discriminant analysis with Ledoit-Wolf shrinkage"),
-    "ridge": HeadRow(Ridge, "least squares on the labels, penalty by grouped folds, Platt's sigmoid"),
-    "knn": HeadRow(Neighbours, "nearest neighbours by cosine, k chosen by grouped folds"),
-    "mlp": HeadRow(Perceptron, "one hidden layer, early stopping on held-out groups"),
-    "lightgbm": HeadRow(Boosted, "gradient-boosted trees, early stopping on held-out groups", on_disk=True),
-    "map": HeadRow(MapHead, "1x1 convolution on feature maps, pooled class maps", input="maps"),
-    "attention": HeadRow(Attention, "gated attention over map positions, early stopping", input="maps"),
-    "spatial": HeadRow(Spatial, "logistic on 1x1, 2x2 and 3x3 means of the maps' principal channels", input="maps"),
-    "stack": HeadRow(Stack, "a weighted vote of other runs, learned from out-of-fold predictions", input="runs"),
+    "logistic": HeadRow(Logistic, "linear", "logistic regression, L2 strength chosen by grouped folds", on_disk=True),
+    "sgd": HeadRow(Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe"),
+    "lda": HeadRow(Discriminant, "linear", "linear discriminant analysis with Ledoit-Wolf shrinkage"),
+    "ridge": HeadRow(Ridge, "linear", "least squares on the labels, penalty by grouped folds, Platt's sigmoid"),
+    "knn": HeadRow(Neighbours, "neighbours", "nearest neighbours by cosine, k chosen by grouped folds"),
+    "mlp": HeadRow(Perceptron, "perceptron", "one hidden layer, early stopping on held-out groups"),
+    "lightgbm": HeadRow(Boosted, "trees", "gradient-boosted trees, early stopping on held-out groups", on_disk=True),
+    "map": HeadRow(MapHead, "votes", "1x1 convolution on feature maps, pooled class maps", input="maps"),
+    "attention": HeadRow(Attention, "attention", "gated attention over map positions, early stopping", input="maps"),
+    "spatial": HeadRow(Spatial, "pyramid", "logistic on 1x1, 2x2 and 3x3 means of principal channels", input="maps"),
+    "stack": HeadRow(Stack, "stack", "a weighted vote of other runs, from out-of-fold predictions", input="runs"),
 }
 
 

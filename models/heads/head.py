@@ -1,50 +1,62 @@
-"""What every head is, and how it is saved: JSON and safetensors, no pickle."""
+"""The base class of all heads, and how a fitted one is saved: JSON and safetensors, no pickle."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.errors import ConstantFeatures
 from features.storage import write_whole
 
 Array = NDArray[Any]
+Form: TypeAlias = Literal["linear", "votes", "attention", "pyramid", "neighbours", "perceptron", "trees", "stack"]
+_BLOCK = 512  # rows compared at once
 FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
 
 
-class Head(Protocol):
+class Head(ABC):
     """A classifier on features. Construction stores, `fit` works; learned attributes end in an underscore."""
 
+    saved: ClassVar[Mapping[str, str]] = {}  # name in the file -> attribute, of each learned array
     classes_: NDArray[np.int64]  # (K,)
     chosen_: dict[str, Any]  # what inner folds or early stopping chose
 
     def __init__(self, *, seed: int = 0) -> None:
         """Store the seed."""
+        self.seed, self.chosen_ = seed, {}
 
+    @abstractmethod
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Learn from X (n, d) float32, or (n, C, H, W) for map heads, and y (n,) in 0..K-1.
 
         Rows of one group never stand on both sides of an inner split.
         """
 
+    @abstractmethod
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         """Return probabilities, (n, K), rows summing to 1."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return what was learned: plain values and arrays."""
+        return {}, {name: getattr(self, attribute) for name, attribute in self.saved.items()}
 
     def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
         """Take over what `state` returned."""
+        for name, attribute in self.saved.items():
+            setattr(self, attribute, arrays[name])
+        return self
 
 
 @runtime_checkable
 class Nested(Protocol):
-    """A head that goes through all folds at once, cheaper than one fit after the other."""
+    """A head with a nested cross-validation of its own, cheaper than one fit per fold."""
 
     def fit_folds(
         self, X: Any, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None]
@@ -57,9 +69,14 @@ class Nested(Protocol):
 
 @dataclass(frozen=True)
 class HeadRow:
-    """One row of HEADS."""
+    """One row of HEADS.
+
+    `form` is what was learned, and all that others need to know: `models.predictor.torch_heads.MODULES` exports by it,
+    `models.explain.class_maps.CLASS_MAPS` explains by it, `models.predictor.heads.READERS` loads by it.
+    """
 
     make: Callable[..., Head]
+    form: Form
     about: str
     on_disk: bool = False  # whether features larger than memory will do: `features.cache.reader.FeatureRows`
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
@@ -87,6 +104,15 @@ def standardisation(X: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]
     mean = X.mean(axis=0, dtype=np.float64)
     std = np.sqrt(np.maximum(np.square(X, dtype=np.float64).mean(axis=0) - mean**2, 0))
     return mean.astype(np.float32), np.where(std > 1e-6 * (1 + np.abs(mean)), std, 1).astype(np.float32)
+
+
+def check_varied(X: Any) -> None:
+    """Raise ConstantFeatures where all rows of X (n, ...), an array or rows on the disk, are equal."""
+    if all((X[i : i + _BLOCK] == X[:1]).all() for i in range(0, len(X), _BLOCK)):
+        raise ConstantFeatures(
+            f"features that differ between images expected, but all {len(X)} images to learn from have the same: are "
+            "they all alike? Look at them, run: make doctor"
+        )
 
 
 def log_loss(y: NDArray[np.int64], proba: NDArray[np.float64]) -> float:

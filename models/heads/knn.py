@@ -1,31 +1,26 @@
-"""Nearest neighbours by cosine similarity."""
+"""k-nearest neighbours by cosine similarity, votes weighted by similarity."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.folds import grouped_folds
-from models.heads.head import Array, log_loss, standardisation
+from models.heads.head import Array, Head, log_loss, standardisation
 
 _BLOCK = 512  # rows compared with all others at once
 
 
-class Neighbours:
+class Neighbours(Head):
     """The k most similar training images vote, weighted by exp(similarity / 0.07), as in DINO (arXiv:2104.14294).
 
     Features are standardised; k is the one with the least held-out log loss in grouped folds.
     """
 
     candidates, temperature = (5, 10, 20, 40, 80, 160), 0.07
-
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
+    saved: ClassVar = {"rows": "_rows", "y": "_y", "mean": "_mean", "std": "_std"}
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Keep the training rows and choose k."""
@@ -69,13 +64,3 @@ class Neighbours:
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         """Return probabilities, (n, K)."""
         return self._vote(self._unit(X), [self.chosen_["k"]])[0]
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return the training rows, for they are the model."""
-        return {}, {"rows": self._rows, "y": self._y, "mean": self._mean, "std": self._std}
-
-    def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
-        """Take over training rows."""
-        self._rows, self._y, self._mean, self._std = (arrays[name] for name in ("rows", "y", "mean", "std"))
-        self.classes_ = np.arange(int(self._y.max()) + 1)
-        return self

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees by LightGBM."""
+"""Gradient-boosted decision trees (LightGBM) with early stopping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.folds import held_out
-from models.heads.head import Array
+from models.heads.head import Array, Head
 
 # Deep features are many, correlated and each of them weak: small trees, few features per tree, coarse bins.
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -21,7 +21,7 @@ _BINS = {"max_bin": 15, "bin_construct_sample_cnt": 100_000, "feature_pre_filter
 _BLOCK = 4096  # rows read at once from features on the disk
 
 
-class Boosted:
+class Boosted(Head):
     """LightGBM: the settings and the number of trees with the least log loss on a grouped fifth of the rows.
 
     The features are binned once. Settings are compared on `enough` rows at most. Where there are more, the chosen
@@ -29,12 +29,7 @@ class Boosted:
     """
 
     most_trees, patience, enough = 1000, 30, 10_000
-
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
-        self._booster: Any = None
+    _booster: Any
 
     def fit(self, X: Any, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Grow trees until the held-out log loss has not fallen for `patience` trees, once for each of SETTINGS.

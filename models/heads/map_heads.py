@@ -1,16 +1,16 @@
-"""Heads on feature maps: votes of positions, attention over positions, pyramid pooling; all in principal channels."""
+"""Heads on feature maps: 1x1 convolution, gated attention pooling, spatial pyramid; all in principal channels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.views import grid
-from models.heads.descent import descend
-from models.heads.head import Array, silent
+from models.heads.early_stopping import train_until_stale
+from models.heads.head import Array, Head, silent
 from models.heads.linear import Logistic, probabilities
 
 SIDE = 7  # positions a side that heads look at; the last maps of most backbones
@@ -87,7 +87,7 @@ def _positions(X: Array, seed: int) -> NDArray[np.float32]:
     return np.concatenate(pieces).reshape(-1, channels)
 
 
-class MapHead:
+class MapHead(Head):
     """Logits per position, pooled by log-mean-exp over positions (Pinheiro & Collobert 2015, arXiv:1411.6228).
 
     A plain mean over positions would be a linear head on average-pooled features; log-mean-exp lets the strongest
@@ -97,12 +97,9 @@ class MapHead:
 
     channels, rate, decay, sharpness = 128, 4e-3, 1e-2, 1.0
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
-        self._weights: Array  # (K, C), in the units of X
-        self._bias: Array  # (K,)
+    saved: ClassVar = {"weights": "_weights", "bias": "_bias"}
+    _weights: Array  # (K, C), in the units of X
+    _bias: Array  # (K,)
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train on X (n, C, H, W) and keep the weights of the best epoch."""
@@ -121,7 +118,7 @@ class MapHead:
             pooled = torch.logsumexp(votes * self.sharpness, 2) / self.sharpness
             return torch.nn.functional.cross_entropy(pooled, labels[at])
 
-        epochs = descend(optimiser, loss, [weights, bias], y, groups, seed=self.seed)
+        epochs = train_until_stale(optimiser, loss, [weights, bias], y, groups, seed=self.seed)
         self._weights = (weights.detach().numpy() @ found.basis.T).astype(np.float64)
         self._bias = bias.detach().numpy() - self._weights @ found.mean
         self.chosen_ = {"epochs": epochs}
@@ -142,20 +139,11 @@ class MapHead:
         pooled = highest[..., 0] + np.log(np.exp(votes - highest).mean(axis=2))
         return probabilities(pooled / self.sharpness)
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return the convolution."""
-        return {}, {"weights": self._weights, "bias": self._bias}
-
-    def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
-        """Take over the convolution."""
-        self._weights, self._bias = arrays["weights"], arrays["bias"]
-        return self
-
 
 _NAMES = ("look_tanh", "look_gate", "look", "weights", "bias")
 
 
-class Attention:
+class Attention(Head):
     """Gated attention pooling (Ilse, Tomczak & Welling 2018, arXiv:1802.04712) in the principal channels.
 
     A position with channels z weighs softmax(u' (tanh(V z) * sigmoid(U z))) over the positions; a linear layer reads
@@ -164,12 +152,8 @@ class Attention:
 
     channels, hidden, rate, decay = 64, 32, 2e-3, 1e-2
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
-        self._channels: Channels
-        self._layers: dict[str, Array]
+    _channels: Channels
+    _layers: dict[str, Array]
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train on X (n, C, H, W) and keep the weights of the best epoch."""
@@ -189,7 +173,7 @@ class Attention:
             pooled = (maps @ share[..., None])[..., 0]
             return torch.nn.functional.cross_entropy(pooled @ weights.T + bias, labels[at])
 
-        epochs = descend(optimiser, loss, layers, y, groups, seed=self.seed)
+        epochs = train_until_stale(optimiser, loss, layers, y, groups, seed=self.seed)
         self._layers = {name: a.detach().numpy() for name, a in zip(_NAMES, layers, strict=True)}
         self.chosen_ = {"epochs": epochs}
         return self
@@ -201,11 +185,6 @@ class Attention:
         look = rng.normal(0, self.hidden**-0.5, self.hidden).astype(np.float32)
         k = len(self.classes_)
         return [small[0], small[1], look, np.zeros((k, channels), np.float32), np.zeros(k, np.float32)]
-
-    def attention(self, X: Array) -> NDArray[np.float32]:
-        """Return the share of every coarse position in the decision, (n, h, w), summing to 1 over positions."""
-        pieces = [self._shares(self._channels.positions(X[i : i + ROWS])) for i in range(0, len(X), ROWS)]
-        return np.concatenate(pieces).reshape(len(X), *coarse(X[:1]).shape[2:])
 
     def _shares(self, Z: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the attention (n, P) over the positions of projected maps (n, c, P)."""
@@ -236,7 +215,7 @@ class Attention:
         return self
 
 
-class Spatial:
+class Spatial(Head):
     """Means of the principal channels over 1x1, 2x2 and 3x3 cells (Lazebnik, Schmid & Ponce 2006), then `logistic`.
 
     Which side of a chest film is opaque, and how high, is lost in a mean over the whole image.
@@ -244,11 +223,10 @@ class Spatial:
 
     channels, cells = 128, (1, 2, 3)
 
+    _channels: Channels
+
     def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
-        self._channels: Channels
+        super().__init__(seed=seed)
         self._linear = Logistic(seed=seed)
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:

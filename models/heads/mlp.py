@@ -9,20 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.folds import held_out
-from models.heads.head import Array, log_loss, standardisation
+from models.heads.head import Array, Head, log_loss, standardisation
 from models.heads.linear import probabilities
 
 
-class Perceptron:
+class Perceptron(Head):
     """128 ReLU units by Adam (scikit-learn), stopped when the log loss of a grouped fifth stops falling."""
 
     units, most_epochs, patience = 128, 100, 8
-
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
-        self._layers: list[Array]  # weights and biases in turn, in the units of X
+    _layers: list[Array]  # weights and biases in turn, in the units of X
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train epoch by epoch and keep the weights of the best one."""

@@ -1,21 +1,20 @@
-"""A weighted vote of other models, learned from predictions that they made for images they had not seen."""
+"""Stacked generalisation: a weighted vote of other models, learned from their out-of-fold predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.heads.head import Array
+from models.heads.head import Array, Head
 from models.heads.linear import probabilities
 
 _LEAST = 1e-6  # no model's certainty counts for more
 Floats = NDArray[np.float64]
 
 
-class Stack:
+class Stack(Head):
     """softmax(sum_m w_m log p_m + b), w >= 0: stacked generalisation (Wolpert 1992; Breiman 1996 for w >= 0).
 
     X is (n, M, K): the probabilities of M models, out of fold for the rows to learn from. Log loss with a pull towards
@@ -25,12 +24,9 @@ class Stack:
 
     pull = 0.01
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
-        self.chosen_: dict[str, Any] = {}
-        self.classes_: NDArray[np.int64]
-        self._weights: Floats  # (M,)
-        self._intercepts: Floats  # (K,), the first is 0
+    saved: ClassVar = {"weights": "_weights", "intercepts": "_intercepts"}
+    _weights: Floats  # (M,)
+    _intercepts: Floats  # (K,), the first is 0
 
     @property
     def models(self) -> int:
@@ -65,15 +61,6 @@ class Stack:
     def predict_proba(self, X: Array) -> Floats:
         """Return probabilities, (n, K)."""
         return probabilities(np.tensordot(_logs(X), self._weights, (1, 0)) + self._intercepts)
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
-        """Return weights and intercepts."""
-        return {}, {"weights": self._weights, "intercepts": self._intercepts}
-
-    def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
-        """Take over weights and intercepts."""
-        self._weights, self._intercepts = arrays["weights"], arrays["intercepts"]
-        return self
 
 
 def _logs(X: Array) -> Floats:

@@ -1,16 +1,16 @@
-"""Every strength and every fold of L2-regularised logistic regression in one batched optimisation.
+"""L2-regularised logistic regression for every strength and every fold at once, each solution with its duality gap.
 
-arrays       where numpy and torch differ
-design       the features as every fold sees them, standardised without being copied for each
-loss         the logistic loss in margins
-metric       an inverse Hessian shared by neighbouring problems
-descent      limited-memory BFGS on all problems of a block at once
-certificate  objective and gradient in float64, and the bound that they prove
-path         blocks of strengths, each started from the path of those before
-stream       the same for features larger than memory, all problems with one pass over the rows per step
-solution     what comes out, in the features' own units: `sweep`, `Sweep`, scores
+arrays          the operations in which numpy and torch differ
+design          the features standardised on each fold's training rows, without a copy for each
+loss            the logistic loss as a function of margins
+preconditioner  an inverse Hessian shared by neighbouring problems
+lbfgs           preconditioned L-BFGS on a batch of problems
+duality_gap     objective and gap in float64
+path            blocks of strengths, each warm-started from those before
+out_of_core     the same for features larger than memory, all problems with one pass over the rows per step
+solution        the public interface: `sweep`, `Sweep`, out-of-fold probabilities
 """
 
-from models.logistic_path.solution import Sweep, balanced, decision, out_of_fold, predicted, strengths, sweep
+from models.logistic_path.solution import Sweep, balanced, out_of_fold, predicted, strengths, sweep
 
-__all__ = ["Sweep", "balanced", "decision", "out_of_fold", "predicted", "strengths", "sweep"]
+__all__ = ["Sweep", "balanced", "out_of_fold", "predicted", "strengths", "sweep"]

@@ -1,4 +1,4 @@
-"""The proof of a solution: objective and gradient over the features as given, in float64."""
+"""The duality gap of a solution, from objective and gradient over the features as given, in float64."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ _STEPS = 3  # of Newton's method, which converges quadratically, on an intercept
 
 
 class Certified(NamedTuple):
-    """Solutions of B problems with what proves them; gap bounds (objective - minimum) / objective from above."""
+    """Solutions of B problems and their duality gaps, which bound (objective - minimum) / objective from above."""
 
     theta: Array  # (B, K, d + 1) float64
     margins: Array  # (B, K, n) float64; (B, K, 0) where the rows are read block by block
     objective: NDArray[np.float64]  # (B,)
-    gradient: NDArray[np.float64]  # (B,) 2-norm over weights and intercept, over the sum of the row weights
     gap: NDArray[np.float64]  # (B,)
 
 
 def certify(problems: Problems, theta: Array) -> Certified:
-    """Put the intercepts where their gradient vanishes and measure what is left.
+    """Minimise out the intercepts, and bound the excess of the objective by the gradient that is left.
 
     With the intercept minimised out, the objective is 1 / C strongly convex in the weights W, so that its excess is at
     most C ||gradient||^2 / 2; the same number is the duality gap at the dual point that the residuals make.
@@ -35,7 +34,7 @@ def certify(problems: Problems, theta: Array) -> Certified:
     loss, q = losses(problems.design.arrays.xp, margins)
     objective, g = get(problems.value(theta, loss)), problems.gradient(theta, q)
     gap = get(squared(g[..., :-1]) / problems.penalty / 2) / objective
-    return Certified(theta, margins, objective, get(squared(g) ** 0.5 / problems.weight.sum(-1)), gap)
+    return Certified(theta, margins, objective, gap)
 
 
 def _balance(problems: Problems, theta: Array) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
-"""Many logistic regressions minimised at once: limited-memory BFGS, one column of the matrix products per problem.
+"""Preconditioned L-BFGS on a batch of logistic regressions, one column of the matrix products per problem.
 
-Nocedal and Wright 2006, algorithm 7.4, started from a metric close to the inverse Hessian. Along a direction the
-margins are linear, so an accurate line search costs no product with the features. Finished problems leave the batch.
+Nocedal and Wright 2006, algorithm 7.4, started from a preconditioner close to the inverse Hessian. Along a direction
+the margins are linear: an accurate line search costs no product with the features. Finished problems leave the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.logistic_path.arrays import Array
 from models.logistic_path.design import Design
 from models.logistic_path.loss import Labels, losses
-from models.logistic_path.preconditioner import Metric
+from models.logistic_path.preconditioner import Preconditioner
 
 PAIRS = 10  # steps and gradient changes remembered
 _PATIENCE = 15  # iterations without progress after which rounding is to blame
@@ -89,7 +89,9 @@ def dot(a: Array, b: Array) -> Array:
     return (a * b).reshape(len(a), -1).sum(-1)
 
 
-def minimise(problems: Problems, theta: Array, margins: Array, metric: Metric, tol: float, max_iter: int) -> Descent:
+def minimise(
+    problems: Problems, theta: Array, margins: Array, preconditioner: Preconditioner, tol: float, max_iter: int
+) -> Descent:
     """Descend from theta, whose margins are given, until the gradient certifies a gap of tol relative to the objective.
 
     Gives up on a problem, short of tol, when neither gap nor objective gets better any more, or after max_iter.
@@ -111,7 +113,7 @@ def minimise(problems: Problems, theta: Array, margins: Array, metric: Metric, t
         if not len(at):
             return end
         end.iterations[at] += 1
-        state, memory = _step(problems, state, metric, memory)
+        state, memory = _step(problems, state, preconditioner, memory)
 
 
 def _arrive(problems: Problems, theta: Array, margins: Array) -> _State:
@@ -125,18 +127,21 @@ def _standing(problems: Problems, state: _State) -> NDArray[np.float64]:
 
     The objective is 1 / C strongly convex in the weights, so its excess is at most C ||gradient||^2 / 2.
     """
-    wrong = state.q.sum(1)
+    arrays, wrong = problems.design.arrays, state.q.sum(1)
     bends = (problems.weight * wrong * (1 - wrong)).sum(-1) + _TINY
-    excess = squared(state.gradient[..., :-1]) / problems.penalty + squared(state.gradient[..., -1]) / bends
+    of_intercept = (
+        arrays.cast(squared(state.gradient[..., -1]), "float64") / bends
+    )  # beyond float32 where bends is tiny
+    excess = squared(state.gradient[..., :-1]) / problems.penalty + of_intercept
     value = problems.value(state.theta, state.loss)
-    return problems.design.arrays.get(problems.design.arrays.xp.stack([excess / 2 / value, value]))
+    return arrays.get(arrays.xp.stack([excess / 2 / value, value]))
 
 
 def _step(
-    problems: Problems, state: _State, metric: Metric, memory: list[tuple[Array, Array]]
+    problems: Problems, state: _State, preconditioner: Preconditioner, memory: list[tuple[Array, Array]]
 ) -> tuple[_State, list[tuple[Array, Array]]]:
     """Take one quasi-Newton step and remember it."""
-    direction = -inverse_times(state.gradient, metric, memory, problems.fold)
+    direction = -inverse_times(state.gradient, preconditioner, memory, problems.fold)
     change = problems.labels.steps(problems.design.scores(direction, problems.fold))
     slope = dot(state.gradient, direction)
     length = search(problems, state.theta, state.margins, direction, change, slope)[:, None, None]
@@ -145,7 +150,9 @@ def _step(
     return new, [*memory[1 - PAIRS :], (length * direction, new.gradient - state.gradient)]
 
 
-def inverse_times(g: Array, metric: Metric, memory: list[tuple[Array, Array]], fold: NDArray[np.int64]) -> Array:
+def inverse_times(
+    g: Array, preconditioner: Preconditioner, memory: list[tuple[Array, Array]], fold: NDArray[np.int64]
+) -> Array:
     """Return the quasi-Newton inverse Hessian times g, by the two loops over the memory."""
     stack = []
     for s, y in reversed(memory):
@@ -153,7 +160,7 @@ def inverse_times(g: Array, metric: Metric, memory: list[tuple[Array, Array]], f
         a = inverse * dot(s, g)
         stack.append((s, y, a, inverse))
         g = g - a[:, None, None] * y
-    g = metric.apply(g, fold)
+    g = preconditioner.apply(g, fold)
     for s, y, a, inverse in reversed(stack):
         g = g + (a - inverse * dot(y, g))[:, None, None] * s
     return g

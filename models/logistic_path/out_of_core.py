@@ -1,9 +1,9 @@
-"""Features larger than memory: all problems advance together, with one pass over the rows per step.
+"""Logistic regression on features larger than memory: one pass over the rows per quasi-Newton step of all problems.
 
 Where the rows outnumber the features many times, a sample of them has nearly the same minimum and nearly the same
-Hessian: the descent starts at the sample's solutions, with inverses of the sample's Hessians for a metric, and is at
-the minimum a few passes later. Nothing is kept per row but labels and weights. Without margins to search along, a step
-is judged by the slope where it ends, which for a convex function tells whether it went too far.
+Hessian: the descent starts at the sample's solutions, with inverses of the sample's Hessians for a preconditioner, and
+is at the minimum a few passes later. Nothing is kept per row but labels and weights. Without margins to search along,
+a step is judged by the slope where it ends, which for a convex function tells whether it went too far.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from models.logistic_path.design import Design, Moments, exact_design, fast_desi
 from models.logistic_path.duality_gap import Certified, curvature
 from models.logistic_path.lbfgs import PAIRS, Problems, dot, inverse_times, squared
 from models.logistic_path.loss import Labels, labels_of, losses
-from models.logistic_path.path import Found, Task, decades, follow
-from models.logistic_path.preconditioner import Metric, Rounded, metric_at
+from models.logistic_path.path import Block, Task, decades, solve_path
+from models.logistic_path.preconditioner import Preconditioner, Rounded, preconditioner_at
 
 SAMPLE = 32768  # rows at least
 _PER_FEATURE = 16  # rows of the sample
@@ -49,16 +49,16 @@ class _At(NamedTuple):
 @final
 @dataclass(frozen=True)
 class _PerStrength:
-    """A metric for each run of neighbouring strengths; what `apply` takes for a fold is the number of the run."""
+    """One preconditioner per run of neighbouring strengths; what `apply` takes for a fold is the run's number."""
 
-    metrics: list[Metric]
+    preconditioners: list[Preconditioner]
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
-        """Return each problem's own metric times v."""
+        """Return each problem's own preconditioner times v."""
         out = v + 0
         for i in np.unique(fold).tolist():
             mine = np.flatnonzero(fold == i)
-            out[mine] = self.metrics[i].apply(v[mine], np.zeros(len(mine), np.int64))
+            out[mine] = self.preconditioners[i].apply(v[mine], np.zeros(len(mine), np.int64))
         return out
 
 
@@ -69,7 +69,7 @@ class _Stream:
     design: Design
     labels: Labels
     fold: NDArray[np.int64]  # (B,)
-    run: NDArray[np.int64]  # (B,) of strengths, for the metric
+    run: NDArray[np.int64]  # (B,) of strengths, for the preconditioner
     penalty: Array  # (B,) 1 / C, float64
 
     def take(self, kept: NDArray[np.int64]) -> _Stream:
@@ -102,7 +102,7 @@ class _Stream:
         return value, design.gradient(residual, self.fold), curvature(part, q)
 
 
-def follow_rows(task: Task, found: Moments, strengths: NDArray[np.float64]) -> Iterator[Found]:
+def solve_out_of_core(task: Task, found: Moments, strengths: NDArray[np.float64]) -> Iterator[Block]:
     """Yield the certified solutions of every fold for the ascending strengths (S,); the task's rows stay on the disk.
 
     Raises what reading them raises.
@@ -111,12 +111,12 @@ def follow_rows(task: Task, found: Moments, strengths: NDArray[np.float64]) -> I
     runs = list(decades(strengths, len(strengths)))
     run = np.repeat(np.concatenate([np.full(r.stop - r.start, i) for i, r in enumerate(runs)]), folds)
     theta = _solved(sample, strengths)
-    metric = _PerStrength([_metric(sample, strengths[r], theta[r]) for r in runs])
+    preconditioner = _PerStrength([_preconditioner(sample, strengths[r], theta[r]) for r in runs])
     fast, exact = (_stream(task, design, strengths, run) for design in (task.fast, task.exact))
     start = fast.at(theta.reshape(-1, *theta.shape[2:]))
-    end, iterations = _descend(fast, start, metric, task.tol / 2, task.max_iter)
-    solution, more = _proved(exact, end.theta, metric, task)
-    yield Found(slice(0, len(strengths)), np.arange(folds), solution, iterations + more)
+    end, iterations = _descend(fast, start, preconditioner, task.tol / 2, task.max_iter)
+    solution, more = _proved(exact, end.theta, preconditioner, task)
+    yield Block(slice(0, len(strengths)), np.arange(folds), solution, iterations + more)
 
 
 def sample_size(d: int) -> int:
@@ -142,7 +142,7 @@ def _sampled(task: Task, found: Moments) -> Task:
 
 def _solved(sample: Task, strengths: NDArray[np.float64]) -> Array:
     """Return the sample's solutions theta (S, F, K, d + 1) in float64."""
-    arrays, parts = sample.exact.arrays, list(follow(sample, strengths))
+    arrays, parts = sample.exact.arrays, list(solve_path(sample, strengths))
     first = parts[0].solution.theta
     theta = arrays.put(np.zeros((len(strengths), len(sample.exact.weight), *first.shape[1:])))
     for p in parts:
@@ -151,13 +151,13 @@ def _solved(sample: Task, strengths: NDArray[np.float64]) -> Array:
     return theta
 
 
-def _metric(sample: Task, strengths: NDArray[np.float64], theta: Array) -> Metric:
-    """Return the metric for a run of strengths, with theta (S', F, K, d + 1), from the mean fold of the middle one."""
+def _preconditioner(sample: Task, strengths: NDArray[np.float64], theta: Array) -> Preconditioner:
+    """Return the preconditioner of a run of strengths, theta (S', F, K, d + 1), at the middle one's mean fold."""
     middle, design = len(strengths) // 2, sample.fast
     problems = sample.problems(design, strengths[middle : middle + 1])
     _, q = losses(design.arrays.xp, problems.margins(design.arrays.cast(theta[middle], design.dtype)))
     p, weight = problems.labels.probabilities(q).mean(0)[None], problems.weight.mean(0)[None]
-    return Rounded(design.arrays, metric_at(design, p, weight, float(strengths[middle])), "float64")
+    return Rounded(design.arrays, preconditioner_at(design, p, weight, float(strengths[middle])), "float64")
 
 
 def _stream(task: Task, design: Design, strengths: NDArray[np.float64], run: NDArray[np.int64]) -> _Stream:
@@ -168,7 +168,9 @@ def _stream(task: Task, design: Design, strengths: NDArray[np.float64], run: NDA
     return _Stream(design, labels, np.tile(np.arange(folds), len(strengths)), run, penalty)
 
 
-def _descend(problems: _Stream, at: _At, metric: Metric, tol: float, most: int) -> tuple[_At, NDArray[np.int64]]:
+def _descend(
+    problems: _Stream, at: _At, preconditioner: Preconditioner, tol: float, most: int
+) -> tuple[_At, NDArray[np.int64]]:
     """Return where the gap is tol or nothing gets better, and the passes it took; finished problems leave the batch."""
     end, iterations, place = _At(*(a + 0 for a in at)), np.zeros(len(at.theta), np.int64), np.arange(len(at.theta))
     best, since, length = np.full(len(place), np.inf), np.zeros(len(place), np.int64), problems.penalty * 0 + 1
@@ -188,15 +190,15 @@ def _descend(problems: _Stream, at: _At, metric: Metric, tol: float, most: int) 
         if not len(place):
             return end, iterations
         iterations[place] += 1
-        at, length, memory = _step(problems, at, length, metric, memory)
+        at, length, memory = _step(problems, at, length, preconditioner, memory)
 
 
 def _step(
-    problems: _Stream, at: _At, length: Array, metric: Metric, memory: list[tuple[Array, Array]]
+    problems: _Stream, at: _At, length: Array, preconditioner: Preconditioner, memory: list[tuple[Array, Array]]
 ) -> tuple[_At, Array, list[tuple[Array, Array]]]:
     """Take one quasi-Newton step, or take it back where the slope at its end says that it was far too long."""
     xp = problems.design.arrays.xp
-    direction = -inverse_times(at.gradient, metric, memory, problems.run)
+    direction = -inverse_times(at.gradient, preconditioner, memory, problems.run)
     new = problems.at(at.theta + length[:, None, None] * direction)
     before, after = dot(at.gradient, direction), dot(new.gradient, direction)
     far = after > -_TOO_FAR * before
@@ -217,17 +219,17 @@ def _lift(problems: _Stream, at: _At) -> Array:
     return problems.design.arrays.xp.linalg.solve(at.bend, at.gradient[..., -1:])[..., 0]
 
 
-def _proved(exact: _Stream, theta: Array, metric: Metric, task: Task) -> tuple[Certified, NDArray[np.int64]]:
+def _proved(
+    exact: _Stream, theta: Array, preconditioner: Preconditioner, task: Task
+) -> tuple[Certified, NDArray[np.int64]]:
     """Return the solutions with intercepts minimised out, as `certify` does, descending in float64 where need be."""
     at, iterations = exact.at(theta), np.zeros(len(theta), np.int64)
     for _ in range(_PROOFS):
-        at, more = _descend(exact, at, metric, task.tol / 2, task.max_iter)
+        at, more = _descend(exact, at, preconditioner, task.tol / 2, task.max_iter)
         moved = at.theta + 0
         moved[..., -1] -= _lift(exact, at)
         at, iterations = exact.at(moved), iterations + more
         gap = exact.design.arrays.get(_gap(exact, at))
         if (gap <= task.tol).all() or (iterations >= task.max_iter).all():
             break
-    get, rows = exact.design.arrays.get, exact.design.weight.sum(-1)[exact.fold]
-    gradient = get(squared(at.gradient) ** 0.5 / rows)
-    return Certified(at.theta, at.theta[..., :0], get(at.value), gradient, gap), iterations
+    return Certified(at.theta, at.theta[..., :0], exact.design.arrays.get(at.value), gap), iterations

@@ -1,4 +1,4 @@
-"""All strengths and folds: blocks of neighbouring strengths, each started from the path so far, and certified."""
+"""The regularisation path: blocks of neighbouring strengths, each warm-started from the path so far and certified."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from models.logistic_path.design import Design
 from models.logistic_path.duality_gap import Certified, certify
 from models.logistic_path.lbfgs import PAIRS, Problems, minimise, search
 from models.logistic_path.loss import labels_of, losses
-from models.logistic_path.preconditioner import Metric, metric_at
+from models.logistic_path.preconditioner import Preconditioner, preconditioner_at
 
-_DECADE = 10.0001  # ratio of the strengths that share a metric
+_DECADE = 10.0001  # ratio of the strengths that share a preconditioner
 _FLOATS = 2**23  # in flight, 32 MB
-_FOLDS = 8  # folds in flight, each with a metric of its own
+_FOLDS = 8  # folds in flight, each with a preconditioner of its own
 _PROOFS = 3  # attempts in float64; moving the intercept may leave a gap again
-_FRESH = 25  # iterations on one metric
+_FRESH = 25  # iterations on one preconditioner
 _POINTS = 3  # of the path, from which it is extrapolated
 
 Past: TypeAlias = list[tuple[float, Array]]  # log C and theta (F, K, d + 1), in ascending order
 
 
-class Found(NamedTuple):
+class Block(NamedTuple):
     """The certified solutions of one block: every strength of `places` with every fold of `folds`."""
 
     places: slice  # in the ascending strengths
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """The folds to solve and how well; `exact` is in float64, `fast` in float32 where the size makes it worthwhile."""
+    """The folds to solve and how well; `exact` is multiplied out in float64, `fast` in float32."""
 
     exact: Design
     fast: Design
@@ -52,7 +52,7 @@ class Task:
             replace(x, mean=x.mean[folds], scale=x.scale[folds], weight=x.weight[folds])
             for x in (self.exact, self.fast)
         )
-        return replace(self, exact=exact, fast=exact if self.fast is self.exact else fast)
+        return replace(self, exact=exact, fast=fast)
 
     def problems(self, design: Design, strengths: NDArray[np.float64]) -> Problems:
         """Return the problems of every strength with every fold, strength by strength."""
@@ -64,7 +64,7 @@ class Task:
         )
 
 
-def follow(task: Task, strengths: NDArray[np.float64]) -> Iterator[Found]:
+def solve_path(task: Task, strengths: NDArray[np.float64]) -> Iterator[Block]:
     """Yield the solutions for the ascending strengths (S,), block by block of folds and strengths."""
     folds = len(task.exact.weight)
     group = int(np.clip(_FLOATS // (4 * _floats(task)), 1, _FOLDS))
@@ -73,7 +73,7 @@ def follow(task: Task, strengths: NDArray[np.float64]) -> Iterator[Found]:
         part, past = task.only(own), list[tuple[float, Array]]()
         for places in decades(strengths, max(1, _FLOATS // (_floats(task) * len(own)))):
             solution, iterations = _solve(part, strengths[places], past)
-            yield Found(places, own, solution, iterations)
+            yield Block(places, own, solution, iterations)
             each = task.fast.arrays.cast(solution.theta, task.fast.dtype).reshape(
                 -1, len(own), *solution.theta.shape[1:]
             )
@@ -115,12 +115,12 @@ def _solve(task: Task, strengths: NDArray[np.float64], past: Past) -> tuple[Cert
 
 
 def _descend(task: Task, problems: Problems, theta: Array, margins: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return the minima from theta on and the iterations, with a metric made anew for those that take long."""
+    """Return the minima from theta on and the iterations, with a preconditioner made anew for those that take long."""
     iterations, going = np.zeros(len(theta), np.int64), np.arange(len(theta))
     while len(going):
         some = problems.take(going)
         limit = min(_FRESH, task.max_iter - int(iterations[going[0]]))
-        end = minimise(some, theta[going], margins[going], _metric(some, margins[going]), task.tol / 2, limit)
+        end = minimise(some, theta[going], margins[going], _preconditioner(some, margins[going]), task.tol / 2, limit)
         theta[going], margins[going] = end.theta, end.margins
         iterations[going] += end.iterations
         going = going[(end.iterations == _FRESH) & (iterations[going] < task.max_iter)]
@@ -166,12 +166,12 @@ def _null(task: Task, problems: Problems) -> Array:
     return arrays.xp.concatenate([weights, intercept[..., None]], -1)
 
 
-def _metric(problems: Problems, margins: Array) -> Metric:
-    """Return the metric at a strength a third into those of each fold, where the Hessian suits the others best."""
+def _preconditioner(problems: Problems, margins: Array) -> Preconditioner:
+    """Return the preconditioner at a strength a third into each fold's, where the Hessian suits the others best."""
     design, labels = problems.design, problems.labels
     places = [np.flatnonzero(problems.fold == f) for f in range(len(design.weight))]
     at = np.array([own[len(own) // 3] if len(own) else 0 for own in places])
     _, q = losses(design.arrays.xp, margins[at])
     p = labels.probabilities(q)
     strength = 1 / float(np.median(design.arrays.get(problems.penalty[at])))
-    return metric_at(design, p, problems.weight[at], strength)
+    return preconditioner_at(design, p, problems.weight[at], strength)

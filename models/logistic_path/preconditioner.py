@@ -1,10 +1,10 @@
-"""The metric of the descent: an inverse of the Hessian at a nearby point, cheap to build and to apply.
+"""The preconditioner: an inverse of the Hessian at a nearby point, cheap to build and to apply.
 
 The Hessian X' D X + I / C (D = p (1 - p), where Böhning 1992 has its bound 1/4) is dominated by the rows that the model
 is still unsure of. Where few rows carry nearly all of D, their kernel is factored (Woodbury's identity); where many do,
 the (d + 1) x (d + 1) matrix is, or that of all classes together if it is small. Folds and classes have factors of their
-own as far as memory goes. The intercept is one more feature under a faint penalty. An inexact metric costs iterations,
-never exactness.
+own as far as memory goes. The intercept is one more feature under a faint penalty. An inexact preconditioner costs
+iterations, never exactness.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from models.logistic_path.design import Design
 _REST = 0.05  # share of D that may be left out
 _KERNEL = 1600  # rows whose kernel is still cheaper to factor than a Hessian of 2,048 features
 _FLOOR = 1e-30  # curvature of a row that float32 takes for certain
-_ALIKE = 16  # rows per feature from which on the Hessians of all folds are nearly the same
+_ALIKE = 8  # rows per feature from which on the Hessians of all folds are nearly the same
 _FLOATS = 2**24  # in all factors together, 64 MB
 
 
-class Metric(Protocol):
+class Preconditioner(Protocol):
     """A symmetric positive definite approximation of the inverse Hessian."""
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
-        """Return the metric times v (B, K, d + 1), problem b belonging to fold[b]."""
+        """Return the preconditioner times v (B, K, d + 1), problem b belonging to fold[b]."""
 
 
 @final
 @dataclass(frozen=True)
 class Rounded:
-    """A metric in float32 for a descent in another precision."""
+    """A preconditioner in float32 for a descent in another precision."""
 
     arrays: Arrays
-    metric: Metric
+    preconditioner: Preconditioner
     dtype: str
 
     def apply(self, v: Array, fold: NDArray[np.int64]) -> Array:
-        """Round v, apply the metric, and return the result in the precision of the descent."""
-        return self.arrays.cast(self.metric.apply(self.arrays.cast(v, "float32"), fold), self.dtype)
+        """Round v, apply the preconditioner, and return the result in the precision of the descent."""
+        return self.arrays.cast(self.preconditioner.apply(self.arrays.cast(v, "float32"), fold), self.dtype)
 
 
 @final
@@ -112,8 +112,8 @@ def _summing_to_zero(v: Array) -> Array:
     return v if v.shape[1] == 1 else v - v.mean(1)[:, None]
 
 
-def metric_at(design: Design, p: Array, weight: Array, strength: float) -> Metric:
-    """Return the metric for class probabilities (F, K, n), row weights (F, n) and the one penalty 1 / strength.
+def preconditioner_at(design: Design, p: Array, weight: Array, strength: float) -> Preconditioner:
+    """Return the preconditioner for class probabilities (F, K, n), row weights (F, n) and the one penalty 1 / strength.
 
     With two classes K is 1 and p the probability of either.
     """
@@ -128,7 +128,7 @@ def metric_at(design: Design, p: Array, weight: Array, strength: float) -> Metri
     if p.shape[1] > 1 and len(p) * (p.shape[1] * (d + 1)) ** 2 <= _FLOATS:
         return _joint(design, p, weight, strength)
     shared = _shared(curvature if len(chosen) < _ALIKE * d else curvature.mean(0)[None], d**2)
-    return _Primal(design.arrays, [[_hessian(design, chosen, w, strength) for w in own] for own in shared], False)
+    return _Primal(design.arrays, _hessians(design, chosen, shared, strength), False)
 
 
 def _shared(curvature: Array, floats: float) -> Array:
@@ -148,19 +148,24 @@ def _bordered(design: Design, rows: NDArray[np.int64]) -> Array:
     return xp.concatenate([x, xp.ones_like(x[:, :1])], 1)
 
 
-def _hessian(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> Array:
-    """Return the factor of the Hessian (d + 1, d + 1), summed over blocks of the rows."""
-    d = design.matrix.shape[1]
-    h = design.arrays.put(np.zeros((d + 1, d + 1), design.dtype))
-    for i in range(0, len(rows), 2 * ROWS):
-        block = slice(i, i + 2 * ROWS)
-        half = _bordered(design, rows[block]) * curvature[block, None] ** 0.5
-        h += half.T @ half
-    return _factor(design, h, np.append(np.full(d, 1 / strength), 0))
+def _hessians(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> list[list[Array]]:
+    """Return the factors of the Hessians (d + 1, d + 1) for curvatures (F, K, m), summed over blocks of the rows."""
+    arrays, (folds, classes, m), d = design.arrays, curvature.shape, design.matrix.shape[1]
+    h = arrays.put(np.zeros((folds, classes, d + 1, d + 1), design.dtype))
+    trained = arrays.get(curvature[:, 0]) > 0
+    for i in range(0, m, 2 * ROWS):
+        x = _bordered(design, rows[i : i + 2 * ROWS])
+        for f, own in enumerate(trained[:, i : i + 2 * ROWS]):
+            at = np.flatnonzero(own)
+            for k in range(classes):
+                half = x[at] * curvature[f, k, i + at, None] ** 0.5
+                h[f, k] += half.T @ half
+    ridge = np.append(np.full(d, 1 / strength), 0)
+    return [[_factor(design, each, ridge) for each in own] for own in h]
 
 
 def _joint(design: Design, p: Array, weight: Array, strength: float) -> _Primal:
-    """Return the metric from the Hessian of all classes together, for each fold.
+    """Return the preconditioner from the Hessian of all classes together, for each fold.
 
     Of the mean fold it would be worse than the classes one by one for each fold: on 917 x 512 features of 7 classes 46
     steps instead of 17.
@@ -186,12 +191,12 @@ def _softmax(design: Design, p: Array, weight: Array) -> Array:
 
 
 def _dual(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> _Dual:
-    """Return the metric from the kernel of the chosen rows and the curvatures (F, K, m) of them."""
+    """Return the preconditioner from the kernel of the chosen rows and the curvatures (F, K, m) of them."""
     arrays = design.arrays
     x, mean = _bordered(design, rows), curvature.mean(1).mean(0)
     trace = strength * float((mean[:, None] * x[:, :-1] ** 2).sum())
     bound = 0.1 / float(np.finfo(design.dtype).eps)  # a larger condition number leaves no digits in the difference
-    prior = np.append(np.full(x.shape[1] - 1, strength * min(1.0, bound / trace)), 100 / float(mean.sum()))
+    prior = np.append(np.full(x.shape[1] - 1, strength * min(1.0, bound / max(trace, bound))), 100 / float(mean.sum()))
     p = arrays.put(prior, design.dtype)
     kernel = _gram(x * p**0.5)
     training = float((design.weight > 0).sum()) / (design.weight.shape[0] * design.weight.shape[1])

@@ -1,4 +1,4 @@
-"""The sweep as its users see it: features, labels and folds in; coefficients, proofs and out-of-fold scores out."""
+"""The public interface: features, labels and folds in; certified coefficients and out-of-fold probabilities out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from features.errors import FirnError
 from models.logistic_path.arrays import ROWS, arrays_on
 from models.logistic_path.design import Moments, Standardised, exact_design, fast_design, moments
-from models.logistic_path.out_of_core import follow_rows, sample_size
-from models.logistic_path.path import Task, follow
+from models.logistic_path.out_of_core import sample_size, solve_out_of_core
+from models.logistic_path.path import Task, solve_path
 
 Features: TypeAlias = Any  # (n, d): an array, or rows read in slices, with shape, ndim, dtype and len
-_SMALL = 2**20  # features x rows up to which float64 throughout costs nothing
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,14 @@ class Sweep:
     """One logistic regression per fold and strength; K' is 1 for two classes, else the number of classes.
 
     `objective` is sum_i w_i logloss_i + ||W||^2 / (2 C), W in the units the penalty saw (standardised, if asked for).
-    `gap` bounds (objective - minimum) / objective from above, by strong convexity; `gradient_norm` is the 2-norm of the
-    gradient of the objective, by W and the intercept, divided by the sum of the training weights. Both are measured in
-    float64 over the features as given.
+    `gap` bounds (objective - minimum) / objective from above, by strong convexity, measured in float64 over the
+    features as given.
     """
 
     strengths: NDArray[np.float64]  # (S,) C, as given
     coef: NDArray[np.float64]  # (F, S, K', d) in the features' own units
     intercept: NDArray[np.float64]  # (F, S, K')
     objective: NDArray[np.float64]  # (F, S)
-    gradient_norm: NDArray[np.float64]  # (F, S)
     gap: NDArray[np.float64]  # (F, S)
     iterations: NDArray[np.int64]  # (F, S)
     converged: NDArray[np.bool_]  # (F, S) gap <= tol
@@ -88,8 +85,8 @@ def sweep(
             f"finite features expected, but column {column} of X has NaN or infinity; extract the features again"
         )
     exact = exact_design(arrays_on(device), X, weight, found)
-    fast = exact if isinstance(X, np.ndarray) and X.size <= _SMALL else fast_design(exact, X, found)
-    return _assembled(Task(exact, fast, y, int(y.max()) + 1, tol, max_iter), grid, found)
+    task = Task(exact, fast_design(exact, X, found), y, int(y.max()) + 1, tol, max_iter)
+    return _assembled(task, grid, found)
 
 
 def _checked(
@@ -122,29 +119,23 @@ def _assembled(task: Task, grid: NDArray[np.float64], found: Moments) -> Sweep:
     """Follow the path through the strengths, ascending, and return all solutions in the features' own units."""
     ascending, place = np.unique(grid, return_inverse=True)
     (folds, d), classes = found.mean.shape, 1 if task.classes == 2 else task.classes
-    theta, numbers = np.zeros((folds, len(ascending), classes, d + 1)), np.zeros((4, folds, len(ascending)))
+    theta, numbers = np.zeros((folds, len(ascending), classes, d + 1)), np.zeros((3, folds, len(ascending)))
     on_disk = isinstance(task.fast.matrix, Standardised)
-    for block in follow_rows(task, found, ascending) if on_disk else follow(task, ascending):
+    for block in solve_out_of_core(task, found, ascending) if on_disk else solve_path(task, ascending):
         s, own = block.solution, slice(block.folds[0], block.folds[-1] + 1)
         theta[own, block.places] = _folds_first(task.exact.arrays.get(s.theta), len(block.folds))
-        for kept, one in zip(numbers, (s.objective, s.gradient, s.gap, block.iterations), strict=True):
+        for kept, one in zip(numbers, (s.objective, s.gap, block.iterations), strict=True):
             kept[own, block.places] = _folds_first(one, len(block.folds))
     theta = theta[:, place]
     coef = theta[..., :-1] * found.scale[:, None, None]
     intercept = theta[..., -1] - (coef * found.mean[:, None, None]).sum(-1)
-    objective, gradient, gap, iterations = numbers[:, :, place]
-    return Sweep(grid, coef, intercept, objective, gradient, gap, iterations.astype(np.int64), gap <= task.tol)
+    objective, gap, iterations = numbers[:, :, place]
+    return Sweep(grid, coef, intercept, objective, gap, iterations.astype(np.int64), gap <= task.tol)
 
 
 def _folds_first(a: NDArray[Any], folds: int) -> NDArray[Any]:
     """Return (folds, strengths, ...) for problems (strengths x folds, ...)."""
     return a.reshape(-1, folds, *a.shape[1:]).swapaxes(0, 1)
-
-
-def decision(X: Features, result: Sweep, fold: int, strength: int) -> NDArray[np.float64]:
-    """Return the scores (n, K') of X (n, d) under one fold's model at one place of the strengths."""
-    coef, intercept = result.coef[fold, strength], result.intercept[fold, strength]
-    return np.concatenate([x @ coef.T + intercept for _, x in _blocks(X)] or [np.empty((0, len(coef)))])
 
 
 def out_of_fold(X: Features, result: Sweep, folds: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -182,8 +173,6 @@ def _blocks(X: Features) -> Iterator[tuple[slice, NDArray[np.float64]]]:
 
 def _probabilities(z: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the softmax (..., K) of scores (..., K); a single score is that of class 1 against 0."""
-    from scipy.special import softmax
-
     full = np.concatenate([np.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
-    p: NDArray[np.float64] = softmax(full, -1)
-    return p
+    shifted = np.exp(full - full.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))

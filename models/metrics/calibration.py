@@ -211,7 +211,8 @@ def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
     """Fit Platt scaling by maximum likelihood; y (n,), proba (n, K).
 
     Platt 1999 on the log odds, with his smoothed targets, which keep the fit finite where the classes separate; for
-    K > 2 one slope and an intercept a class (bias-corrected temperature scaling; Alexandari et al. 2020).
+    K > 2 one slope and an intercept a class (bias-corrected temperature scaling; Alexandari et al. 2020). Where the
+    likelihood asks for a negative slope the probabilities stay as they are.
     """
     from scipy.optimize import minimize
 
@@ -226,6 +227,8 @@ def fit_platt(y: ArrayLike, proba: ArrayLike) -> Platt:
         return -float((targets * scaled).sum() / len(logs)), np.append((gap * logs).sum(), gap[:, 1:].sum(axis=0))
 
     fitted = minimize(loss, np.append(1.0, np.zeros(k - 1)), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    if fitted[0] < 0:  # it would turn the ranking round
+        return Platt(1.0, (0.0,) * k)
     return Platt(float(fitted[0]), (0.0, *map(float, fitted[1:])))
 
 

@@ -26,7 +26,7 @@ from models.predictor.backbones import way_of
 from models.predictor.heads import FeatureModel, Model, NetworkModel
 from models.predictor.loading import Loaded
 from models.predictor.manifest import Contents, Network, Part
-from models.predictor.torch_heads import Vote, calibrator, head_module
+from models.predictor.torch_heads import calibrator, head_module
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -145,7 +145,7 @@ class Portable(nn.Module):
         stored = [contents.networks[part.networks[0]].key.stored for part in contents.parts]
         self.heads = nn.ModuleList(map(_head, contents.parts, loaded.models, stored))
         self.places = [part.networks for part in contents.parts]
-        self.vote = Vote(loaded.stack.state()[1]) if loaded.stack else None
+        self.vote = head_module("stack", loaded.stack) if loaded.stack else None
         self.calibrate = calibrator(contents.calibration)
         self.requires_grad_(False).eval()
 

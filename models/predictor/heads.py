@@ -15,10 +15,10 @@ from features.backbones import Recipe
 from features.backbones.tails import IMAGES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
-from models.explain.class_maps import linear_class_maps, network_class_maps
+from models.explain.class_maps import CLASS_MAPS, network_class_maps
 from models.finetuning.network import Thawed, arithmetic
 from models.heads import HEADS, load_head
-from models.heads.linear import Linear, probabilities
+from models.heads.linear import probabilities
 from models.predictor.archive import read_json, sealed
 from models.predictor.backbones import PIXELS, Features
 from models.predictor.manifest import Contents, Part
@@ -54,9 +54,7 @@ class FeatureModel:
         if not has_class_maps(self.part):
             raise BadBundle(f"{self.part.head} on this view has no class maps; leave OVERLAYS= away")
         maps = features[self.part.networks[0]][f"maps/{self.part.blocks[0][-1]}"]
-        if isinstance(self.head, Linear):
-            return linear_class_maps(self.head.coef_, self.head.intercept_, maps).votes()
-        return np.asarray(self.head.class_maps(maps), dtype=np.float64)
+        return CLASS_MAPS[HEADS[self.part.head].form](self.head, maps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +107,8 @@ def has_class_maps(part: Part) -> bool:
     """Tell whether class maps say how a part decides: one network, and a head on maps or on one block's mean."""
     if part.input == "thawed":
         return True
-    linear = part.pool == "avg" and len(part.blocks) == 1 and len(part.blocks[0]) == 1
-    kind = HEADS[part.head].make
-    return linear if isinstance(kind, type) and issubclass(kind, Linear) else hasattr(kind, "class_maps")
+    one_mean = part.pool == "avg" and len(part.blocks) == 1 and len(part.blocks[0]) == 1
+    return HEADS[part.head].form in CLASS_MAPS and (one_mean or not part.pool)
 
 
 def read_model(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> Model:
@@ -136,8 +133,8 @@ def _of_features(folder: Path, part: Part, contents: Contents, recipes: Sequence
     if (HEADS[part.head].input == "maps") == bool(part.pool):
         raise BadBundle(f"{part.head} sees {HEADS[part.head].input}, and the part has pool {part.pool!r}")
     width = seen_by(part, _empty(part, recipes)).shape[1]
-    if part.head in READERS:
-        return FeatureModel(part, READERS[part.head](_listed(folder, part, contents), len(contents.classes), width))
+    if reader := READERS.get(HEADS[part.head].form):
+        return FeatureModel(part, reader(_listed(folder, part, contents), len(contents.classes), width))
     return FeatureModel(part, head_of(folder, part.folder, part.head, contents))
 
 
@@ -160,7 +157,7 @@ def _listed(folder: Path, part: Part, contents: Contents) -> Path:
     return sealed(folder, name)
 
 
-READERS: dict[str, Callable[[Path, int, int], Trees]] = {"lightgbm": read_trees}  # heads with a reader of their own
+READERS: dict[str, Callable[[Path, int, int], Trees]] = {"trees": read_trees}  # forms with a reader of their own
 
 
 def head_of(folder: Path, name: str, head: str, contents: Contents) -> Any:

@@ -11,6 +11,7 @@ import torch
 from features.backbones import Recipe
 from features.devices import BATCH, checked, device
 from features.errors import BadBundle, FirnError, unknown
+from models.explain.class_maps import CLASS_MAPS
 from models.heads import HEADS
 from models.heads.stacking import Stack
 from models.predictor.archive import check_files, opened, sealed
@@ -20,6 +21,7 @@ from models.predictor.manifest import Contents, load_contents
 from models.predictor.ood import Novelty
 from models.predictor.predictor import Predictor
 from models.predictor.self_test import check_golden, load_golden
+from models.runs.record import FINETUNED
 
 OUTLIERS = "outliers.safetensors"
 
@@ -114,7 +116,7 @@ def _check_explained(contents: Contents) -> None:
     """Raise FirnError for a model without class maps."""
     if not contents.stack and has_class_maps(contents.parts[0]):
         return
-    able = " ".join(name for name in ("logistic", "sgd", "lda", "ridge", "map", "finetuned"))
+    able = " ".join([*(name for name, row in HEADS.items() if row.form in CLASS_MAPS), FINETUNED])
     raise FirnError(f"{contents.name} has no class maps to lay over images; leave OVERLAYS= away, or take {able}")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, linear
 
+from models.heads import HEADS
 from models.heads.knn import Neighbours
 from models.heads.map_heads import SIDE, MapHead, Spatial
 from models.metrics import Calibration
@@ -25,8 +26,8 @@ _TINY = 1e-300
 
 
 def head_module(name: str, head: Any) -> nn.Module:
-    """Return the module of a fitted head; `name` is a row of MODULES."""
-    return MODULES[name](head).eval()
+    """Return the module of a fitted head; `name` is a row of HEADS."""
+    return MODULES[HEADS[name].form](head).eval()
 
 
 def calibrator(calibration: Calibration | None) -> nn.Module:
@@ -194,18 +195,16 @@ class _Walk(_Module):
         return raw if self.columns > 1 else torch.cat([torch.zeros_like(raw), self.sigmoid * raw], 1)
 
 
-class Vote(_Module):
-    """The stack: a weighted sum of log probabilities (B, M, K) and an intercept for each class."""
+class _Vote(_Module):
+    """A weighted sum of log probabilities (B, M, K) and an intercept for each class."""
 
     weights: Tensor
     intercepts: Tensor
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        """Take the arrays of a fitted `Stack`."""
         super().__init__(weights=_double(arrays["weights"]), intercepts=_double(arrays["intercepts"]))
 
     def forward(self, proba: Tensor) -> Tensor:
-        """Return logits (B, K)."""
         return (proba.clamp_min(1e-6).log() * self.weights[:, None]).sum(1) + self.intercepts
 
 
@@ -259,21 +258,15 @@ def _arrays(head: Any) -> Mapping[str, Any]:
     return arrays
 
 
-def _linear(head: Any) -> nn.Module:
-    return _Linear(head.coef_, head.intercept_)
-
-
 MODULES: dict[str, Callable[[Any], nn.Module]] = {
-    "logistic": _linear,
-    "sgd": _linear,
-    "lda": _linear,
-    "ridge": _linear,
-    "knn": _Neighbours,
-    "mlp": lambda head: _Perceptron([_arrays(head)[f"layer{i}"] for i in range(4)]),
-    "lightgbm": _Walk,
-    "map": lambda head: _Voting(**{name: _single(array) for name, array in _arrays(head).items()}),
+    "linear": lambda head: _Linear(head.coef_, head.intercept_),
+    "neighbours": _Neighbours,
+    "perceptron": lambda head: _Perceptron([_arrays(head)[f"layer{i}"] for i in range(4)]),
+    "trees": _Walk,
+    "votes": lambda head: _Voting(**{name: _single(array) for name, array in _arrays(head).items()}),
     "attention": lambda head: _Attending(_arrays(head)),
-    "spatial": lambda head: _Pyramid(_arrays(head)),
+    "pyramid": lambda head: _Pyramid(_arrays(head)),
+    "stack": lambda head: _Vote(_arrays(head)),
 }
 CALIBRATORS: dict[str, Callable[[Any], nn.Module]] = {
     "Temperature": lambda c: _Scaled(1 / c.temperature, [0.0]),

@@ -14,7 +14,7 @@ from features.cache.reader import subset
 from features.errors import BadDataset, unknown
 from features.views import View
 from models.folds import grouped_folds
-from models.heads.head import Head, Nested
+from models.heads.head import Head, Nested, check_varied
 from models.validation.predictions import Predictions
 
 FOLDS = 5
@@ -83,13 +83,14 @@ def fit(
 
     `views` is one view, or one for each repeat where the repeats see other features (of the same images). Heads
     choose what they have to choose inside the images that they are given. Raises BadDataset where a class cannot be
-    learned, OutOfTime when `time.monotonic()` passes `until`.
+    learned, ConstantFeatures where all images have the same features, OutOfTime when `time.monotonic()` passes `until`.
     """
     train = learned(views[0].splits, protocol)
     parts = [view.take(train) for view in views]
     y, groups = parts[0].y, parts[0].groups
     if len(np.unique(y)) < len(np.unique(views[0].y)):
         raise BadDataset("a class has no training image; give every class images outside the test split")
+    check_varied(parts[0].X)
     plan = folds_of(y, groups, protocol, seed=seed)
     total, start = int(plan[-1].max()) + 2, time.perf_counter()
     whole: Head | None = None

@@ -1,4 +1,4 @@
-"""Stochastic descent with early stopping on held-out groups, for heads that torch trains."""
+"""Minibatch training with early stopping on held-out groups, for heads that torch trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST_EPOCHS, PATIENCE, BATCH = 60, 5, 128
 
 
-def descend(
+def train_until_stale(
     optimiser: Any,
     loss: Callable[[NDArray[np.intp]], Tensor],
     parameters: Sequence[Tensor],
