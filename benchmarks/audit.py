@@ -21,7 +21,9 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance
 
+from features.options import DatasetOptions, ExtractOptions, FeatureOptions
 from features.storage import artifacts_root, data_root
+from models.runs.options import RunOptions
 from pipeline.audit import audit
 from pipeline.extract import extract
 
@@ -125,9 +127,10 @@ def main() -> None:
         drawn = rng.sample(copy(options.data, target, options.images, rng), LEAKS + FLIPS)
         leaks = plant_leaks(target, drawn[:LEAKS], rng)
         flips = plant_flips(target, drawn[LEAKS:], rng)
-        extract(str(target), options.backbone)
+        asked = FeatureOptions(DatasetOptions(str(target)), options.backbone)
+        extract(asked, ExtractOptions())
         start = time.perf_counter()
-        audit(str(target), options.backbone)
+        audit(asked, RunOptions())
         print(f"audited in {time.perf_counter() - start:.0f} s\n")
         with (artifacts_root() / "audit" / target.name / "findings.csv").open(newline="") as file:
             report(list(csv.DictReader(file)), leaks, flips)

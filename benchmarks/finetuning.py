@@ -35,7 +35,7 @@ from features.extraction.loop import extract
 from features.streams import ImageStream, MapStream
 from models.finetuning.batches import Inputs
 from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
-from models.finetuning.settings import RECIPES, choose_settings
+from models.finetuning.settings import RECIPES, FinetuneOptions
 from models.finetuning.train import Task, train
 
 NETWORKS = ("resnet18", "resnet50", "resnet101")
@@ -84,7 +84,7 @@ class Case:
         self.pixels = None if files else self.stream.read(np.arange(n))
         self.y = np.array([int("PNEUMONIA" in i) for i in self.maps.ids])
         self.rows, self.watched = np.arange(n - WATCHED), np.arange(n - WATCHED, n)
-        self.settings = choose_settings("adamw", epochs=1, precision=precision, **PLAIN)
+        self.settings = FinetuneOptions(epochs=1, **PLAIN).settings(precision=precision, seed=0)
         self.device = device
 
     def thawed(self) -> Thawed:

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from features.backbones import BACKBONES, load_recipe, weights
 from features.cache import Digests, Entry
 from features.cache.entry import cache_root, changes, last_used, read_unknown
-from features.cache.gc import Survey, abandoned, bytes_below, remove, survey
+from features.cache.gc import Survey, Waste, abandoned, bytes_below, remove, survey
 from features.cache.index import Manifest
 from features.cache.pack import SUFFIXES, is_pack, open_pack, write_pack
 from features.cache.verify import Damage, find_entries, verify
@@ -33,6 +33,8 @@ from features.progress import say, shown
 from features.request import Request, resolve
 from features.storage import artifacts_root
 from features.views import choose_blocks
+from models.runs.current import stale_runs
+from models.runs.record import load_record
 
 
 def find(dataset: str) -> list[Entry]:
@@ -64,6 +66,13 @@ class RemoveOptions:
     """Whether anything is removed."""
 
     yes: bool = option(False, "Remove what is listed; without it nothing is touched.")
+    run: str = option("", "The folder of a run that may go too, below artifacts/heads.")
+
+    def waste(self) -> list[Waste]:
+        """Return the run that was named. CacheError for a folder that is no run's."""
+        if self.run and load_record(Path(self.run)) is None:
+            raise CacheError(f"expected RUN= to be the folder of a run (with a run.json), got {self.run}")
+        return [Waste(Path(self.run), bytes_below(Path(self.run)), "named by RUN=")] if self.run else []
 
 
 @dataclass(frozen=True)
@@ -147,19 +156,20 @@ def cache_gc(features: FeatureOptions, confirm: RemoveOptions) -> list[str]:
     """Return what may go of the cache of a data set, one line each; with `yes` remove it.
 
     That is: what dead writers left behind, shards whose images are gone, and entries of the backbones (those given,
-    else all) that today's weights, preprocessing and precision would not use. Never images, never what a living
-    writer holds.
+    else all) that today's weights, preprocessing and precision would not use, runs of other images, labels or splits
+    than the data set has now, and the run that is named. Never images, never what a living writer holds.
     """
     images = features.data.load()
     found = _survey(images, features)
-    verb = "removed" if confirm.yes else "would remove"
-    waste = remove(found.waste) if confirm.yes else found.waste
+    stale = [Waste(path, bytes_below(path), f"a run of other data: {why}") for path, why in stale_runs(images)]
+    verb, every = "removed" if confirm.yes else "would remove", [*found.waste, *stale, *confirm.waste()]
+    waste = remove(every) if confirm.yes else every
     lines = [f"{verb}: {item.path}, {megabytes(item.size)}: {item.why}" for item in waste]
     lines += [f"kept: {line}" for line in found.kept]
     total = f"{len(waste)} files and folders, {megabytes(sum(item.size for item in waste))}"
     if not waste:
         return [*lines, f"nothing to remove of {images.name}"]
-    again = make_command("cache-gc", features, yes=True)
+    again = make_command("cache-gc", features, run=confirm.run, yes=True)
     return [*lines, f"removed {total}" if confirm.yes else f"would remove {total}; to do so run: {again}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from features.cache.verify import find_entries
 from features.datasets import Dataset
 from features.datasets.packed import Packed
 from features.progress import say
+from features.storage import artifacts_root
 from features.views import label_view
-from models.runs.record import Run
+from models.runs.record import Run, load_record, load_run
 
 
 def current_runs(dataset: Dataset, labels: str, runs: Sequence[Run]) -> list[Run]:
@@ -28,6 +30,19 @@ def current_runs(dataset: Dataset, labels: str, runs: Sequence[Run]) -> list[Run
         if run.record.manifest != now:
             say(f"left out {run.name}: {'; '.join(differences(run, dataset)) or 'other bytes of images'}")
     return kept
+
+
+def stale_runs(dataset: Dataset) -> Iterator[tuple[Path, str]]:
+    """Yield the folders of runs of other images, labels or splits than the data set has now, and how they differ."""
+    now: dict[str, str] = {}
+    for path in sorted((artifacts_root() / "heads").rglob("run.json")):
+        record = load_record(path.parent)
+        if record is None or record.dataset != dataset.name:
+            continue
+        if record.labels not in now:
+            now[record.labels] = current_manifest(dataset, record.labels)
+        if record.manifest != now[record.labels]:
+            yield path.parent, "; ".join(differences(load_run(path.parent), dataset)) or "other bytes of images"
 
 
 def current_manifest(dataset: Dataset, labels: str) -> str:
