@@ -107,9 +107,9 @@ def _resampled(image: Image.Image, size: tuple[int, int], geometry: Geometry) ->
     return image.resize(size, INTERPOLATIONS[geometry.interpolation])
 
 
-PREPROCESS: dict[str, Way] = {
+PREPROCESS: dict[str, Way] = {  # the lines are in the keys of the cache: not a word of them changes
     "crop": Way("short side to {geometry.resize} ({geometry.interpolation}, antialias), centre {geometry.size}", _crop),
-    "squash": Way("whole image to {geometry.size} x {geometry.size} ({geometry.interpolation}, antialias)", _squash),
+    "squash": Way("whole picture to {geometry.size} x {geometry.size} ({geometry.interpolation}, antialias)", _squash),
     "pad": Way(
         "long side to {geometry.size} ({geometry.interpolation}, antialias), centred on black {geometry.size}", _pad
     ),
