@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from pipeline.cli import VERBS
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
@@ -48,6 +52,37 @@ def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
     methods = [m for c in public if isinstance(c, ast.ClassDef) for m in c.body if isinstance(m, ast.FunctionDef)]
     for node in [*public, *(m for m in methods if not m.name.startswith("_"))]:
         assert ast.get_docstring(node), node.name
+
+
+def test_no_circle_of_files() -> None:
+    """Files import one another in one direction only, within functions and for types too."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in MODULES}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for name, path in names.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= (inner & names.keys()) or ({str(node.module)} & names.keys())
+    TopologicalSorter({name: imported - {name} for name, imported in graph.items()}).prepare()
+
+
+def test_pipeline_holds_verbs() -> None:
+    """One file per command, the command line beside them; every noun lives in the stage that it belongs to."""
+    verbs = {"cache" if name.startswith("cache-") else name.replace("-", "_") for name in VERBS}
+    assert {path.stem for path in (ROOT / "pipeline").glob("*.py")} == verbs | {"__init__", "__main__", "cli"}
+
+
+def test_functions_are_short() -> None:
+    """Half of them have at most 10 lines beside the docstring, nine of ten at most 20."""
+    lengths = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[0]
+                words = int(first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+                lengths.append(int(node.end_lineno or 0) - node.lineno + 1 - words)
+    half, most = np.quantile(lengths, [0.5, 0.9])
+    assert (half <= 10, most <= 20) == (True, True), (half, most)
 
 
 @pytest.mark.parametrize(
