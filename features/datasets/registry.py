@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +91,7 @@ def _fetch_pneumoniamnist(target: Path) -> None:
     from features.datasets.download import fetch
 
     url = "https://zenodo.org/records/10519652/files/pneumoniamnist_224.npz"
-    fetch(url, "md5:d6a3c71de1b945ea11211b03746c1fe1", target, progress=sys.stderr.isatty())
+    fetch(url, "md5:d6a3c71de1b945ea11211b03746c1fe1", target)
 
 
 DATASETS: dict[str, Row] = {
