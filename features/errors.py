@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of the program: what was expected, what came and what to type."""
+"""Errors for users: one line with what was expected, what came and what to type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file is absent or right: write under a temporary name, sync, then rename."""
+"""Atomic, durable files: written under a temporary name, synced, then renamed; and where Firn's folders are."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def slug(text: str) -> str:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside `path` that tells whose it is: host and process."""
+    """Return a hidden temporary name beside `path` that holds the writer's host and process."""
     return path.with_name(f".{path.name}~{socket.gethostname()}~{os.getpid()}~{time.monotonic_ns():x}.tmp")
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, replace: bool = True) -> None:
-    """Write `pieces` so that `path` is afterwards either as before or whole and on the disk.
+    """Write `pieces` to `path` atomically: afterwards it is either as before or whole and on the disk.
 
     With `replace=False` an existing file of that name is left alone (the name tells the content).
     OSError (disk full, read-only) passes through after the temporary file is gone.
@@ -48,7 +48,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, replace: bo
 
 @contextlib.contextmanager
 def whole(path: Path, *, replace: bool = True) -> Iterator[int]:
-    """Give the descriptor, open for reading and writing, of a file that becomes `path` when the block ends well."""
+    """Open a temporary file that atomically becomes `path` when the block ends well; yield its descriptor."""
     make_folder(path.parent)
     temporary = temporary_name(path)
     try:
@@ -80,7 +80,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some network file systems cannot, and then the close has done it."""
+    """Sync a folder so that a rename in it survives a power cut, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

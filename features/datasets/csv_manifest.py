@@ -1,4 +1,4 @@
-"""CSV manifests: one line an image, `path,label[,split][,group]`."""
+"""Tables of images with a label each (CSV manifests): one line an image, `path,label[,split][,group]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of images that every source of data is reduced to."""
+"""The type Dataset: images with label, split and group, whatever they were read from."""
 
 from __future__ import annotations
 

@@ -28,11 +28,11 @@ class Packed:
         return str(self.pack.path)
 
     def read(self, image: str) -> NoReturn:
-        """Say that there is none."""
+        """Raise BadDataset: a pack holds no images."""
         self._refuse()
 
     def stamps(self, images: list[str]) -> NoReturn:
-        """Say that there are none."""
+        """Raise BadDataset: a pack holds no images."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

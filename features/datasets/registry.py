@@ -1,4 +1,4 @@
-"""The table DATASETS: one more data set is one more row."""
+"""The table DATASETS of published data sets: where each lies, its classes, groups and licence."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Groups = Callable[[Path, list[str]], list[str] | None]  # root of the data set, 
 
 
 def unknown_groups(root: Path, ids: list[str]) -> None:
-    """Return None: nothing is known of any group."""
+    """Return None: no groups are known."""
 
 
 def from_name(pattern: str) -> Groups:
-    """Return a parser that reads the group off the id: what `pattern` captures there, joined by '/'.
+    """Return a parser that reads each group from the image's path: what `pattern` captures there, joined by '/'.
 
     An image whose id does not match is a group of its own; the groups are unknown where none matches.
     """
@@ -66,7 +66,7 @@ def from_table(file: str, column: str) -> Groups:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a published data set before it is looked for on the disk."""
+    """A published data set: its classes, its place on the disk, its groups and where to get it."""
 
     classes: tuple[str, ...]  # class folders in the order of the labels, the negative ones first
     places: tuple[str, ...]  # folders of class folders, or a `.npz`, below the base; the first that is there is taken

@@ -1,4 +1,4 @@
-"""Which images are kept back for the test, so that no patient is on both sides."""
+"""Train/test splits: the publisher's, or one drawn by group and class."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLIT_NAMES = {
 
 
 def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
-    """Return the data set with every image in train, val or test, and `split_by` saying who decided.
+    """Return the data set with every image in train, val or test: the publisher's split, or one drawn by group.
 
     A split that came with the images is kept, groups on both sides included; `split_by` then says how many, and
     `straddling` which. Where val but no test came, val is the test: its images are the only ones meant to score on.

@@ -1,4 +1,4 @@
-"""The table DIAGNOSES: what may be wrong with a data set before hours are spent on it; one more is one more row."""
+"""The table DIAGNOSES: faults, warnings and notes on a data set before its features are extracted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from features.datasets import Dataset
 from features.datasets.splits import straddling
 from features.inspection.survey import Examination
-from models.audit.outliers import blank
+from features.inspection.thumbnails import blank
 
 Level = Literal["fault", "warning", "note"]
 FEW = 10  # images of a class to learn from
@@ -25,7 +25,7 @@ LOPSIDED = 10  # images of the largest class for each of the smallest
 
 
 class Diagnosis(NamedTuple):
-    """One thing to know."""
+    """A fault, warning or note on a data set."""
 
     name: str  # row of DIAGNOSES
     level: Level
@@ -34,7 +34,7 @@ class Diagnosis(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """What the doctor has looked at."""
+    """A data set with its survey, the network's needs and the disk: what diagnoses are made from."""
 
     dataset: Dataset
     found: Examination
@@ -107,7 +107,7 @@ def _straddling(case: Case) -> Iterator[str]:
 
 
 def _blank(case: Case) -> Iterator[str]:
-    if case.found.seen and len(rows := blank(np.stack([one.thumbnail for one in case.found.seen])).row):
+    if case.found.seen and len(rows := blank(np.stack([one.thumbnail for one in case.found.seen]))[0]):
         example = case.dataset.ids[case.found.seen[int(rows[0])].row]
         yield f"{len(rows):,} of {len(case.found.seen):,} images are near-black or near-constant, such as {example}"
 
@@ -172,7 +172,7 @@ def _ratio(width: int, height: int) -> float:
 
 
 def _telling(case: Case) -> Iterator[str]:
-    """Say which fact of the files tells a class from the rest: a head may learn the scanner instead of the disease."""
+    """Yield a property of the files that separates a class from the rest, which a head may learn instead of disease."""
     rows = sorted(case.found.facts)
     labels = case.dataset.labels[rows]
     for what, values in _columns(case, rows).items() if rows else ():

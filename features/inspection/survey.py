@@ -1,4 +1,4 @@
-"""A look at some images of a data set: what their headers say, what range they use, what a network would see."""
+"""Survey of a sample of images: their headers, their range of values, and the network's view of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
 @dataclass
 class Examination:
-    """What was looked at."""
+    """The survey's results: headers, decoded images, and why others cannot be read."""
 
     facts: dict[int, ImageFacts] = field(default_factory=dict)  # row -> header
     seen: list[Seen] = field(default_factory=list)
