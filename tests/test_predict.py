@@ -105,7 +105,7 @@ def test_lists(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
         lines.write_text(f'path\n"{text}"\n')
         with pytest.raises(BadDataset):
             find_images(str(lines))
-    lines.write_text("file\na.png\n")
+    lines.write_text("where\na.png\n")
     with pytest.raises(BadDataset, match="no column 'path'"):
         find_images(str(lines))
     with pytest.raises(BadDataset, match="leads out"):

@@ -42,7 +42,7 @@ class Packed:
         )
 
 
-def read_pack(path: Path, _: str) -> Dataset:
+def read_pack(path: Path) -> Dataset:
     """Read what a pack says of its images, under the name of the data set that was packed.
 
     Raises CacheError for another kind of HDF5 file and for damage.
