@@ -68,7 +68,7 @@ def odd(tmp_path: Path) -> Path:
             "train",
             f"q{i}",
         )
-    add("dim.png", noise(0, 2).astype(np.uint8), "a", "train", "p20")
+    add("dim.png", noise(0, 5).astype(np.uint8), "a", "train", "p20")
     add("long.png", noise(0, 256, (300, 30)).astype(np.uint8), "a", "train", "p21")
     add("black.png", np.zeros((64, 64), np.uint8), "a", "train", "p22")
     add("cut.png", b"\x89PNG\r\n\x1a\n", "a", "train", "p23")
@@ -118,6 +118,67 @@ def test_an_odd_set(odd: Path) -> None:
     telling = [one["words"] for one in told("odd")["diagnoses"] if one["name"] == "telling-files"]
     assert any(words.startswith("being a DICOM file alone tells") for words in telling)
     assert lines[-1] == "verdict: ready with warnings"
+
+
+def test_what_was_left_out_and_guessed_is_said(tmp_path: Path) -> None:
+    """Masks and files that are no images are counted, and a positive class that no name tells is a warning."""
+    folder = draw(tmp_path / "set", per_class=6, test=2)
+    for split in ("train", "test"):
+        (folder / split / "normal").rename(folder / split / "left")
+        (folder / split / "spot").rename(folder / split / "right")
+    (folder / "train/left/train000_mask.png").write_bytes(b"mask")
+    (folder / "train/left/notes.txt").write_text("notes")
+    (folder / "test/right/test000.png").write_bytes((folder / "train/left/train000.png").read_bytes())
+    lines, ready = doctor(str(folder), NET)
+    assert ready
+    assert "positive  right (a guess: no name says which class is the finding)" in lines
+    found = named(told("set"))
+    assert found["left-out"] == "left out 1: masks, annotations or other drawings beside their image (" + (
+        "train/left/train000_mask.png)"
+    )
+    assert found["passed-over"] == "left out 1: files that are no images (train/left/notes.txt)"
+    assert "POSITIVE=left chooses the other" in found["positive-class"]
+    equal = [one["words"] for one in told("set")["diagnoses"] if one["name"] == "equal-images"]
+    assert [words.split(",")[0] for words in equal] == [
+        f"1 images are in two {w} at once" for w in ("splits", "classes")
+    ]
+    assert "positive  left" in doctor(str(folder), NET, positive="left")[0]
+
+
+@pytest.mark.parametrize("what", ["alike", "black", "one class"])
+def test_images_that_show_nothing_are_a_fault(tmp_path: Path, what: str) -> None:
+    """All alike, or constant: there is nothing to learn. One class of them is a warning."""
+    folder = draw(tmp_path / "set", per_class=6, test=2)
+    for n, path in enumerate(sorted(folder.rglob("*.png"))):
+        if what != "one class" or path.parent.name == "spot":
+            pixels = noise(0, 255) if what == "alike" else np.zeros((64, 64), int)
+            pixels[0, 0] = n % 8
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    _, ready = doctor(str(folder), NET)
+    assert ready == (what == "one class")
+    assert ("nothing-to-see" in named(told("set"))) == (what != "one class")
+    assert named(told("set")).get("class-alike", "").startswith("the images of spot") == (what == "one class")
+
+
+def test_masks_that_no_name_tells_are_a_fault(tmp_path: Path) -> None:
+    """Images of two values among others are masks; a set of nothing else is none of doctor's business."""
+    folder = draw(tmp_path / "set", per_class=6, test=2)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:30, 30:50] = 255
+    for n in range(3):
+        Image.fromarray(np.roll(mask, n, axis=0)).save(folder / f"train/spot/z{n}.png")
+    _, ready = doctor(str(folder), NET)
+    assert not ready
+    assert named(told("set"))["masks"].startswith("3 of 19 images have two values only, such as train/spot/z0.png")
+
+
+def test_what_is_no_data_set_is_a_fault(tmp_path: Path) -> None:
+    """The reason and the verdict, as for every other fault."""
+    (tmp_path / "set").mkdir()
+    lines, ready = doctor(str(tmp_path / "set"), NET)
+    assert not ready
+    assert lines[0].startswith(f"fault: {tmp_path / 'set'} holds no class folder; expected")
+    assert lines[-1] == "verdict: not ready"
 
 
 def test_not_ready(spots: Path) -> None:
