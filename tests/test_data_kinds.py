@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 
@@ -430,7 +431,7 @@ def test_equal_bytes_across_groups_make_them_one(tmp_path: Path) -> None:
     )
 
 
-def test_answers_about_many_files_are_kept_until_one_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("features.datasets.file_facts._REMEMBERED", 10)
     put(tmp_path / "set", *TWO)
     (tmp_path / "set/sick/000.png").write_bytes((tmp_path / "set/sick/001.png").read_bytes())
@@ -512,3 +513,10 @@ def test_positive_must_be_one_of_two_classes(tmp_path: Path) -> None:
     put(tmp_path, *many("third", 10))
     with pytest.raises(BadDataset, match="POSITIVE= chooses between two classes"):
         load(tmp_path, positive="sick")
+
+
+def test_the_document_names_every_test_here_and_no_other() -> None:
+    named = re.findall(r"`(test_\w+)`", (Path(__file__).parents[1] / "docs/data.md").read_text())
+    here = {name for name in globals() if name.startswith("test_")}
+    assert here - set(named) == {"test_the_document_names_every_test_here_and_no_other", "test_answers_are_kept"}
+    assert set(named) <= here
