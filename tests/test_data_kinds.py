@@ -281,6 +281,12 @@ def test_other_columns_are_kept_by_name(tmp_path: Path) -> None:
     lines = [f"{n},{p},{label},{40 + n},{'F' if n % 2 else 'nan'}" for n, (p, label) in enumerate(rows())]
     dataset = load(with_images(tmp_path, [",path,label,Patient Age,sex", *lines]))
     assert list(dataset.columns) == ["patient_age", "sex"]
+    assert (
+        "fold"
+        in load(with_images(tmp_path, ["path,label,fold", *(f"{p},{k},{len(p) % 3}" for p, k in rows())])).columns
+    )
+    folds = ["path,label,fold", *(f"{p},{k},{'test' if p.endswith('9.png') else 'training'}" for p, k in rows())]
+    assert set(load(with_images(tmp_path, folds)).splits.tolist()) == {"train", "test"}
     ages = dict(zip(dataset.ids, dataset.columns["patient_age"].tolist(), strict=True))
     assert (ages["img/normal0.png"], ages["img/sick9.png"]) == ("40", "59")
     assert set(dataset.columns["sex"].tolist()) == {"F", ""}

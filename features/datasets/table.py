@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.datasets.splits import SPLIT_NAMES
 from features.errors import BadDataset
 
 if TYPE_CHECKING:
@@ -55,14 +56,17 @@ def read_table(path: Path) -> Table:
                 rows.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
         raise BadDataset(f"{path}, line {reader.line_num}: {error}; expected {LAYOUT} with commas between") from None
-    return Table(path, header, rows, roles_of(header))
+    return Table(path, header, rows, _roles(header, rows))
 
 
-def roles_of(header: Sequence[str]) -> dict[str, int]:
-    """Return the column of each role that is there."""
+def _roles(header: Sequence[str], rows: list[tuple[int, list[str]]]) -> dict[str, int]:
+    """Return the column of each role that is there; a `fold` or `set` of other words than splits is none."""
     found = {role: next((header.index(n) for n in names.split() if n in header), -1) for role, names in _NAMES.items()}
     if found["path"] < 0 and found["label"] >= 0:  # RSNA: a patient has one image, called after him
         found["path"] = header.index("patientid") if "patientid" in header else -1
+    at = found["split"]
+    if at >= 0 and header[at] != "split" and not {cells[at].lower() for _, cells in rows} <= SPLIT_NAMES.keys():
+        del found["split"]
     return {role: at for role, at in found.items() if at >= 0}
 
 
