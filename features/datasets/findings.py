@@ -8,8 +8,7 @@ from collections import Counter
 
 from features.datasets.classes import is_missing
 from features.datasets.table import LAYOUT, Table, plain_name
-from features.errors import BadDataset, unknown
-from features.options import make_command
+from features.errors import BadDataset, command, unknown
 
 _INDICATOR = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0}
 _UNCERTAIN = {"-1", "-1.0"}  # CheXpert
@@ -67,7 +66,7 @@ def _of_findings(table: Table, at: int, target: str) -> list[str]:
         return [(target if target in parts[cell] else f"no {target}") if cell else "" for cell in cells]
     for (line, _), cell in zip(table.rows, cells, strict=True):
         if len(parts[cell]) > 1:
-            example = make_command("doctor", dataset=table.path, target=known.most_common(2)[-1][0])
+            example = command("doctor", DATASET=table.path, TARGET=known.most_common(2)[-1][0])
             raise BadDataset(
                 f"{table.path}, line {line}: several findings of one image ({cell}), and Firn learns one; choose it by "
                 f"TARGET=, such as {example}; there are {', '.join(sorted(known))}"
@@ -102,7 +101,7 @@ def _of_indicators(table: Table) -> list[str]:
     at = [table.header.index(name) for name in names]
     found = [[n for n, k in zip(names, at, strict=True) if _INDICATOR.get(row[k].lower())] for _, row in table.rows]
     if len(names) < 2 or any(len(own) != 1 for own in found):
-        example = make_command("doctor", dataset=table.path, target=names[-1]) if names else ""
+        example = command("doctor", DATASET=table.path, TARGET=names[-1]) if names else ""
         choose = f"; choose a finding, such as {example}; there are {', '.join(names)}" if names else ""
         raise BadDataset(
             f"{table.path}, line 1: no column 'label' in {','.join(table.header)!r}; expected {LAYOUT}{choose}"

@@ -15,8 +15,7 @@ from features.datasets.classes import class_order, is_guess
 from features.datasets.dataset import Dataset, LeftOut, left_out
 from features.datasets.listing import IMAGES, FileSource, is_system, list_images
 from features.datasets.splits import split_names
-from features.errors import BadDataset
-from features.options import make_command
+from features.errors import BadDataset, command
 
 _OF_CLASSES = frozenset(  # words that a number makes a class: grade_1, grade_2
     re.findall(
@@ -132,13 +131,11 @@ def _require_layout(root: Path, folders: list[ClassFolder]) -> None:
         if "train" in split_names(_look(root / folder.path)[0]).values():
             raise BadDataset(
                 f"{root / folder.path} is no class but a data set, for it holds train; give its path instead: "
-                f"{make_command('doctor', dataset=root / folder.path)}"
+                f"{command('doctor', DATASET=root / folder.path)}"
             )
     if len({folder.name for folder in folders}) < 2:
         inside = (
-            f"; if the classes are inside it: {make_command('doctor', dataset=root / folders[0].path)}"
-            if folders
-            else ""
+            f"; if the classes are inside it: {command('doctor', DATASET=root / folders[0].path)}" if folders else ""
         )
         raise BadDataset(
             f"{root} {doubt(root, folders)}; expected a folder for each of two or more classes, with or without train "
