@@ -18,6 +18,7 @@ _DRAWING = frozenset(
         "heatmaps manual boundary boundaries",
     )
 )
+_SPECIAL = _DRAWING | _THUMBNAIL
 _WORD = re.compile(r"[^\W\d_]+")
 _GAP = re.compile(r"[\s_.-]+")
 
@@ -28,17 +29,20 @@ def companions(ids: Sequence[str], folders: Sequence[str], owners: Sequence[int]
     A file does so where its name is an image's with such a word before or behind (`x_mask.png`, `mask-x.png`), and all
     files of a folder below `folders` that is called so where an image beside that folder has the name of one of them.
     """
-    places = {
-        row: place
-        for row, (image, owner) in enumerate(zip(ids, owners, strict=True))
-        if (place := _special_folder(image, folders[owner]))
-    }
+    hinted = [row for row, image in enumerate(ids) if _is_hinted(image.lower())]
+    if not hinted:
+        return {}
+    places = {row: place for row in hinted if (place := _special_folder(ids[row], folders[owners[row]]))}
     stems: dict[str, set[str]] = defaultdict(set)  # of the images in each folder
     for row, image in enumerate(ids):
         if row not in places:
             stems[posixpath.dirname(image)].add(_stem(image))
-    beside = ((row, _beside(_stem(image), stems[posixpath.dirname(image)])) for row, image in enumerate(ids))
+    beside = ((row, _beside(_stem(ids[row]), stems[posixpath.dirname(ids[row])])) for row in hinted)
     return {row: why for row, why in beside if why} | _in_folders(ids, places, stems)
+
+
+def _is_hinted(image: str) -> bool:
+    return "-d." in image or not (_SPECIAL).isdisjoint(_WORD.findall(image))
 
 
 def _in_folders(ids: Sequence[str], places: dict[int, tuple[str, str]], stems: dict[str, set[str]]) -> dict[int, str]:
@@ -68,7 +72,7 @@ def _special_folder(image: str, owner: str) -> tuple[str, str] | None:
     parts, above = image.split("/")[:-1], owner.count("/") + 1 if owner else 0
     for depth, part in enumerate(parts[above:], start=above + 1):
         words = _WORD.findall(part.lower())
-        if words and words[-1] in _DRAWING | _THUMBNAIL:
+        if words and words[-1] in _SPECIAL:
             return "/".join(parts[:depth]), words[-1]
     return None
 
@@ -87,10 +91,10 @@ def _bases(stem: str) -> Iterator[tuple[str, str]]:
     words = _WORD.findall(stem)
     if not words:
         return
-    if words[-1] in _DRAWING | _THUMBNAIL or stem.endswith("-d"):  # "-d" is Herlev's
+    if words[-1] in _SPECIAL or stem.endswith("-d"):  # "-d" is Herlev's
         for gap in reversed(list(_GAP.finditer(stem))):
             yield stem[: gap.start()], words[-1]
-    if words[0] in _DRAWING | _THUMBNAIL and (first := _GAP.search(stem)):
+    if words[0] in _SPECIAL and (first := _GAP.search(stem)):
         yield stem[first.end() :], words[0]
 
 
