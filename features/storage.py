@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,8 +26,9 @@ def artifacts_root() -> Path:
 
 
 def slug(text: str) -> str:
-    """Return `text` as a folder name of [a-z0-9._-]."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text.lower())
+    """Return `text` as a folder name: letters (of every script) and digits in lower case, and `._-`."""
+    plain = unicodedata.normalize("NFC", text.lower())
+    kept = "".join(c if c in "._-" or unicodedata.category(c)[0] in "LMN" else "-" for c in plain)
     return kept.strip("-.") or "unnamed"
 
 

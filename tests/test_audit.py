@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, draw, needs_images
+from conftest import SHARED, draw, needs_images, stored
 from PIL import Image, ImageEnhance
 from verbs_for_tests import audit, extract, pack
 
@@ -34,7 +34,7 @@ NET = "squeezenet1_1"
 
 def rows_of(name: str) -> list[dict[str, str]]:
     """Return the findings of an audit."""
-    with (Path(os.environ["FIRN_ARTIFACTS"]) / "audit" / name / "findings.csv").open(newline="") as file:
+    with (Path(os.environ["FIRN_ARTIFACTS"]) / "audit" / stored(name) / "findings.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -117,7 +117,7 @@ def test_thumbnails_are_remembered_by_content(spots: Path, monkeypatch: pytest.M
     from features.cache.entry import cache_root
     from features.datasets import load_dataset
 
-    dataset, memo = load_dataset(str(spots)), cache_root("spots") / "thumbnails.h5"
+    dataset, memo = load_dataset(str(spots)), cache_root(stored("spots")) / "thumbnails.h5"
     ids, sha256 = np.array(dataset.ids), np.array([f"{i:064x}".encode() for i in range(len(dataset))], "S64")
     first = load_thumbnails(dataset, ids[:-1], sha256[:-1], memo)
     decoded: list[int] = []

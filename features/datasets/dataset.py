@@ -53,7 +53,7 @@ class LeftOut:
 class Dataset:
     """Images with label, split and group; row i of every column is image `ids[i]`, and ids are sorted."""
 
-    name: str  # the folder under artifacts/, made of [a-z0-9._-]
+    name: str  # the folder under artifacts/, as `storage.slug` makes it
     classes: tuple[str, ...]  # label k is classes[k]
     ids: list[str]  # (n,) path relative to the root, '/' as separator; unique and sorted
     labels: NDArray[np.int64]  # (n,)

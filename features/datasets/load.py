@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,10 @@ from features.datasets.packed import Packed, read_pack
 from features.datasets.registry import DATASETS, Row
 from features.datasets.splits import settle_splits
 from features.datasets.table import LAYOUT, TABLES, WORKBOOKS, Table, read_table
-from features.errors import BadDataset, UnknownName, unknown
-from features.options import make_command
+from features.errors import BadDataset, UnknownName, command, unknown
 from features.storage import slug
 
+_LONGEST = 40  # letters of a path's own name in that of its data set
 COLUMNS = f"expected a CSV with {LAYOUT}"
 FOLDER = "folder"  # as TARGET=: the folders are the classes, whatever their names and whatever tables lie beside them
 
@@ -37,7 +38,7 @@ def load_dataset(name_or_path: str, *, seed: int = 0, root: str = "", target: st
     of two classes that is label 1.
     Raises UnknownName for what is neither, BadDataset for what is missing or not laid out so.
     """
-    row = DATASETS.get(name_or_path)
+    row, root = DATASETS.get(name_or_path), os.path.expanduser(root)  # noqa: PTH111
     path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 - Path.expanduser() raises where there is no such user
     if row is None and (not name_or_path or not os.path.exists(path)):  # noqa: PTH110 - Path.exists() raises at a name too long
         names = unknown("data set", name_or_path, DATASETS)
@@ -68,16 +69,21 @@ def at_hand(name: str) -> Dataset | None:
         return None
 
 
-def _name_of(stem: str) -> str:
-    """Return the name of a data set at a path; never that of a row, whose groups and cache are its own."""
-    name = slug(stem)
-    return f"{name}-path" if name in DATASETS else name
+def name_of_path(path: Path, root: str = "") -> str:
+    """Return the name of the data set at a path: readable, and of no other place, `images-3fa9c1`.
+
+    The digits are of the path with all links resolved, and of the `root` that its images are below.
+    """
+    place = os.path.realpath(path)
+    where = f"{place}\0{os.path.realpath(root)}" if root else place
+    stem = Path(place).name if path.is_dir() else Path(place).stem
+    return f"{slug(stem)[:_LONGEST]}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:6]}"
 
 
 def _read_path(path: Path, root: str, target: str) -> Dataset:
     if path.is_dir():
-        return _read_folder(path, _name_of(path.resolve().name), root, target)
-    name, suffix = _name_of(path.stem), path.suffix.lower()
+        return _read_folder(path, name_of_path(path, root), root, target)
+    name, suffix = name_of_path(path, root), path.suffix.lower()
     if suffix in TABLES:
         return read_manifest(path, name, root=_root(root), target=target)
     _refuse_options(str(path), root, target)
@@ -99,9 +105,9 @@ def _refuse_options(name: str, root: str, target: str) -> None:
 
 def _root(root: str) -> Path | None:
     """Return the folder that paths are relative to; None where nothing was given. Raises BadDataset."""
-    if root and not os.path.isdir(os.path.expanduser(root)):  # noqa: PTH111, PTH112 - as above
+    if root and not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir() raises at a name too long
         raise BadDataset(f"ROOT={root} is no folder; expected the one that the paths of the table are relative to")
-    return Path(root).expanduser() if root else None
+    return Path(root) if root else None
 
 
 def _read_folder(path: Path, name: str, root: str, target: str) -> Dataset:
@@ -145,7 +151,7 @@ def _require_classes(
     path: Path, folders: list[ClassFolder], fault: str, tables: list[Table], others: list[str]
 ) -> None:
     """Raise BadDataset where class folders are in doubt: by their names, or by a table that names other classes."""
-    anyway = f"if the folders are the classes: {make_command('doctor', dataset=path, target=FOLDER)}"
+    anyway = f"if the folders are the classes: {command('doctor', DATASET=path, TARGET=FOLDER)}"
     if fault and len({folder.name for folder in folders}) > 1:
         tried = f", and {', '.join(others)} cannot be used ({COLUMNS})" if others else ""
         raise BadDataset(f"{path} {fault}{tried}; give a table with the columns path,label, or, {anyway}")
@@ -158,7 +164,7 @@ def _require_classes(
             raise BadDataset(
                 f"{path} holds class folders ({', '.join(sorted({f.name for f in folders}))}) and a table "
                 f"{table.path.name} of other labels; for the table: "
-                f"{make_command('doctor', dataset=table.path)}; {anyway}"
+                f"{command('doctor', DATASET=table.path)}; {anyway}"
             )
 
 
