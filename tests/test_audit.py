@@ -117,7 +117,8 @@ def test_thumbnails_are_remembered_by_content(spots: Path, monkeypatch: pytest.M
     from features.cache.entry import cache_root
     from features.datasets import load_dataset
 
-    dataset, memo = load_dataset(str(spots)), cache_root(stored("spots")) / "thumbnails.h5"
+    dataset = load_dataset(str(spots))
+    memo = cache_root(dataset.name) / "thumbnails.h5"
     ids, sha256 = np.array(dataset.ids), np.array([f"{i:064x}".encode() for i in range(len(dataset))], "S64")
     first = load_thumbnails(dataset, ids[:-1], sha256[:-1], memo)
     decoded: list[int] = []
