@@ -1,8 +1,9 @@
-"""What can go wrong through no fault of the program: what was expected, what came and what to type."""
+"""Errors for users: one line with what was expected, what came and what to type."""
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -48,3 +49,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return UnknownName(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")
+
+
+def command(verb: str, **options: object) -> str:
+    """Return a command of make to type, with the variables that are given, quoted for the shell and for make."""
+    given = (f"{name}={shlex.quote(str(value).replace('$', '$$'))}" for name, value in options.items())
+    return " ".join(["make", verb, *given])

@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Collect what is said in the block instead of writing it; progress is not told."""
+    """Collect the lines said in the block instead of writing them; progress is not shown."""
     lines: list[str] = []
     _bars.append(lines.append)
     _deaf.append(True)
@@ -44,7 +44,7 @@ def heard() -> Iterator[list[str]]:
 
 @contextmanager
 def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """Give a function (done, total) that shows how far `what` is."""
+    """Show a progress bar or lines for `what`; yield the function (done, total) that moves it."""
     if _deaf:
         yield lambda done, total: None
         return

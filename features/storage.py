@@ -1,4 +1,4 @@
-"""A file is absent or right: write under a temporary name, sync, then rename."""
+"""Atomic, durable files: written under a temporary name, synced, then renamed; and where Firn's folders are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,18 +26,19 @@ def artifacts_root() -> Path:
 
 
 def slug(text: str) -> str:
-    """Return `text` as a folder name of [a-z0-9._-]."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text.lower())
+    """Return `text` as a folder name: letters (of every script) and digits in lower case, and `._-`."""
+    plain = unicodedata.normalize("NFC", text.lower())
+    kept = "".join(c if c in "._-" or unicodedata.category(c)[0] in "LMN" else "-" for c in plain)
     return kept.strip("-.") or "unnamed"
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a hidden name beside `path` that tells whose it is: host and process."""
+    """Return a hidden temporary name beside `path` that holds the writer's host and process."""
     return path.with_name(f".{path.name}~{socket.gethostname()}~{os.getpid()}~{time.monotonic_ns():x}.tmp")
 
 
 def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, replace: bool = True) -> None:
-    """Write `pieces` so that `path` is afterwards either as before or whole and on the disk.
+    """Write `pieces` to `path` atomically: afterwards it is either as before or whole and on the disk.
 
     With `replace=False` an existing file of that name is left alone (the name tells the content).
     OSError (disk full, read-only) passes through after the temporary file is gone.
@@ -48,7 +50,7 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, replace: bo
 
 @contextlib.contextmanager
 def whole(path: Path, *, replace: bool = True) -> Iterator[int]:
-    """Give the descriptor, open for reading and writing, of a file that becomes `path` when the block ends well."""
+    """Open a temporary file that atomically becomes `path` when the block ends well; yield its descriptor."""
     make_folder(path.parent)
     temporary = temporary_name(path)
     try:
@@ -80,7 +82,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some network file systems cannot, and then the close has done it."""
+    """Sync a folder so that a rename in it survives a power cut, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from features.datasets import SPLITS, Dataset
 from features.devices import BATCH
-from features.errors import FirnError
+from features.errors import BadDataset, FirnError
 from features.images import Geometry
 from features.inspection.diagnoses import Case, Diagnosis, diagnose
 from features.inspection.survey import Examination, examine, sample
@@ -46,10 +47,13 @@ class _Cost(NamedTuple):
 def doctor(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("maps")]) -> tuple[list[str], int]:
     """Examine a data set and what its extraction will take; return the lines to print, and 2 where not to go ahead.
 
-    doctor.json and sheet.png are written to `artifacts/doctor/<dataset>`; no feature is computed for keeps. Raises
-    BadDataset for what is no data set at all.
+    doctor.json and sheet.png are written to `artifacts/doctor/<dataset>`; no feature is computed for keeps. What is no
+    data set is a fault. Raises BadDataset for a pack, which has no images.
     """
-    images, seed = features.data.load(), features.data.seed
+    try:
+        images, seed = features.data.load(), features.data.seed
+    except BadDataset as error:
+        return [printable(f"fault: {error}"), f"verdict: {VERDICTS['fault']}"], 2
     images.source.stamps([])  # a pack has no images and says so
     way, troubles = features.preprocess or DEFAULT_PREPROCESS, list[str]()
     try:
@@ -148,11 +152,19 @@ def _lines(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[
     return [
         f"{dataset.name}: {len(dataset):,} images of {len(dataset.classes)} classes, {of_groups}",
         f"split by {dataset.split_by}",
+        *_of_classes(dataset),
         *_table(dataset),
         f"looked at {looked:,} headers of {len(dataset):,} images, and at {len(found.seen):,} images whole",
         *_of_files(found),
         *_of_cost(case, requests, cost),
     ]
+
+
+def _of_classes(dataset: Dataset) -> list[str]:
+    """Return the positive class and the further columns, where there are any."""
+    guess = " (a guess: no name says which class is the finding)" if dataset.positive_is_guess else ""
+    lines = [f"positive  {dataset.positive}{guess}"] if dataset.positive else []
+    return lines + ([f"columns   {', '.join(dataset.columns)}"] if dataset.columns else [])
 
 
 def _table(dataset: Dataset) -> list[str]:
@@ -230,6 +242,10 @@ def _told(case: Case, cost: _Cost | None, diagnoses: Sequence[Diagnosis], verdic
         "groups": len(np.unique(dataset.groups)) if dataset.grouped_by else None,
         "grouped_by": dataset.grouped_by,
         "split_by": dataset.split_by,
+        "positive": dataset.positive,
+        "positive_is_guess": dataset.positive_is_guess,
+        "columns": list(dataset.columns),
+        "left_out": [asdict(record) for record in dataset.left_out],
         "headers": len(found.facts) + len(found.unreadable),
         "decoded": len(found.seen),
         "kinds": Counter(f"{f.format} {f.photometric} {f.bits}" for f in found.facts.values()),

@@ -138,7 +138,7 @@ def _card(contents: Contents, exported: Exported) -> str:
 def _trial(images: str, contents: Contents, given: Path | None) -> _Trial:
     """Return the images to check with; a bundle that was `given` names no path and starts no download."""
     if images:
-        paths = [one.path for one in find_images(images)]
+        paths = [one.path for one in find_images(images).images]
         at = np.unique(np.linspace(0, len(paths) - 1, min(MOST, len(paths))).astype(int))
         return _Trial(f"{len(at)} images of {images}", [paths[i].read_bytes() for i in at])
     data, drawn = contents.card.get("data"), draw_images(seed=1)

@@ -67,7 +67,8 @@ def make_again(run: Run, bases: Sequence[Run], machine: FeatureOptions) -> Run:
         _MAKERS.get(base.record.head, _headed)(base.record, features)
     if run.record.bases:
         _stacked(run.record)
-    for found in load_runs(run.record.dataset, run.record.labels, run.record.protocol):
+    name = run.record.data.load().name  # images that have moved are a data set of another name
+    for found in load_runs(name, run.record.labels, run.record.protocol):
         if all(getattr(found.record, n) == getattr(run.record, n) for n in ("head", "backbone", "view", "pool")):
             return found
     raise CacheError(f"making {run.name} again gave no run of that name; its recipe has changed since")
@@ -108,7 +109,7 @@ def _stacked(record: RunRecord) -> None:
     from models.runs.stack import train_stack
 
     run = RunOptions(record.labels, record.protocol)
-    train_stack(record.dataset, record.data, run, record.backbone.split("+"), tuple(HEADS))
+    train_stack(record.data.load().name, record.data, run, record.backbone.split("+"), tuple(HEADS))
 
 
 class Budget(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -60,6 +61,16 @@ def draw(folder: Path, *, per_class: int = 12, test: int = 4, seed: int = 0, siz
                 disc = (yy - at[0]) ** 2 + (xx - at[1]) ** 2 < (size // 6) ** 2
                 Image.fromarray((noise + bright * disc).astype(np.uint8)).save(target / f"{split}{i:03d}.png")
     return folder
+
+
+def stored(stem: str) -> str:
+    """Return the name, with its digest, of the one data set of a path ending in `stem` that artifacts know."""
+    from features.storage import artifacts_root
+
+    (name,) = {
+        path.name for path in artifacts_root().glob(f"*/{stem}-*") if re.fullmatch(stem + "-[0-9a-f]{6}", path.name)
+    }
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, draw, needs_images
+from conftest import SHARED, draw, needs_images, stored
 from PIL import Image, ImageEnhance
 from verbs_for_tests import audit, extract, pack
 
 from features.errors import UnknownName
 from features.images.phash import HASH_BITS, SIDE, hash_bits, thumbnail
+from features.inspection.thumbnails import blank, load_thumbnails
 from models.audit import CHECKS, Evidence, Subject, find_all, measure_leakage
 from models.audit import neighbours as blocks
 from models.audit.duplicates import likeness
 from models.audit.label_errors import label_errors
 from models.audit.neighbours import best_matches, mean_distances
-from models.audit.outliers import blank, far_out
+from models.audit.outliers import far_out
 from pipeline.__main__ import main
 from pipeline.render.audit_page import findings_page
 from pipeline.render.tables import csv_lines
@@ -33,7 +34,7 @@ NET = "squeezenet1_1"
 
 def rows_of(name: str) -> list[dict[str, str]]:
     """Return the findings of an audit."""
-    with (Path(os.environ["FIRN_ARTIFACTS"]) / "audit" / name / "findings.csv").open(newline="") as file:
+    with (Path(os.environ["FIRN_ARTIFACTS"]) / "audit" / stored(name) / "findings.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -115,9 +116,9 @@ def test_thumbnails_are_remembered_by_content(spots: Path, monkeypatch: pytest.M
     """Only images that the memo lacks are decoded; a damaged memo is made anew with the same bytes."""
     from features.cache.entry import cache_root
     from features.datasets import load_dataset
-    from features.inspection.thumbnails import load_thumbnails
 
-    dataset, memo = load_dataset(str(spots)), cache_root("spots") / "thumbnails.h5"
+    dataset = load_dataset(str(spots))
+    memo = cache_root(dataset.name) / "thumbnails.h5"
     ids, sha256 = np.array(dataset.ids), np.array([f"{i:064x}".encode() for i in range(len(dataset))], "S64")
     first = load_thumbnails(dataset, ids[:-1], sha256[:-1], memo)
     decoded: list[int] = []
@@ -266,7 +267,7 @@ def test_blank_and_far() -> None:
     thumbnails[1] = rng.integers(0, 12, (SIDE, SIDE))
     thumbnails[1, 5, 5] = 255
     thumbnails[2] = 130 + rng.integers(0, 5, (SIDE, SIDE))
-    assert blank(thumbnails).row.tolist() == [2, 1]
+    assert blank(thumbnails)[0].tolist() == [2, 1]
     distance = np.r_[rng.lognormal(0, 0.1, 50), rng.lognormal(2, 0.1, 50)]
     distance[7] = np.exp(1)
     odd = far_out(np.arange(100) // 50, distance)

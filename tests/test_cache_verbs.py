@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw
+from conftest import draw, stored
 from PIL import Image
 from test_cache import KEY, filled, rows, sha
 from test_verify import flip
@@ -57,7 +57,7 @@ def test_ls_tells_the_state(spots: Path, capsys: pytest.CaptureFixture[str]) -> 
     """ready, partial, stale, images not here, damaged master: each in words, with rows, parts and bytes."""
     entry = extracted(spots, maps="1")
     (listed,) = list_entries(str(spots))
-    assert listed[:3] == (f"spots/{entry.folder.name}", "32 of 32", "maps/features.12, pooled")
+    assert listed[:3] == (f"{stored('spots')}/{entry.folder.name}", "32 of 32", "maps/features.12, pooled")
     assert listed.state == "ready"
     bytes_ = sum(p.stat().st_size for p in entry.folder.rglob("*") if p.is_file())
     assert listed.size == f"{bytes_ / 1e6:.1f} MB"
@@ -143,16 +143,16 @@ def test_changes_are_named_image_by_image(spots: Path) -> None:
 def test_why_counts_what_changed(spots: Path) -> None:
     """New, changed, removed and renamed files of a real entry, told without computing or writing anything."""
     entry = extracted(spots)
-    assert why(str(spots), "squeezenet1_1", **ON)[0].startswith("ready: spots squeezenet1_1 32 images")
+    assert why(str(spots), "squeezenet1_1", **ON)[0].startswith(f"ready: {stored('spots')} squeezenet1_1 32 images")
     image = (spots / "train/spot/train001.png").read_bytes()
     (spots / "train/spot/new.png").write_bytes(image + b" ")
     (spots / "train/spot/train002.png").write_bytes(image + b"  ")
     (spots / "test/spot/test000.png").unlink()
     (spots / "train/normal/train003.png").rename(spots / "train/normal/moved.png")
     (spots / "train/normal/train004.png").touch()
-    stamps = {p: p.stat().st_mtime_ns for p in cache_root("spots").rglob("*")}
+    stamps = {p: p.stat().st_mtime_ns for p in cache_root(stored("spots")).rglob("*")}
     first, *kinds, last = why(str(spots), "squeezenet1_1", **ON)
-    assert first.startswith("partial: spots squeezenet1_1 ")
+    assert first.startswith(f"partial: {stored('spots')} squeezenet1_1 ")
     assert kinds == [
         "  new: 1 (train/spot/new.png)",
         "  changed: 1 (train/spot/train002.png)",
@@ -160,7 +160,7 @@ def test_why_counts_what_changed(spots: Path) -> None:
         "  removed: 1 (test/spot/test000.png)",
     ]
     assert last == f"run: make extract DATASET={spots} BACKBONE=squeezenet1_1 PRECISION=float32"
-    assert {p: p.stat().st_mtime_ns for p in cache_root("spots").rglob("*")} == stamps
+    assert {p: p.stat().st_mtime_ns for p in cache_root(stored("spots")).rglob("*")} == stamps
     assert extracted(spots).folder == entry.folder
     assert why(str(spots), "squeezenet1_1", **ON)[0].startswith("ready")
 
@@ -227,7 +227,7 @@ def test_only_shards_without_a_needed_row_go(tmp_path: Path) -> None:
     assert before[emptied].exists(), "a dry run touches nothing"
     assert collect(str(folder), yes=True, **ON)[0].startswith(f"removed: {before[emptied]}, ")
     assert not before[emptied].exists()
-    assert collect(str(folder), **ON)[-1] == "nothing to remove of set"
+    assert collect(str(folder), **ON)[-1] == f"nothing to remove of {stored('set')}"
     assert verify(entry) == []
     assert list_entries(str(folder))[0].state == "ready"
 
@@ -262,10 +262,10 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(spots: Path) -> N
     dead = [living.with_name(living.name.replace(f"~{os.getpid()}~", f"~{gone}~")), entry.shards / ".unit-000009.claim"]
     dead[0].write_bytes(b"half")
     dead[1].write_text(json.dumps({"host": host, "process": gone}))
-    half = cache_root("spots") / f".removed~{host}~{gone}~1f.tmp"
+    half = cache_root(stored("spots")) / f".removed~{host}~{gone}~1f.tmp"
     shutil.copytree(entry.folder, half / entry.folder.name)
     assert find_entries(half.parent) == [entry]
-    assert entries("spots") == [entry], "a half-removed entry is no entry"
+    assert entries(stored("spots")) == [entry], "a half-removed entry is no entry"
     assert sorted(surveyed(entry, spots)[0]) == sorted(dead)
     assert [item.path for item in abandoned(half.parent)] == [half]
     claims = Claims(entry.shards)
@@ -292,23 +292,23 @@ def test_entries_that_no_run_would_use_go(spots: Path) -> None:
     assert lines[-1].endswith(" YES=1")
     assert collect(str(spots), "squeezenet1_1", yes=True, **ON)[0].startswith(f"removed: {padded.folder}")
     assert not padded.folder.exists()
-    assert [p.name for p in cache_root("spots").glob(".*")] == []
+    assert [p.name for p in cache_root(stored("spots")).glob(".*")] == []
     assert verify(kept) == []
-    older = open_entry("spots", replace(kept.key, weights="1" * 64))
+    older = open_entry(stored("spots"), replace(kept.key, weights="1" * 64))
     older.commit("pooled", np.array([sha(1)]), rows(1))
     first, *_ = collect(str(spots), yes=True, **ON)
     assert f"the weights changed: 111111111111 -> {kept.key.weights[:12]}" in first
-    assert entries("spots") == [kept]
+    assert entries(stored("spots")) == [kept]
 
 
 def test_entries_without_weights_here_stay(spots: Path) -> None:
     """Where it cannot be told what a run would use, nothing goes, and nothing is downloaded to find out."""
     key = Key("resnet18", "2" * 64, ("layer4",), "squash 8", "float32")
-    entry = open_entry("spots", key)
+    entry = open_entry(load_dataset(str(spots)).name, key)
     entry.commit("pooled", np.array([sha(1)]), {"pooled/layer4/avg": np.zeros((1, 3), np.float16)})
     assert collect(str(spots), yes=True, **ON) == [
         f"kept: {entry.folder}: no weights of resnet18 here, so it cannot be told whether a run would use it",
-        "nothing to remove of spots",
+        f"nothing to remove of {stored('spots')}",
     ]
     assert entry.shards.is_dir()
 
@@ -329,10 +329,10 @@ def test_a_kill_while_an_entry_is_removed_leaves_no_half_entry(spots: Path, tmp_
     done = subprocess.run([sys.executable, "-c", code, str(entry.folder)], cwd=root)
     assert done.returncode == -signal.SIGKILL
     assert not entry.folder.exists()
-    assert find_entries(cache_root("spots")) == entries("spots") == []
+    assert find_entries(cache_root(dataset.name)) == entries(dataset.name) == []
     assert entry.state(dataset, digests, ["pooled"]).word == "missing"
-    left = abandoned(cache_root("spots"))
+    left = abandoned(cache_root(dataset.name))
     assert len(left) == 1
     assert left[0].size > 1000
     remove(left)
-    assert list(cache_root("spots").iterdir()) == []
+    assert list(cache_root(dataset.name).iterdir()) == []

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import draw
+from conftest import draw, stored
 from PIL import Image
 from test_images import dicom
 from verbs_for_tests import doctor, extract
@@ -68,7 +68,7 @@ def odd(tmp_path: Path) -> Path:
             "train",
             f"q{i}",
         )
-    add("dim.png", noise(0, 2).astype(np.uint8), "a", "train", "p20")
+    add("dim.png", noise(0, 5).astype(np.uint8), "a", "train", "p20")
     add("long.png", noise(0, 256, (300, 30)).astype(np.uint8), "a", "train", "p21")
     add("black.png", np.zeros((64, 64), np.uint8), "a", "train", "p22")
     add("cut.png", b"\x89PNG\r\n\x1a\n", "a", "train", "p23")
@@ -83,15 +83,15 @@ def test_a_clean_set(spots: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "pipeline", "doctor", "--dataset", str(spots), "--backbone", NET]
     done = subprocess.run([*command, "--maps", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "spots: 32 images of 2 classes, no groups"
+    assert done.stdout.splitlines()[0] == f"{stored('spots')}: 32 images of 2 classes, no groups"
     assert "an estimate from" in done.stdout
     assert done.stdout.splitlines()[-1] == "verdict: ready with warnings"
-    content = told("spots")
+    content = told(stored("spots"))
     assert named(content).keys() == {"small", "no-groups"}
     assert content["counts"] == {"test": {"normal": 4, "spot": 4}, "train": {"normal": 12, "spot": 12}}
     assert (content["headers"], content["decoded"]) == (32, 32)
     assert content["cost"]["rate"] > 1
-    with Image.open(Path(os.environ["FIRN_ARTIFACTS"]) / "doctor" / "spots" / "sheet.png") as image:
+    with Image.open(Path(os.environ["FIRN_ARTIFACTS"]) / "doctor" / stored("spots") / "sheet.png") as image:
         assert image.width > 1000
     assert not list((Path(os.environ["FIRN_ARTIFACTS"]) / "cache").rglob("*.h5"))
     assert content["cost"]["asked"] == content["cost"]["pooled"] + content["cost"]["maps"]
@@ -104,20 +104,82 @@ def test_an_odd_set(odd: Path) -> None:
     """Each fault of the images is told by its own words, and none stops the rest."""
     lines, ready = doctor(str(odd), NET)
     assert ready
-    found = named(told("odd"))
+    found = named(told(stored("odd")))
     assert "12 of" in found["unused-bits"]
     assert found["monochrome1"].startswith("12 of 12 DICOM images are MONOCHROME1")
     assert found["dim"].startswith("1 of ")
     assert found["blank"].startswith("2 of 28 images")
-    assert any("series.dcm: expected one image, got 2 frames" in reason for reason in told("odd")["unreadable"])
+    assert any("series.dcm: expected one image, got 2 frames" in reason for reason in told(stored("odd"))["unreadable"])
     assert "2 of 30 images" in found["unreadable"]
     assert "PREPROCESS=pad" in found["aspect"]
     assert "for example p1" in found["straddling-group"]
     assert found["class-not-tested"] == "no test image of b"
     assert "small" in found
-    telling = [one["words"] for one in told("odd")["diagnoses"] if one["name"] == "telling-files"]
+    telling = [one["words"] for one in told(stored("odd"))["diagnoses"] if one["name"] == "telling-files"]
     assert any(words.startswith("being a DICOM file alone tells") for words in telling)
     assert lines[-1] == "verdict: ready with warnings"
+
+
+def test_what_was_left_out_and_guessed_is_said(tmp_path: Path) -> None:
+    """Masks and files that are no images are counted, and a positive class that no name tells is a warning."""
+    folder = draw(tmp_path / "set", per_class=6, test=2)
+    for split in ("train", "test"):
+        (folder / split / "normal").rename(folder / split / "left")
+        (folder / split / "spot").rename(folder / split / "right")
+    (folder / "train/left/train000_mask.png").write_bytes(b"mask")
+    (folder / "train/left/notes.txt").write_text("notes")
+    (folder / "test/right/test000.png").write_bytes((folder / "train/left/train000.png").read_bytes())
+    lines, ready = doctor(str(folder), NET)
+    assert ready
+    assert "positive  right (a guess: no name says which class is the finding)" in lines
+    found = named(told(stored("set")))
+    assert found["left-out"] == "left out 1: masks, annotations or other drawings beside their image (" + (
+        "train/left/train000_mask.png)"
+    )
+    assert found["passed-over"] == "left out 1: files that are no images (train/left/notes.txt)"
+    assert "POSITIVE=left chooses the other" in found["positive-class"]
+    equal = [one["words"] for one in told(stored("set"))["diagnoses"] if one["name"] == "equal-images"]
+    assert [words.split(",")[0] for words in equal] == [
+        f"1 images are in two {w} at once" for w in ("splits", "classes")
+    ]
+
+
+@pytest.mark.parametrize("what", ["alike", "black", "one class"])
+def test_images_that_show_nothing_are_a_fault(tmp_path: Path, what: str) -> None:
+    """All alike, or constant: there is nothing to learn. One class of them is a warning."""
+    folder = draw(tmp_path / "set", per_class=6, test=2)
+    for n, path in enumerate(sorted(folder.rglob("*.png"))):
+        if what != "one class" or path.parent.name == "spot":
+            pixels = noise(0, 255) if what == "alike" else np.zeros((64, 64), int)
+            pixels[0, 0] = n % 8
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    _, ready = doctor(str(folder), NET)
+    assert ready == (what == "one class")
+    assert ("nothing-to-see" in named(told(stored("set")))) == (what != "one class")
+    assert named(told(stored("set"))).get("class-alike", "").startswith("the images of spot") == (what == "one class")
+
+
+def test_masks_that_no_name_tells_are_a_fault(tmp_path: Path) -> None:
+    """Images of two values among others are masks; a set of nothing else is none of doctor's business."""
+    folder = draw(tmp_path / "set", per_class=6, test=2)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:30, 30:50] = 255
+    for n in range(3):
+        Image.fromarray(np.roll(mask, n, axis=0)).save(folder / f"train/spot/z{n}.png")
+    _, ready = doctor(str(folder), NET)
+    assert not ready
+    assert named(told(stored("set")))["masks"].startswith(
+        "3 of 19 images have two values only, such as train/spot/z0.png"
+    )
+
+
+def test_what_is_no_data_set_is_a_fault(tmp_path: Path) -> None:
+    """The reason and the verdict, as for every other fault."""
+    (tmp_path / "set").mkdir()
+    lines, ready = doctor(str(tmp_path / "set"), NET)
+    assert not ready
+    assert lines[0].startswith(f"fault: {tmp_path / 'set'} holds no class folder; expected")
+    assert lines[-1] == "verdict: not ready"
 
 
 def test_not_ready(spots: Path) -> None:

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import file_size_limit
 
-from features.datasets import download as downloads
 from features.datasets.download import fetch
 from features.errors import BadDownload
 
@@ -76,7 +77,7 @@ def redirect(handler: Handler) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(downloads, "WAITS", (0.0, 0.01))
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -109,7 +110,7 @@ def test_a_wrong_file_is_named_and_kept(server: Server, tmp_path: Path) -> None:
     target.write_bytes(b"mine")
     found = hashlib.md5(b"mine").hexdigest()
     with pytest.raises(
-        BadDownload, match=rf"set.npz is not the file at .*: expected {MD5}, got md5:{found}; delete .*"
+        BadDownload, match=rf"set.npz is not the published file: expected {MD5}, got md5:{found}; move .*"
     ):
         fetch(server.url, MD5, target)
     assert server.hits == 0
@@ -121,9 +122,8 @@ def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None
     with pytest.raises(BadDownload) as caught:
         fetch(server.url, wrong, tmp_path / "set.npz")
     message = str(caught.value)
-    assert server.url in message and f"expected {wrong}, got {SHA256}" in message and "\n" not in message
+    assert server.url in message and f"expected {wrong} but got {SHA256[7:]}" in message and "\n" not in message
     assert f"download it by hand to {tmp_path / 'set.npz'}" in message
-    assert server.hits == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -135,23 +135,23 @@ def test_a_transfer_that_breaks_twice_is_tried_again(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason", "hits"),
+    ("answer", "reason"),
     [
-        (broken, "the transfer broke off after [1-9][0-9,]* bytes", 3),
-        (partial(send, sent=0), "the transfer broke off after 0 bytes", 3),
-        (hang_up, "no answer from 127.0.0.1:[0-9]+", 3),
-        (partial(refuse, status=500), "the server answered 500 Internal Server Error", 3),
-        (partial(refuse, status=404), "the server answered 404 Not Found", 1),
-        (partial(refuse, status=403), "the server answered 403 Forbidden", 1),
+        (broken, "Connection broken: IncompleteRead"),
+        (hang_up, "Connection aborted"),
+        (partial(refuse, status=500), "500 Server Error"),
+        (partial(refuse, status=404), "404 Client Error: Not Found"),
     ],
 )
 def test_a_failure_is_told_and_the_next_run_succeeds(
-    server: Server, tmp_path: Path, answer: Answer, reason: str, hits: int
+    server: Server, tmp_path: Path, answer: Answer, reason: str
 ) -> None:
     server.answers = [answer]
-    with pytest.raises(BadDownload, match=rf"^cannot download {server.url}: {reason}; download it by hand to [^\n]*$"):
+    with pytest.raises(
+        BadDownload, match=rf"^cannot download {server.url}: .*{reason}.*; download it by hand to [^\n]*$"
+    ):
         fetch(server.url, SHA256, tmp_path / "set.npz")
-    assert server.hits == hits
+    assert server.hits == 3
     assert not list(tmp_path.iterdir())
     server.answers = [whole]
     assert fetch(server.url, SHA256, tmp_path / "set.npz").read_bytes() == BODY
@@ -160,8 +160,8 @@ def test_a_failure_is_told_and_the_next_run_succeeds(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1:9/set.npz", "no answer from 127.0.0.1:9"),
-        ("http://no-such-host.invalid/set.npz", "no answer from no-such-host.invalid"),
+        ("http://127.0.0.1:9/set.npz", ".*Connection refused"),
+        ("http://no-such-host.invalid/set.npz", ".*no-such-host.invalid"),
         ("gopher://127.0.0.1/set.npz", "No connection adapters"),
         ("set.npz", "Invalid URL"),
     ],
@@ -179,22 +179,18 @@ def test_an_unreachable_place_is_told_in_one_line(
 @pytest.mark.parametrize("answer", [redirect, unsized])
 def test_redirected_and_unsized_files_arrive(server: Server, tmp_path: Path, answer: Answer) -> None:
     server.answers = [answer, whole]
-    assert fetch(server.url, SHA256, tmp_path / "set.npz", progress=True).read_bytes() == BODY
+    assert fetch(server.url, SHA256, tmp_path / "set.npz").read_bytes() == BODY
 
 
-def test_progress_is_drawn_on_stderr(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_drawn_on_a_terminal(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     server.answers = [broken, whole]
-    fetch(server.url, SHA256, tmp_path / "set.npz", progress=True)
+    fetch(server.url, SHA256, tmp_path / "set.npz")
     out, err = capfd.readouterr()
     assert out == ""
-    assert "set.npz" in err and "1.0/1.0 MB" in err
-
-
-def test_a_checksum_without_algorithm_is_refused(server: Server, tmp_path: Path) -> None:
-    for checksum in (SHA256[7:], "crc32:00000000", "md5:123", ""):
-        with pytest.raises(BadDownload, match="should read md5:<32 digits> or sha256:<64 digits>"):
-            fetch(server.url, checksum, tmp_path / "set.npz")
-    assert server.hits == 0
+    assert "download set.npz" in err and "1/1" in err
 
 
 def test_the_file_may_be_read_by_whom_the_umask_allows(server: Server, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import stored
 from PIL import Image
 from torch import nn
 from verbs_for_tests import explain, extract, finetune, train_heads
@@ -78,7 +79,7 @@ def test_cached_maps_give_the_logits_of_cached_features(spots: Path) -> None:
     extract(str(spots), NET, maps="1", precision="float32")
     (line,) = train_heads(str(spots), NET, heads="logistic", precision="float32")
     folder = Path(line.split()[-1])
-    (entry,) = find_entries(cache_root("spots"))
+    (entry,) = find_entries(cache_root(stored("spots")))
     view, head, run = map_view(entry, "features.12"), load_head(folder), load_run(folder)
     found = linear_class_maps(*(head.state()[1][name] for name in ("coef", "intercept")), view.X)
     test = run.predictions.part(test=True)

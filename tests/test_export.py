@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import stored
 from torch import nn
 from verbs_for_tests import export, selected
 
@@ -34,7 +35,7 @@ EXPORTED = [name for name, row in HEADS.items() if row.input != "runs"]
 
 def sought(head: str) -> ModelSelector:
     """Return what finds the run of a head with the plainest view."""
-    runs = [run for run in load_runs("spots") if run.record.head == head and run.record.pool != "both"]
+    runs = [run for run in load_runs(stored("spots")) if run.record.head == head and run.record.pool != "both"]
     return selected(runs[0].folder)
 
 
@@ -133,7 +134,7 @@ def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "pipeline", "export", "--model", sought("finetuned").model]
     done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "on 8 images of spots it agrees with torch within" in done.stdout
+    assert f"on 8 images of {stored('spots')} it agrees with torch within" in done.stdout
     assert done.stdout.splitlines()[-1] == str(out)
     images = sorted((workshop / "spots" / "test").rglob("*.png"))
     run = sought("finetuned").load()

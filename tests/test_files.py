@@ -64,3 +64,5 @@ def test_slug() -> None:
     """Names become folder names."""
     assert slug("My X-rays (2019)/a") == "my-x-rays--2019--a"
     assert slug("../..") == "unnamed"
+    assert slug("肺炎 2019") == "肺炎-2019"
+    assert slug("Lésion ไทย") == slug("Le\u0301sion ไทย") == "lésion-ไทย"

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import draw
+from conftest import draw, stored
 from verbs_for_tests import compare, extract, finetune, train_heads
 
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries
+from features.datasets import load_dataset
 from features.errors import BadWeights, CacheError, FirnError
 from features.views import pooled_view
 from models.finetuning.checkpoints import load_network
@@ -45,7 +46,7 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     run = load_run(folder)
     assert run.name == f"finetuned on {NET} features.12, epochs 2, batch 8"
     train_heads(str(spots), NET, heads="logistic lda", precision="float32")
-    head = next(r for r in load_runs("spots") if r.record.head == "lda")
+    head = next(r for r in load_runs(stored("spots")) if r.record.head == "lda")
     for column in ("ids", "y", "groups", "fold"):
         assert np.array_equal(getattr(run.predictions, column), getattr(head.predictions, column))
     assert len(run.record.history) == 6
@@ -64,7 +65,7 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     from models.runs.options import RunOptions
     from models.runs.stack import base_runs
 
-    bases = partial(base_runs, "spots", DatasetOptions("spots"), RunOptions(), [NET])
+    bases = partial(base_runs, stored("spots"), DatasetOptions("spots"), RunOptions(), [NET])
     assert {r.record.head for r in bases(every)} == {"finetuned", "logistic", "lda"}
     assert "finetuned" not in {r.record.head for r in bases(("lda",))}
 
@@ -78,7 +79,7 @@ def test_a_second_command_does_nothing_and_other_settings_are_another_run(spots:
     assert not list(folder.rglob("*.checkpoint"))
     other = folder_of(finetune(str(spots), NET, rate=1e-3, **QUICK))
     assert other != folder
-    assert len(load_runs("spots")) == 2
+    assert len(load_runs(stored("spots"))) == 2
 
 
 def test_no_fold_has_a_part_in_its_own_predictions(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_no_fold_has_a_part_in_its_own_predictions(spots: Path, monkeypatch: pyt
 
     folder = folder_of(finetune(str(spots), NET, **QUICK))
     expected = load_run(folder).predictions
-    extracted = next(e for e in find_entries(cache_root("spots")) if e.key.blocks[-1] == "features.12")
+    extracted = next(e for e in find_entries(cache_root(stored("spots"))) if e.key.blocks[-1] == "features.12")
     view = pooled_view(extracted, ["features.12"])
     learn = np.flatnonzero(view.splits != "test")
     (folds,) = folds_of(view.y[learn], view.groups[learn], PROTOCOLS["split"])
@@ -122,19 +123,19 @@ def test_early_stopping_looks_at_other_groups(spots: Path) -> None:
 def test_views_are_entries_of_their_own(spots: Path) -> None:
     """Three views: three sets of maps, each keyed by how it was drawn, none computed twice."""
     finetune(str(spots), NET, views=3, **QUICK)
-    entries = {e.folder: e.key for e in find_entries(cache_root("spots"))}
+    entries = {e.folder: e.key for e in find_entries(cache_root(stored("spots")))}
     assert sorted("view" in key.preprocess for key in entries.values()) == [False, True, True]
     assert {key.blocks for key in entries.values() if "view" in key.preprocess} == {("features.8",)}
     stamps = {path: path.stat().st_mtime_ns for folder in entries for path in folder.rglob("*.h5")}
     finetune(str(spots), NET, views=2, flip="mirror", **QUICK)
     assert {path: path.stat().st_mtime_ns for folder in entries for path in folder.rglob("*.h5")} == stamps
-    assert len(find_entries(cache_root("spots"))) == 4
+    assert len(find_entries(cache_root(stored("spots")))) == 4
 
 
 def test_all_blocks_are_trained_on_images(spots: Path) -> None:
     """BLOCKS=all caches no maps, and its weights are all the network's."""
     folder = folder_of(finetune(str(spots), NET, blocks="all", views=2, **QUICK))
-    (entry,) = find_entries(cache_root("spots"))
+    (entry,) = find_entries(cache_root(stored("spots")))
     assert not entry.files("maps/features.8")
     tensors, about = load_network(folder / "network.safetensors")
     assert "features.0.weight" in tensors
@@ -151,17 +152,17 @@ def test_a_module_inside_a_block(spots: Path) -> None:
 
 def test_the_thawed_network_is_a_backbone(spots: Path, tmp_path: Path) -> None:
     """It extracts another data set under a key of its own, and is refused on the images that it was thawed on."""
-    other = draw(tmp_path / "other", seed=5)
-    with pytest.raises(BadWeights, match=f"make finetune DATASET=spots BACKBONE={NET}"):
-        extract(str(other), f"{NET}@spots")
+    other, name = draw(tmp_path / "other", seed=5), load_dataset(str(spots)).name
+    with pytest.raises(BadWeights, match=f"make finetune DATASET={name} BACKBONE={NET}"):
+        extract(str(other), f"{NET}@{name}")
     finetune(str(spots), NET, **QUICK)
-    extract(str(other), f"{NET} {NET}@spots", precision="float32")
-    keys = {e.key.backbone: e.key for e in find_entries(cache_root("other"))}
-    assert keys[NET].weights != keys[f"{NET}@spots"].weights
-    train_heads(str(other), f"{NET}@spots", heads="lda", precision="float32")
-    extract(str(spots), f"{NET}@spots", precision="float32")
+    extract(str(other), f"{NET} {NET}@{name}", precision="float32")
+    keys = {e.key.backbone: e.key for e in find_entries(cache_root(stored("other")))}
+    assert keys[NET].weights != keys[f"{NET}@{name}"].weights
+    train_heads(str(other), f"{NET}@{name}", heads="lda", precision="float32")
+    extract(str(spots), f"{NET}@{name}", precision="float32")
     with pytest.raises(CacheError, match="has seen the labels"):
-        train_heads(str(spots), f"{NET}@spots", heads="lda", precision="float32")
+        train_heads(str(spots), f"{NET}@{name}", heads="lda", precision="float32")
 
 
 def test_cross_validation(spots: Path) -> None:
@@ -218,7 +219,7 @@ def test_wrong_input(spots: Path, flags: list[str], said: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
-    assert not find_entries(cache_root("spots"))
+    assert not find_entries(cache_root(load_dataset(str(spots)).name))
 
 
 def test_a_full_disk_is_said_before_anything_is_written(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,4 +230,4 @@ def test_a_full_disk_is_said_before_anything_is_written(spots: Path, monkeypatch
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 90, 10))
     with pytest.raises(FirnError, match="are free"):
         finetune(str(spots), NET, **QUICK)
-    assert not find_entries(cache_root("spots"))
+    assert not find_entries(cache_root(load_dataset(str(spots)).name))

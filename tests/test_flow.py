@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from conftest import draw
+from conftest import draw, stored
 
 from models.heads import HEADS
 
@@ -33,7 +33,7 @@ def test_the_road(tmp_path: Path) -> None:
     folder = draw(tmp_path / "spots", per_class=24, test=8)
     on = ("--dataset", str(folder), "--backbone", "squeezenet1_1")
     first = pipeline("extract", *on, "--maps", "1")
-    assert first.stdout.startswith("ready: spots squeezenet1_1 64 images")
+    assert first.stdout.startswith(f"ready: {stored('spots')} squeezenet1_1 64 images")
     assert "forward" in first.stderr
     again = pipeline("extract", *on, "--maps", "1")
     assert again.stdout == first.stdout
@@ -132,7 +132,7 @@ def test_file_size_limit_ends_in_one_line(tmp_path: Path) -> None:
     assert "file-size limit" in done.stderr
     assert "Traceback" not in done.stderr
     after = pipeline("extract", "--dataset", str(folder), "--backbone", "squeezenet1_1", "--maps", "1")
-    assert after.stdout.startswith("ready: set squeezenet1_1 140 images")
+    assert after.stdout.startswith(f"ready: {stored('set')} squeezenet1_1 140 images")
 
 
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", per_class=300, test=10)
     command = [sys.executable, "-m", "pipeline", "extract", "--dataset", str(folder), "--backbone", "squeezenet1_1"]
     child = subprocess.Popen([*command, "--precision", "float32"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    cache = Path(os.environ["FIRN_ARTIFACTS"]) / "cache" / "set"
+    cache = Path(os.environ["FIRN_ARTIFACTS"]) / "cache"
     deadline = time.monotonic() + 120
     while not list(cache.rglob("pooled-*.h5")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import CHROMIUM, Browser, complaints, requested
-from conftest import draw
+from conftest import draw, stored
 from PIL import Image
 from verbs_for_tests import audit, compare, extract, report, selected, train_heads
 from verbs_for_tests import pack as cache_pack
@@ -67,7 +67,7 @@ def test_browser_hostile_images(evil: Path, browser: Browser) -> None:
     train_heads(str(evil), NET, heads="logistic", precision="float32")
     audit(str(evil), NET, precision="float32")
     page = Path(report(str(evil)))
-    (run,) = load_runs("evil")
+    (run,) = load_runs(stored("evil"))
     found = judged(run)
     wrong = {str(found.ids[i]) for i in np.flatnonzero(found.y != found.called)}
     assert wrong
@@ -102,7 +102,7 @@ def test_images_and_maps(evil: Path) -> None:
     """A tile is the image as the network saw it; what the class map of another run is laid over says so."""
     extract(str(evil), NET, maps="1", precision="float32")
     train_heads(str(evil), NET, heads="logistic knn", precision="float32")
-    runs, images = load_runs("evil"), load_dataset(str(evil))
+    runs, images = load_runs(stored("evil")), load_dataset(str(evil))
     results = compare_runs(runs, n_bootstrap=20)
     rows = {row.record.head: row for row in results.runs}
     own, other = (make_gallery(replace(results, runs=(rows[head],)), runs, images) for head in ("logistic", "knn"))

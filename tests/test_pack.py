@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import draw
+from conftest import draw, stored
 from test_cache import filled
 from test_verify import flip
 from verbs_for_tests import compare, extract, pack, repair, train_heads, verify_entries
@@ -171,10 +171,10 @@ def test_a_killed_packer_leaves_nothing_that_looks_like_a_pack(spots: Path, tmp_
         "from features.cache import entries\n"
         "from features.cache.pack import write_pack\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_pack(entries('spots')[0], Path(sys.argv[1]))\n"
+        "write_pack(entries(sys.argv[2])[0], Path(sys.argv[1]))\n"
     )
     path = tmp_path / "out" / "all.h5"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code, str(path), stored("spots")], cwd=ROOT)
     assert done.returncode == -9
     (litter,) = path.parent.iterdir()
     assert litter.name.endswith(".tmp")
@@ -225,7 +225,7 @@ def test_stage_two_needs_nothing_but_the_pack(colleague: tuple[Path, Path, Path]
             ours / run.relative_to(theirs) / "predictions.csv"
         ).read_bytes()
     page = Path(without_torch("compare", "--dataset", str(path), artifacts=theirs).stdout.split()[-1])
-    assert page == theirs / "compare" / "spots" / "report.html"
+    assert page == theirs / "compare" / load_dataset(str(path)).name / "report.html"
     assert page.is_file()
 
 
@@ -267,7 +267,7 @@ def test_a_pack_as_a_data_set(colleague: tuple[Path, Path, Path]) -> None:
     """Names, labels, splits and groups are there; an image is not."""
     path, _, _ = colleague
     dataset = load_dataset(str(path))
-    assert (dataset.name, len(dataset), dataset.classes) == ("spots", 40, ("normal", "spot"))
+    assert (dataset.name[:6], len(dataset), dataset.classes) == ("spots-", 40, ("normal", "spot"))
     assert sorted(dataset.ids) == dataset.ids
     assert sorted(set(dataset.splits.tolist())) == ["test", "train"]
     with pytest.raises(BadDataset, match="features of squeezenet1_1 without the images"):
@@ -293,7 +293,7 @@ def test_other_files_are_no_packs(spots: Path, tmp_path: Path) -> None:
 def test_places_that_a_pack_may_not_take(spots: Path, tmp_path: Path) -> None:
     """The cache itself and names that no reader expects are refused, before anything is written."""
     extract(str(spots), "squeezenet1_1", precision="float32")
-    (entry,) = entries("spots")
+    (entry,) = entries(stored("spots"))
     image = entry.master.read_bytes()
     for out, message in ((entry.master, "in the cache itself"), (tmp_path / "features.npz", "ends in .h5")):
         with pytest.raises(CacheError, match=message):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom.data
 import pytest
+from conftest import stored
 from PIL import Image
 from verbs_for_tests import bundle, predict, selected
 
@@ -41,7 +42,7 @@ def table(folder: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
 @pytest.fixture
 def linear(workshop: Path) -> ModelSelector:
     """Return what finds the plain linear run."""
-    (folder,) = (workshop / "artifacts" / "heads" / "spots").glob("*/features.12-avg/logistic")
+    (folder,) = (workshop / "artifacts" / "heads" / stored("spots")).glob("*/features.12-avg/logistic")
     return selected(folder)
 
 
@@ -105,7 +106,7 @@ def test_lists(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
         lines.write_text(f'path\n"{text}"\n')
         with pytest.raises(BadDataset):
             find_images(str(lines))
-    lines.write_text("file\na.png\n")
+    lines.write_text("where\na.png\n")
     with pytest.raises(BadDataset, match="no column 'path'"):
         find_images(str(lines))
     with pytest.raises(BadDataset, match="leads out"):
@@ -148,14 +149,14 @@ def test_overlays(head: str, workshop: Path, tmp_path: Path) -> None:
 
 def linear_or(head: str, workshop: Path) -> ModelSelector:
     """Return what finds the run of a head with the plainest view."""
-    runs = [run for run in load_runs("spots") if run.record.head == head and run.record.pool != "both"]
+    runs = [run for run in load_runs(stored("spots")) if run.record.head == head and run.record.pool != "both"]
     return selected(runs[0].folder)
 
 
 def test_the_chosen_run_is_taken(workshop: Path, tmp_path: Path) -> None:
     """Without MODEL the run of best validation of the data set, or the best of a head or backbone."""
     folder = str(workshop / "spots")
-    assert selected(dataset=folder).load().folder == choose(load_runs("spots")).folder
+    assert selected(dataset=folder).load().folder == choose(load_runs(stored("spots"))).folder
     assert selected(dataset=folder, heads="spatial", backbone="squeezenet1_1").load().record.head == "spatial"
     line = bundle(selected(dataset=folder, heads="spatial"), out=str(tmp_path / "b.zip"))
     assert re.search(r"8 test images agree within \d", line)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,7 +36,7 @@ HEADS = ("logistic", "lightgbm", "spatial", "stack", "finetuned")
 
 def best(head: str, **facts: Any) -> Run:
     """Return the run of a head on the drawn images."""
-    found = [run for run in load_runs("spots") if run.record.head == head]
+    found = [run for run in load_runs(stored("spots")) if run.record.head == head]
     return next(run for run in found if all(getattr(run.record, name) == value for name, value in facts.items()))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import stored
 from PIL import Image
 from verbs_for_tests import reproduce, selected
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 def of(head: str) -> Run:
     """Return the run of a head with the plainest view."""
-    return next(run for run in load_runs("spots") if run.record.head == head and run.record.pool != "both")
+    return next(run for run in load_runs(stored("spots")) if run.record.head == head and run.record.pool != "both")
 
 
 def everything(root: Path) -> dict[str, int]:

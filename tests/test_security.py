@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 import xxhash
-from conftest import draw
+from conftest import draw, stored
 from test_images import chunk, dicom, npy, png, saved
 from verbs_for_tests import asked, extract
 from verbs_for_tests import pack as cache_pack
@@ -184,7 +184,7 @@ def resealed(path: Path, change: Any) -> None:
 def test_a_sealed_master_that_leads_elsewhere(spots: Path, tmp_path: Path) -> None:
     """The seal tells damage and no intent: names of shards and indices are looked at for themselves."""
     extract(str(spots), NET, precision="float32")
-    (entry,) = find_entries(cache_root("spots"))
+    (entry,) = find_entries(cache_root(stored("spots")))
     sound = entry.master.read_bytes()
 
     def replaced(name: str, value: Any) -> Any:

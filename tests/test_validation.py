@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import draw
+from conftest import draw, stored
 from test_heads import drawn
 from verbs_for_tests import compare, extract, train_heads
 
@@ -96,21 +96,21 @@ def test_cross_validation_and_its_stack(drawn_set: str) -> None:
     """PROTOCOL=cv uses all images, keeps to folders of its own, corrects for the choice, and its stack is nested."""
     lines = train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack", protocol="cv")
     assert [line.split()[1] for line in lines] == ["lda", "knn", "stack"]
-    runs = {run.record.head: run for run in load_runs("spots", protocol="cv")}
-    assert not load_runs("spots")
+    runs = {run.record.head: run for run in load_runs(stored("spots"), protocol="cv")}
+    assert not load_runs(stored("spots"))
     stack = runs["stack"]
     assert stack.record.repeats == 3
     assert len(stack.predictions.y) == 3 * 64
     assert np.array_equal(stack.predictions.fold, runs["lda"].predictions.fold)
     page = Path(compare(drawn_set, protocol="cv"))
     results = json.loads((page.parent / "results.json").read_text())
-    assert page.parent.name == "spots-cv"
+    assert page.parent.name == f"{stored('spots')}-cv"
     assert results["dataset"]["images"] == {"validation": 64, "test": 0}
     assert results["corrected"]["value"] <= results["runs"][0]["validation"]["roc_auc"]["value"] + 0.01
     assert "PROTOCOL=cv" in results["commands"][-1]
     assert any("HEADS=stack" in command for command in results["commands"])
     assert "3 times over" in results["protocol"][0]
-    with pytest.raises(CacheError, match="no trained heads of spots yet"):
+    with pytest.raises(CacheError, match=r"no trained heads of spots-\w+ yet"):
         compare(drawn_set)
     with pytest.raises(UnknownName, match="unknown protocol"):
         train_heads(drawn_set, "squeezenet1_1", protocol="loo")
@@ -157,9 +157,9 @@ def test_search_within_a_budget(drawn_set: str, capsys: pytest.CaptureFixture[st
     """A search tries many views with one head, other heads on the best, stacks, and goes on from what is there."""
     lines = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp stack", budget=600)
     assert lines[0].split()[1] == "stack"
-    views = {run.record.view for run in load_runs("spots")}
+    views = {run.record.view for run in load_runs(stored("spots"))}
     assert {"features.12 avg", "features.12 gem", "features.8+features.12 avg", "features.12 grid2"} <= views
-    heads = [run.record.head for run in load_runs("spots")]
+    heads = [run.record.head for run in load_runs(stored("spots"))]
     assert heads.count("mlp") == 3
     areas = [float(line.split()[0]) for line in lines[1:]]
     assert areas == sorted(areas, reverse=True)
@@ -193,11 +193,11 @@ def test_runs_of_an_older_form_are_passed_over(drawn_set: str) -> None:
     path = Path(line.split()[-1]) / "run.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in facts.items() if name != "protocol"}))
-    assert load_runs("spots") == []
+    assert load_runs(stored("spots")) == []
     with pytest.raises(CacheError, match="no trained heads"):
         compare(drawn_set)
     train_heads(drawn_set, "squeezenet1_1", heads="knn")
-    assert [run.record.protocol for run in load_runs("spots")] == ["split"]
+    assert [run.record.protocol for run in load_runs(stored("spots"))] == ["split"]
 
 
 def test_names_of_all_kinds_come_back(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw
+from conftest import draw, stored
 from test_cache import KEY, filled
 from verbs_for_tests import extract, repair, verify_entries
 
@@ -70,7 +70,7 @@ def test_repair_computes_just_what_is_damaged(tmp_path: Path, capfd: pytest.Capt
     """Two of the shards and the master are damaged: afterwards everything is as before, to the bit."""
     folder = draw(tmp_path / "set", per_class=100, test=20)
     extract(str(folder), "squeezenet1_1", precision="float32")
-    (entry,) = entries("set")
+    (entry,) = entries(stored("set"))
     before = pooled_view(entry, list(entry.key.blocks), "both")
     shards = sorted(entry.shards.iterdir())
     assert len(shards) == 4
@@ -95,8 +95,8 @@ def test_entries_are_found_without_a_master(spots: Path) -> None:
     """A shard alone tells the key of its entry; a folder of anything else is no entry."""
     entry, _, _ = filled(load_dataset(str(spots)))
     entry.master.unlink()
-    (cache_root("spots") / "notes").mkdir()
-    assert [found.key for found in find_entries(cache_root("spots"))] == [KEY]
+    (cache_root(stored("spots")) / "notes").mkdir()
+    assert [found.key for found in find_entries(cache_root(stored("spots")))] == [KEY]
     assert [damage.reason for damage in verify(entry)] == ["is missing"]
 
 

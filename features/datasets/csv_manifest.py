@@ -1,12 +1,13 @@
-"""CSV manifests: one line an image, `path,label[,split][,group]`."""
+"""Tables of images with a label each (CSV manifests): one line an image, `path,label[,split][,group][,others]`."""
 
 from __future__ import annotations
 
-import csv
 import os
 import posixpath
+import re
 import stat
 import sys
+import unicodedata
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,127 +15,206 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.datasets.dataset import Dataset, class_order
-from features.datasets.image_folder import FileSource, Listing, refuse_link, sorted_stamps
-from features.datasets.splits import SPLIT_NAMES
+from features.datasets.classes import class_order, is_guess, is_missing, same_class
+from features.datasets.dataset import Dataset, LeftOut, left_out
+from features.datasets.findings import read_labels
+from features.datasets.listing import FileSource, Listing, list_images, refuse_link, sorted_stamps
+from features.datasets.splits import SPLIT_NAMES, split_names
+from features.datasets.table import LAYOUT, Table, read_table
 from features.errors import BadDataset
 
-COLUMNS = ("path", "label", "split", "group")
-LAYOUT = "path,label[,split][,group]"
+SPLIT_LISTS = {"test_list.txt": "test", "train_val_list.txt": "train"}  # of ChestX-ray14, beside its table
 
 
 class _Line(NamedTuple):
     label: str
     split: str
     group: str
+    row: int  # of the table
 
 
-def read_manifest(path: Path, name: str) -> Dataset:
-    """Read a CSV (UTF-8, comma, a header) into a data set whose splits are still as given, empty where there are none.
+class _Rows(NamedTuple):
+    lines: dict[str, _Line]  # by image
+    numbers: array[int]  # size, mtime and ctime of each in turn
+    left_out: tuple[LeftOut, ...]
 
-    Paths are relative to the folder of the CSV and stay in it, links included. An image with no group is a group of
-    its own. Raises BadDataset that names the CSV, the line and what was expected.
+
+def read_manifest(path: Path, name: str, *, root: Path | None = None, target: str = "") -> Dataset:
+    """Read a table into a data set whose splits are still as given, empty where there are none.
+
+    Paths are relative to `root`, the folder of the table by default, and stay in it, links included; bare names are
+    looked for in all folders below it. A row without a label is left out, an image without a group is one of its own,
+    columns without a role are kept by name. Raises BadDataset that names the table, the line and what was expected.
     """
-    lines, numbers = _read_lines(path)
-    classes = class_order(line.label for line in lines.values())
+    table, base = read_table(path), root or path.parent
+    if "path" not in table.roles:
+        raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(table.header)!r}; expected {LAYOUT}")
+    lines, numbers, gone = _read_rows(table, read_labels(table, target), base)
+    classes = class_order((line.label for line in lines.values()), path)
     if len(classes) < 2:
-        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected two or more")
+        told = "".join(f"; {record}" for record in gone)
+        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected two or more{told}")
     found, ids = list(lines), sorted(lines)
     order = sorted(range(len(found)), key=found.__getitem__)
     rank = {label: rank for rank, label in enumerate(classes)}
+    rows = [table.rows[lines[image].row][1] for image in ids]
+    groups = _groups([lines[image].group for image in ids])
     return Dataset(
         name=name,
         classes=classes,
         ids=ids,
         labels=np.array([rank[lines[image].label] for image in ids], np.int64),
-        splits=np.array([lines[image].split for image in ids], np.str_),
-        groups=np.array([lines[image].group or image for image in ids], np.str_),
-        source=FileSource(path.parent, Listing(ids, sorted_stamps(numbers, order))),
-        grouped_by="group" if any(line.group for line in lines.values()) else "",
+        splits=np.array(_splits(table, base, ids, [lines[image].split for image in ids]), np.str_),
+        groups=np.array([group or image for group, image in zip(groups, ids, strict=True)], np.str_),
+        source=FileSource(base, Listing(ids, sorted_stamps(numbers, order))),
+        grouped_by=_unit(table.header[table.roles["group"]]) if any(groups) else "",
+        columns={
+            name: np.array(["" if is_missing(row[at]) else row[at] for row in rows], np.str_)
+            for name, at in table.others().items()
+        },
+        left_out=gone,
+        positive_is_guess=is_guess(classes),
     )
 
 
-def _read_lines(path: Path) -> tuple[dict[str, _Line], array[int]]:
-    """Return the lines by image, and size, mtime and ctime of each in turn."""
+def _read_rows(table: Table, labels: list[str], folder: Path) -> _Rows:
+    """Find the image of each row that has a label."""
     lines: dict[str, _Line] = {}
-    numbers = array("q")
-    base, safe = os.path.realpath(path.parent), set[str]()
-    for number, row in _rows(path):
+    numbers, files = array("q"), _Files(folder)
+    gone: dict[str, list[str]] = {"rows without a label": [], "rows that repeat an image": []}
+    for row, ((number, cells), label) in enumerate(zip(table.rows, labels, strict=True)):
+        text = cells[table.roles["path"]]
+        if not label:
+            gone["rows without a label"].append(text)
+            continue
         try:
-            image, line = _inside(row["path"], path.parent, base), _line(row)
-            if image in lines:
-                raise BadDataset(f"{image} is on an earlier line already; expected each image once")
-            found = _stat(base, image, safe)
+            if not (found := files.find(text, number)):
+                continue
+            line = _line(table, cells, sys.intern(label), row)
+            if found.image in lines and lines[found.image][:3] != line[:3]:
+                raise BadDataset(f"{found.image} is on an earlier line already; expected each image once")
         except BadDataset as fault:
-            raise BadDataset(f"{path}, line {number}: {fault}") from None
-        lines[image] = line
-        numbers.extend((found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-    return lines, numbers
+            raise BadDataset(f"{table.path}, line {number}: {fault}") from None
+        if found.image in lines:
+            gone["rows that repeat an image"].append(found.image)
+            continue
+        lines[found.image] = line
+        numbers.extend((found.stat.st_size, found.stat.st_mtime_ns, found.stat.st_ctime_ns))
+    told = [record for reason, names in gone.items() for record in left_out(reason, names)]
+    return _Rows(lines, numbers, (*told, *files.left_out(table, set(lines))))
 
 
-def find_manifest(folder: Path) -> Path | None:
-    """Return the CSV in `folder` whose header has path and label, or None; raise BadDataset where there are several."""
-    found = [path for path in sorted(folder.glob("[!.]*.csv")) if {"path", "label"} <= set(_first_line(path))]
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise BadDataset(f"{folder} holds several manifests ({names}); give the path of the one that is meant")
-    return found[0] if found else None
+def _line(table: Table, cells: list[str], label: str, row: int) -> _Line:
+    split = group = ""
+    if (at := table.roles.get("split")) is not None:
+        split = SPLIT_NAMES.get(cells[at].lower(), "")
+        if not split:
+            raise BadDataset(f"unknown split {cells[at]!r}; expected train, val or test")
+    if (at := table.roles.get("group")) is not None and not is_missing(cells[at]):
+        group = cells[at]
+    return _Line(label, split, group, row)
 
 
-def _first_line(path: Path) -> list[str]:
-    """Return the cells of the first line of a CSV in lower case; empty where it is no UTF-8 text."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [cell.strip().lower() for cell in next(csv.reader(file), [])]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return []
+def _groups(groups: list[str]) -> list[str]:
+    """Return the groups, spelled in one way where some are equal but for case, blanks or the way of a number."""
+    keys = {group: same_class(group) for group in sorted(set(groups))}
+    first: dict[str, str] = {}
+    for group, key in keys.items():
+        first.setdefault(key, group)
+    return [first[keys[group]] for group in groups]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each line and its cells by column, stripped of space at either end."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = _header(path, next(reader, []))
-            for cells in reader:
-                if len(cells) not in (0, len(header)):
-                    came = f"{len(cells)} cells for the {len(header)} columns {','.join(header)}"
-                    raise BadDataset(f"{path}, line {reader.line_num}: {came}; quote a cell that holds a comma")
-                if cells:
-                    yield reader.line_num, dict(zip(header, map(str.strip, cells), strict=True))
-    except UnicodeDecodeError as error:
-        raise BadDataset(f"{path} is no UTF-8 text ({error.reason}); save it as CSV UTF-8") from None
-    except csv.Error as error:
-        raise BadDataset(f"{path}, line {reader.line_num}: {error}; expected {LAYOUT} with commas between") from None
-    except OSError as error:
-        raise BadDataset(f"{path} cannot be read ({error.strerror}); mend it and rerun") from None
+def _splits(table: Table, base: Path, ids: list[str], given: list[str]) -> list[str]:
+    """Return the splits: the column's, else the publisher's list beside the table, else those of folders above."""
+    if "split" in table.roles:
+        return given
+    for file, split in SPLIT_LISTS.items():
+        path = table.path.with_name(file)
+        named = set(path.read_text(encoding="utf-8", errors="replace").split()) if path.is_file() else set()
+        if named and not named.isdisjoint(own := [posixpath.basename(image) for image in ids]):
+            other = "train" if split == "test" else "test"
+            return [split if image in named else other for image in own]
+    above = [image.partition("/")[0] for image in ids]
+    folders = split_names(sorted(set(above)))
+    return [folders[folder] for folder in above] if folders.keys() == set(above) else given
 
 
-def _header(path: Path, cells: list[str]) -> list[str]:
-    header = [cell.strip().lower() for cell in cells]
-    if missing := [column for column in ("path", "label") if column not in header]:
-        raise BadDataset(f"{path}, line 1: no column {missing[0]!r} in {','.join(header)!r}; expected {LAYOUT}")
-    if odd := [column for column in header if column not in COLUMNS or header.count(column) > 1]:
-        raise BadDataset(f"{path}, line 1: column {odd[0]!r} is unknown or named twice; expected {LAYOUT}, no others")
-    return header
+def _unit(column: str) -> str:
+    """Return what a group is: patient for the column `patient_id`."""
+    return re.sub(r"_?id$", "", column) or column
 
 
-def _line(row: dict[str, str]) -> _Line:
-    if not row["label"]:
-        raise BadDataset("the label is empty; expected the name of a class")
-    split = row.get("split")
-    if split is not None and split.lower() not in SPLIT_NAMES:
-        raise BadDataset(f"unknown split {split!r}; expected train, val or test")
-    return _Line(sys.intern(row["label"]), SPLIT_NAMES.get((split or "").lower(), ""), row.get("group", ""))
+class _File(NamedTuple):
+    image: str  # relative to the root
+    stat: os.stat_result
+
+
+class _Files:
+    """The files below a root, found by their path or by their bare name with or without a suffix."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.base = root, os.path.realpath(root)
+        self.safe = set[str]()  # folders known to lie in `base`, links resolved
+        self.by_name: dict[str, list[str]] | None = None
+        self.absent: list[tuple[int, str]] = []  # lines and bare names that are nowhere
+
+    def find(self, text: str, number: int) -> _File | None:
+        """Return the file of a cell; None, remembered, for a bare name that is nowhere. Raises BadDataset."""
+        image = _inside(text, self.root, self.base)
+        for spelled in self._spellings(image):
+            if os.path.lexists(f"{self.base}/{spelled}"):
+                return _File(spelled, _stat(self.base, spelled, self.safe))
+        if "/" in image:
+            raise BadDataset(f"{image} is not in {self.base}; {_OTHER_ROOT}")
+        places = self._named().get(image, [])
+        if len(places) > 1:
+            raise BadDataset(f"{image} is there {len(places)} times ({places[0]}, {places[1]}, ...); give its path")
+        if not places:
+            self.absent.append((number, image))
+            return None
+        return _File(places[0], _stat(self.base, places[0], self.safe))
+
+    def _spellings(self, image: str) -> Iterator[str]:
+        """Yield a path as given, in other Unicode forms, and without a first folder that is not there."""
+        yield image
+        if not image.isascii():
+            yield from (unicodedata.normalize(form, image) for form in ("NFC", "NFD"))
+        first, _, rest = image.partition("/")
+        if rest and not os.path.lexists(f"{self.base}/{first}"):
+            yield rest
+
+    def left_out(self, table: Table, used: set[str]) -> tuple[LeftOut, ...]:
+        """Return the rows without an image and the images without a row. Raises BadDataset where none was found."""
+        if self.absent and not used:
+            number, image = self.absent[0]
+            raise BadDataset(f"{table.path}, line {number}: {image} is not in {self.base}; {_OTHER_ROOT}")
+        listed = {image for images in (self.by_name or {}).values() for image in images}
+        return left_out("rows whose image is not there", [image for _, image in self.absent]) + left_out(
+            "images that no used row of the table names", listed - used, images=True
+        )
+
+    def _named(self) -> dict[str, list[str]]:
+        """Return the images below the root by name and by name without suffix, listed once."""
+        if self.by_name is None:
+            self.by_name = {}
+            for image in list_images(self.root, [""])[0].ids:
+                name = posixpath.basename(image)
+                for key in dict.fromkeys((name, posixpath.splitext(name)[0])):
+                    self.by_name.setdefault(key, []).append(image)
+        return self.by_name
+
+
+_OTHER_ROOT = "expected the path of an image; ROOT= names the folder that paths are relative to"
 
 
 def _inside(text: str, folder: Path, base: str) -> str:
-    """Return a path as it reads from the folder of the CSV, '/' as separator; `base` is the real path of `folder`."""
+    """Return a path as it reads from the root, '/' as separator; `base` is the real path of `folder`."""
     path = posixpath.normpath(text.replace("\\", "/"))
     if path.startswith("/"):
         path = path.removeprefix(f"{base}/").removeprefix(f"{posixpath.abspath(folder)}/")
     if not text or "\0" in text or path == ".." or path.startswith(("/", "../")):
-        raise BadDataset(f"the path {text!r} is not inside {folder}; expected one relative to the folder of the CSV")
+        root = f"; ROOT={posixpath.dirname(path)} reads from there" if path.startswith("/") else ""
+        raise BadDataset(f"the path {text!r} is not inside {folder}; expected one relative to that folder{root}")
     return path
 
 

@@ -1,8 +1,7 @@
-"""The table of images that every source of data is reduced to."""
+"""The type Dataset: images with label, split and group, whatever they were read from."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -36,10 +35,25 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Files or rows that a data set does not use, and why."""
+
+    reason: str  # "masks or annotations beside their image", ...
+    count: int
+    examples: tuple[str, ...]  # a few of them
+    images: bool = False  # whether they are images, so that a reader may have meant them
+
+    def __str__(self) -> str:
+        """Return a line for the terminal."""
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"left out {self.count:,}: {self.reason} ({', '.join(self.examples)}{more})"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Images with label, split and group; row i of every column is image `ids[i]`, and ids are sorted."""
 
-    name: str  # the folder under artifacts/, made of [a-z0-9._-]
+    name: str  # the folder under artifacts/, as `storage.slug` makes it
     classes: tuple[str, ...]  # label k is classes[k]
     ids: list[str]  # (n,) path relative to the root, '/' as separator; unique and sorted
     labels: NDArray[np.int64]  # (n,)
@@ -50,32 +64,21 @@ class Dataset:
     split_by: str = "publisher"  # "publisher", or how Firn made the split
     label_views: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # view -> class -> merged class
     note: str = ""  # licence, citation, "synthetic"
+    columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)  # (n,) each: age, sex, site, ...
+    left_out: tuple[LeftOut, ...] = ()
+    positive_is_guess: bool = False  # two classes, and no name says which of them is the finding
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.ids)
 
-
-NEGATIVE = ("normal", "negative", "benign", "healthy", "control", "no_finding")
-_WORD = re.compile(rf"(?<![a-z])({'|'.join(NEGATIVE)})(?![a-z])")  # a whole word: not the "normal" of "abnormal"
-
-
-def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the classes in the order of their labels: numbers by size, else by the alphabet.
-
-    Of exactly two the negative one comes first, so that label 1 is the finding: the one named by a word of NEGATIVE.
-    """
-    classes = sorted(set(names))
-    if all(name.isdecimal() for name in classes):
-        classes.sort(key=int)
-    if len(classes) == 2:
-        classes.sort(key=_finding)
-    return tuple(classes)
+    @property
+    def positive(self) -> str:
+        """Return the class of label 1, whose sensitivity is reported; empty unless there are two classes."""
+        return self.classes[1] if len(self.classes) == 2 else ""
 
 
-def _finding(name: str) -> int:
-    """Return 0 for a negative class by its whole name, 1 for one by a word of it, 2 for any other."""
-    plain = re.sub(r"[\s-]+", "_", name.lower())
-    if plain in NEGATIVE:
-        return 0
-    return 1 if _WORD.search(plain) else 2
+def left_out(reason: str, names: Iterable[str], *, images: bool = False) -> tuple[LeftOut, ...]:
+    """Return one record of what is left out for a reason; none where `names` is empty."""
+    every = sorted(names)
+    return (LeftOut(reason, len(every), tuple(every[:3]), images),) if every else ()

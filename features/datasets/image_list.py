@@ -1,13 +1,14 @@
-"""The images that a user points at: a folder, one file, or the paths in a CSV."""
+"""The images that a user points at for prediction: a folder, one file, or the paths in a table."""
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from features.datasets.image_folder import list_images
+from features.datasets.dataset import LeftOut
+from features.datasets.listing import list_images
+from features.datasets.table import TABLES, read_table
 from features.errors import BadDataset
 
 
@@ -18,38 +19,44 @@ class Listed(NamedTuple):
     path: Path
 
 
-def find_images(images: str) -> list[Listed]:
-    """Return the images of a folder and all folders below it, the paths in a CSV (column `path`), or one file.
+class Found(NamedTuple):
+    """The images to predict, and what lies among them and is left out."""
 
-    Paths in a CSV are relative to its folder and stay in it. Raises BadDataset for nothing to read, and for a link or
-    a path that leads out.
+    images: list[Listed]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def find_images(images: str) -> Found:
+    """Return the images of a folder and all folders below it, the paths in a table, or one file.
+
+    Paths in a table are relative to its folder and stay in it. Raises BadDataset for nothing to read, and for a link
+    or a path that leads out.
     """
-    path = Path(images)
+    path, told = Path(images), ""
     if path.is_dir():
-        listing, _ = list_images(path, ["."])
-        found = [Listed(name.removeprefix("./"), path / name) for name in listing.ids]
-    elif path.suffix.lower() == ".csv":
-        found = _from_csv(path)
+        listing, _ = list_images(path, [""])
+        found = Found([Listed(name, path / name) for name in listing.ids], listing.left_out)
+        told = "".join(f"; {record}" for record in listing.left_out)
+    elif path.suffix.lower() in TABLES:
+        found = Found(_from_table(path))
     else:
-        found = [Listed(path.name, path)] if path.is_file() else []
-    if not found:
-        raise BadDataset(f"no images at {images!r}; expected IMAGES= to be a folder, an image, or a CSV with paths")
+        found = Found([Listed(path.name, path)] if path.is_file() else [])
+    if not found.images:
+        raise BadDataset(
+            f"no images at {images!r}; expected IMAGES= to be a folder, an image, or a CSV with paths{told}"
+        )
     return found
 
 
-def _from_csv(path: Path) -> list[Listed]:
-    base = Path(os.path.realpath(path.parent))
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
-            if "path" not in names:
-                raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(names)!r}")
-            lines = ((reader.line_num, (row[names["path"]] or "").strip()) for row in reader)
-            found = [Listed(text, _inside(text, base, f"{path}, line {number}")) for number, text in lines if text]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadDataset(f"{path} cannot be read as a CSV ({error}); save it as CSV UTF-8") from None
-    return found
+def _from_table(path: Path) -> list[Listed]:
+    base, table = Path(os.path.realpath(path.parent)), read_table(path)
+    if (at := table.roles.get("path")) is None:
+        raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(table.header)!r}")
+    return [
+        Listed(cells[at], _inside(cells[at], base, f"{path}, line {number}"))
+        for number, cells in table.rows
+        if cells[at]
+    ]
 
 
 def _inside(text: str, base: Path, where: str) -> Path:

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from features.datasets.csv_manifest import find_manifest, read_manifest
-from features.datasets.dataset import Dataset
-from features.datasets.image_folder import class_folders, read_folders
+from features.datasets.classes import is_missing, same_class, with_positive
+from features.datasets.csv_manifest import read_manifest
+from features.datasets.dataset import Dataset, left_out
+from features.datasets.file_facts import grouped
+from features.datasets.findings import has_labels
+from features.datasets.image_folder import ClassFolder, class_folders, doubt, read_folders
 from features.datasets.medmnist import read_medmnist
 from features.datasets.packed import Packed, read_pack
 from features.datasets.registry import DATASETS, Row
 from features.datasets.splits import settle_splits
-from features.errors import BadDataset, UnknownName, unknown
+from features.datasets.table import LAYOUT, TABLES, WORKBOOKS, Table, read_table
+from features.errors import BadDataset, UnknownName, command, unknown
 from features.storage import slug
 
-READERS: dict[str, Callable[[Path, str], Dataset]] = {
-    ".csv": read_manifest,
-    ".npz": read_medmnist,
-    ".h5": read_pack,
-    ".hdf5": read_pack,
-}
+_LONGEST = 40  # letters of a path's own name in that of its data set
+COLUMNS = f"expected a CSV with {LAYOUT}"
+FOLDER = "folder"  # as TARGET=: the folders are the classes, whatever their names and whatever tables lie beside them
 
 
-def load_dataset(name_or_path: str, *, seed: int = 0) -> Dataset:
-    """Load a row of DATASETS, else what lies at a path, without opening an image.
+def load_dataset(name_or_path: str, *, seed: int = 0, root: str = "", target: str = "", positive: str = "") -> Dataset:
+    """Load a row of DATASETS, else what lies at a path, without decoding an image.
 
-    A path is a folder of class folders (with or without train, val and test above them), a CSV manifest
-    (`path,label[,split][,group]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`), which
-    keeps the split that it was packed with. `seed` draws a split where none came.
+    A path is a folder of class folders (with or without train, val and test above them), a table
+    (`path,label[,split][,group][,others]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`),
+    which keeps the split that it was packed with. `seed` draws a split where none came. `root` is the folder that the
+    paths of a table are relative to, `target` the finding or column that it is about (or "folder"), `positive` the one
+    of two classes that is label 1.
     Raises UnknownName for what is neither, BadDataset for what is missing or not laid out so.
     """
-    row = DATASETS.get(name_or_path)
-    if row is not None:
-        return settle_splits(_read_row(name_or_path, row), seed=seed)
+    row, root = DATASETS.get(name_or_path), os.path.expanduser(root)  # noqa: PTH111
     path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 - Path.expanduser() raises where there is no such user
-    if not name_or_path or not os.path.exists(path):  # noqa: PTH110 - Path.exists() raises at a name too long
+    if row is None and (not name_or_path or not os.path.exists(path)):  # noqa: PTH110 - Path.exists() raises at a name too long
         names = unknown("data set", name_or_path, DATASETS)
         raise UnknownName(
             f"{names}; a path may be given as well, to a folder, a CSV manifest or a .npz, but none is there"
         )
-    dataset = _read_path(path)
-    return dataset if isinstance(dataset.source, Packed) else settle_splits(dataset, seed=seed)
+    if row is not None:
+        _refuse_options(name_or_path, root, target)
+        dataset = _read_row(name_or_path, row)
+    else:
+        dataset = _read_path(path, root, target)
+    if isinstance(dataset.source, Packed):
+        return dataset
+    return settle_splits(with_positive(grouped(dataset), positive), seed=seed)
 
 
 def at_hand(name: str) -> Dataset | None:
@@ -62,20 +69,103 @@ def at_hand(name: str) -> Dataset | None:
         return None
 
 
-def _name_of(stem: str) -> str:
-    """Return the name of a data set at a path; never that of a row, whose groups and cache are its own."""
-    name = slug(stem)
-    return f"{name}-path" if name in DATASETS else name
+def name_of_path(path: Path, root: str = "") -> str:
+    """Return the name of the data set at a path: readable, and of no other place, `images-3fa9c1`.
+
+    The digits are of the path with all links resolved, and of the `root` that its images are below.
+    """
+    place = os.path.realpath(path)
+    where = f"{place}\0{os.path.realpath(root)}" if root else place
+    stem = Path(place).name if path.is_dir() else Path(place).stem
+    return f"{slug(stem)[:_LONGEST]}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:6]}"
 
 
-def _read_path(path: Path) -> Dataset:
+def _read_path(path: Path, root: str, target: str) -> Dataset:
     if path.is_dir():
-        name, manifest = _name_of(path.resolve().name), find_manifest(path)
-        return read_manifest(manifest, name) if manifest else read_folders(path, name)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise BadDataset(f"{path} is no data set; expected a folder, a CSV manifest, a MedMNIST .npz or a pack (.h5)")
-    return reader(path, _name_of(path.stem))
+        return _read_folder(path, name_of_path(path, root), root, target)
+    name, suffix = name_of_path(path, root), path.suffix.lower()
+    if suffix in TABLES:
+        return read_manifest(path, name, root=_root(root), target=target)
+    _refuse_options(str(path), root, target)
+    if suffix == ".npz":
+        return read_medmnist(path, name)
+    if suffix in (".h5", ".hdf5"):
+        return read_pack(path)
+    if suffix in WORKBOOKS:
+        raise BadDataset(f"{path} is a workbook; save its sheet as CSV UTF-8 and give that path")
+    raise BadDataset(f"{path} is no data set; expected a folder, a CSV manifest, a MedMNIST .npz or a pack (.h5)")
+
+
+def _refuse_options(name: str, root: str, target: str) -> None:
+    if root or target:
+        raise BadDataset(
+            f"{'ROOT' if root else 'TARGET'}= goes with a table of images, and {name} is none; leave it away"
+        )
+
+
+def _root(root: str) -> Path | None:
+    """Return the folder that paths are relative to; None where nothing was given. Raises BadDataset."""
+    if root and not os.path.isdir(root):  # noqa: PTH112 - Path.is_dir() raises at a name too long
+        raise BadDataset(f"ROOT={root} is no folder; expected the one that the paths of the table are relative to")
+    return Path(root) if root else None
+
+
+def _read_folder(path: Path, name: str, root: str, target: str) -> Dataset:
+    """Read a folder by the table in it, or as class folders where their names are those of classes."""
+    tables, others = _tables(path)
+    manifests = [table for table in tables if {"path", "label"} <= set(table.header)]
+    folders = class_folders(path).folders
+    fault = doubt(path, folders)
+    if target != FOLDER and (manifests or ((fault or target or root) and tables)):
+        found = manifests or tables
+        if len(found) > 1:
+            names = ", ".join(table.path.name for table in found)
+            raise BadDataset(f"{path} holds several manifests ({names}); give the path of the one that is meant")
+        return read_manifest(found[0].path, name, root=_root(root), target=target)
+    if target != FOLDER:
+        _refuse_options(str(path), root, target)
+        _require_classes(path, folders, fault, tables, others)
+    dataset = read_folders(path, name)
+    unused = [*(table.path.name for table in tables), *others]
+    return replace(dataset, left_out=dataset.left_out + left_out("tables beside the class folders", unused))
+
+
+def _tables(folder: Path) -> tuple[list[Table], list[str]]:
+    """Return the tables in a folder that say something of images, and the names of the other tables and workbooks."""
+    tables, others = [], []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in TABLES + WORKBOOKS or path.name.startswith((".", "~$")):
+            continue
+        try:
+            table = read_table(path) if path.suffix.lower() in TABLES else None
+        except BadDataset:
+            table = None
+        if table is not None and has_labels(table):
+            tables.append(table)
+        else:
+            others.append(path.name)
+    return tables, others
+
+
+def _require_classes(
+    path: Path, folders: list[ClassFolder], fault: str, tables: list[Table], others: list[str]
+) -> None:
+    """Raise BadDataset where class folders are in doubt: by their names, or by a table that names other classes."""
+    anyway = f"if the folders are the classes: {command('doctor', DATASET=path, TARGET=FOLDER)}"
+    if fault and len({folder.name for folder in folders}) > 1:
+        tried = f", and {', '.join(others)} cannot be used ({COLUMNS})" if others else ""
+        raise BadDataset(f"{path} {fault}{tried}; give a table with the columns path,label, or, {anyway}")
+    if fault and others:
+        raise BadDataset(f"{path} {fault}, and {', '.join(others)} cannot be used: {COLUMNS}")
+    names = {same_class(folder.name) for folder in folders}
+    for table in tables:
+        labels = {row[table.roles["label"]] for _, row in table.rows} if "label" in table.roles else set()
+        if not {same_class(label) for label in labels if not is_missing(label)} <= names:
+            raise BadDataset(
+                f"{path} holds class folders ({', '.join(sorted({f.name for f in folders}))}) and a table "
+                f"{table.path.name} of other labels; for the table: "
+                f"{command('doctor', DATASET=table.path)}; {anyway}"
+            )
 
 
 def _read_row(name: str, row: Row) -> Dataset:
@@ -108,4 +198,4 @@ def _find(name: str, row: Row) -> Path:
 
 
 def _holds(place: Path, classes: tuple[str, ...]) -> bool:
-    return place.is_file() or (place.is_dir() and bool(class_folders(place, classes)))
+    return place.is_file() or (place.is_dir() and bool(class_folders(place, classes).folders))

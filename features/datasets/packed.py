@@ -28,11 +28,11 @@ class Packed:
         return str(self.pack.path)
 
     def read(self, image: str) -> NoReturn:
-        """Say that there is none."""
+        """Raise BadDataset: a pack holds no images."""
         self._refuse()
 
     def stamps(self, images: list[str]) -> NoReturn:
-        """Say that there are none."""
+        """Raise BadDataset: a pack holds no images."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
@@ -42,7 +42,7 @@ class Packed:
         )
 
 
-def read_pack(path: Path, _: str) -> Dataset:
+def read_pack(path: Path) -> Dataset:
     """Read what a pack says of its images, under the name of the data set that was packed.
 
     Raises CacheError for another kind of HDF5 file and for damage.

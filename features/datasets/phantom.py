@@ -1,4 +1,4 @@
-"""The data set that the program draws itself: a synthetic chest phantom with or without opacities in the lungs."""
+"""Synthetic chest phantom, drawn by the program: a data set with or without opacities in the lungs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One drawn chest: smooth shapes that attenuate X-rays, added up and read through a film curve.
+"""Synthetic chest radiograph: smooth shapes that attenuate X-rays, summed and read through a film curve.
 
 The shapes are formulas on a grid and the numbers in them were fitted by eye. Attenuation is in units of the trunk's
 greatest, so that 1 is about white and 0 is air. Lengths are in units of half an image: x runs from -1 to 1 to the
@@ -222,7 +222,7 @@ def _devices(chest: Chest, rng: np.random.Generator) -> Map:
 
 
 def _lookalikes(chest: Chest, rng: np.random.Generator) -> Map:
-    """Return what looks like an opacity and is none: roots of the lungs, breasts, nipples, a fold of skin."""
+    """Return structures that resemble an opacity: roots of the lungs, breasts, nipples, a fold of skin."""
     shade: Map = np.zeros_like(X)
     breasts = rng.uniform(0.03, 0.14) * (rng.random() < 0.5)
     nipples, low = rng.uniform(0.03, 0.09) * (rng.random() < 0.3), rng.uniform(0.05, 0.2)

@@ -1,10 +1,9 @@
-"""The table DATASETS: one more data set is one more row."""
+"""The table DATASETS of published data sets: where each lies, its classes, groups and licence."""
 
 from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,11 @@ Groups = Callable[[Path, list[str]], list[str] | None]  # root of the data set, 
 
 
 def unknown_groups(root: Path, ids: list[str]) -> None:
-    """Return None: nothing is known of any group."""
+    """Return None: no groups are known."""
 
 
 def from_name(pattern: str) -> Groups:
-    """Return a parser that reads the group off the id: what `pattern` captures there, joined by '/'.
+    """Return a parser that reads each group from the image's path: what `pattern` captures there, joined by '/'.
 
     An image whose id does not match is a group of its own; the groups are unknown where none matches.
     """
@@ -67,7 +66,7 @@ def from_table(file: str, column: str) -> Groups:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of a published data set before it is looked for on the disk."""
+    """A published data set: its classes, its place on the disk, its groups and where to get it."""
 
     classes: tuple[str, ...]  # class folders in the order of the labels, the negative ones first
     places: tuple[str, ...]  # folders of class folders, or a `.npz`, below the base; the first that is there is taken
@@ -92,7 +91,7 @@ def _fetch_pneumoniamnist(target: Path) -> None:
     from features.datasets.download import fetch
 
     url = "https://zenodo.org/records/10519652/files/pneumoniamnist_224.npz"
-    fetch(url, "md5:d6a3c71de1b945ea11211b03746c1fe1", target, progress=sys.stderr.isatty())
+    fetch(url, "md5:d6a3c71de1b945ea11211b03746c1fe1", target)
 
 
 DATASETS: dict[str, Row] = {

@@ -1,7 +1,8 @@
-"""Which images are kept back for the test, so that no patient is on both sides."""
+"""Train/test splits: the publisher's, or one drawn by group and class."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,18 +14,42 @@ from features.errors import BadDataset
 
 TEST_SHARE = 0.2
 SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
+_FILLERS = frozenset(
+    re.findall(
+        r"\w+",
+        "data dataset datasets set sets image images img imgs split folder files cases samples",
+    )
+)
+
+
+def split_names(folders: list[str]) -> dict[str, str]:
+    """Return the folders that are called after a split, and which: `training_set`, `Val-Images`, `testdata`.
+
+    What all of them have in their names besides (`ISIC_Training`, `ISIC_Test`) does not count.
+    """
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for folder in folders:
+        words = re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", folder).lower())
+        words = [_unglued(word) for word in words if word not in _FILLERS]
+        splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+        if len(splits) == 1:
+            found[folder] = splits.pop(), tuple(word for word in words if word not in SPLIT_NAMES)
+    if len(found) == len(folders) > 1 and len({rest for _, rest in found.values()}) == 1:
+        return {folder: split for folder, (split, _) in found.items()}
+    return {folder: split for folder, (split, rest) in found.items() if not rest}
+
+
+def _unglued(word: str) -> str:
+    """Return `train` of `trainset`."""
+    return next((word.removesuffix(end) for end in _FILLERS if word.removesuffix(end) in SPLIT_NAMES), word)
 
 
 def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
-    """Return the data set with every image in train, val or test, and `split_by` saying who decided.
+    """Return the data set with every image in train, val or test: the publisher's split, or one drawn by group.
 
     A split that came with the images is kept, groups on both sides included; `split_by` then says how many, and
     `straddling` which. Where val but no test came, val is the test: its images are the only ones meant to score on.
@@ -46,7 +71,8 @@ def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
 
 def _drawn(dataset: Dataset, seed: int) -> Dataset:
     # ids are unique and sorted: where they are the groups, their rank serves as well and is a hundred times faster
-    groups = dataset.groups if dataset.grouped_by else np.arange(len(dataset))
+    single = len(set(dataset.groups.tolist())) == len(dataset)
+    groups = np.arange(len(dataset)) if single and not dataset.grouped_by else dataset.groups
     test = split_by_group(dataset.labels, groups, test=TEST_SHARE, seed=seed)
     unit = dataset.grouped_by or "image"
     for side in (test, ~test):

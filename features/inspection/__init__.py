@@ -1,1 +1,1 @@
-"""A look at a data set before hours are spent on it: survey, thumbnails, diagnoses, throughput."""
+"""Inspection of a data set before extraction: survey of its images, thumbnails, diagnoses, throughput."""

@@ -1,7 +1,8 @@
-"""The table DIAGNOSES: what may be wrong with a data set before hours are spent on it; one more is one more row."""
+"""The table DIAGNOSES: faults, warnings and notes on a data set before its features are extracted."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets import Dataset
+from features.datasets.file_facts import equal_bytes
 from features.datasets.splits import straddling
 from features.inspection.survey import Examination
-from models.audit.outliers import blank
+from features.inspection.thumbnails import FLAT, blank
 
 Level = Literal["fault", "warning", "note"]
 FEW = 10  # images of a class to learn from
@@ -25,7 +27,7 @@ LOPSIDED = 10  # images of the largest class for each of the smallest
 
 
 class Diagnosis(NamedTuple):
-    """One thing to know."""
+    """A fault, warning or note on a data set."""
 
     name: str  # row of DIAGNOSES
     level: Level
@@ -34,7 +36,7 @@ class Diagnosis(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """What the doctor has looked at."""
+    """A data set with its survey, the network's needs and the disk: what diagnoses are made from."""
 
     dataset: Dataset
     found: Examination
@@ -106,8 +108,63 @@ def _straddling(case: Case) -> Iterator[str]:
         yield f"{len(both):,} groups ({dataset.grouped_by}) are in more than one split, for example {both[0]}: leaks"
 
 
+def _nothing_to_see(case: Case) -> Iterator[str]:
+    if _alike(case) == set(range(len(case.dataset.classes))):
+        yield "all images that were looked at are alike, or show nothing: there is nothing to learn; export them again"
+
+
+def _class_alike(case: Case) -> Iterator[str]:
+    alike, classes = _alike(case), case.dataset.classes
+    if 0 < len(alike) < len(classes):
+        yield f"the images of {', '.join(classes[k] for k in sorted(alike))} are all alike, or show nothing"
+
+
+def _alike(case: Case) -> set[int]:
+    """Return the labels all of whose images are equal to within FLAT grey levels, or blank."""
+    shown: dict[int, list[NDArray[np.uint8]]] = {}
+    for one in case.found.seen:
+        shown.setdefault(int(case.dataset.labels[one.row]), []).append(one.thumbnail)
+    stacks = {label: np.stack(images) for label, images in shown.items() if len(images) > 1}
+    return {k for k, s in stacks.items() if np.ptp(s, axis=0).max() <= FLAT or len(blank(s)[0]) == len(s)}
+
+
+def _drawn(case: Case) -> Iterator[str]:
+    drawn = sorted(one.row for one in case.found.seen if one.drawn)
+    if 0 < len(drawn) < len(case.found.seen):
+        yield (
+            f"{len(drawn):,} of {len(case.found.seen):,} images have two values only, such as "
+            f"{case.dataset.ids[drawn[0]]}: masks or drawings among the images, which tell the answer; take them out"
+        )
+
+
+def _left_out(case: Case) -> Iterator[str]:
+    yield from (str(record) for record in case.dataset.left_out if record.images)
+
+
+def _passed_over(case: Case) -> Iterator[str]:
+    yield from (str(record) for record in case.dataset.left_out if not record.images)
+
+
+def _positive(case: Case) -> Iterator[str]:
+    dataset = case.dataset
+    if dataset.positive_is_guess:
+        yield (
+            f"that {dataset.positive} is the positive class is a guess (by the alphabet): sensitivity and thresholds "
+            f"are about it; POSITIVE={shlex.quote(dataset.classes[0])} chooses the other"
+        )
+
+
+def _equal_leak(case: Case) -> Iterator[str]:
+    dataset = case.dataset
+    pairs = [(a, b) for b, a in enumerate(equal_bytes(dataset).tolist()) if a != b]
+    for what, column in (("two splits", dataset.splits), ("two classes", dataset.labels)):
+        if found := [(a, b) for a, b in pairs if column[a] != column[b]]:
+            names = " and ".join(dataset.ids[row] for row in found[0])
+            yield f"{len(found):,} images are in {what} at once, byte for byte, such as {names}"
+
+
 def _blank(case: Case) -> Iterator[str]:
-    if case.found.seen and len(rows := blank(np.stack([one.thumbnail for one in case.found.seen])).row):
+    if case.found.seen and len(rows := blank(np.stack([one.thumbnail for one in case.found.seen]))[0]):
         example = case.dataset.ids[case.found.seen[int(rows[0])].row]
         yield f"{len(rows):,} of {len(case.found.seen):,} images are near-black or near-constant, such as {example}"
 
@@ -172,7 +229,7 @@ def _ratio(width: int, height: int) -> float:
 
 
 def _telling(case: Case) -> Iterator[str]:
-    """Say which fact of the files tells a class from the rest: a head may learn the scanner instead of the disease."""
+    """Yield a property of the files that separates a class from the rest, which a head may learn instead of disease."""
     rows = sorted(case.found.facts)
     labels = case.dataset.labels[rows]
     for what, values in _columns(case, rows).items() if rows else ():
@@ -224,6 +281,12 @@ DIAGNOSES: dict[str, tuple[Level, Rule]] = {
     "disk-full": ("fault", _disk),
     "mostly-unreadable": ("fault", _mostly_unreadable),
     "class-of-one-group": ("fault", _lone_group),
+    "nothing-to-see": ("fault", _nothing_to_see),
+    "masks": ("fault", _drawn),
+    "left-out": ("warning", _left_out),
+    "positive-class": ("warning", _positive),
+    "equal-images": ("warning", _equal_leak),
+    "class-alike": ("warning", _class_alike),
     "unreadable": ("warning", _unreadable),
     "several-frames": ("warning", _frames),
     "few-images": ("warning", _few),
@@ -237,6 +300,7 @@ DIAGNOSES: dict[str, tuple[Level, Rule]] = {
     "aspect": ("warning", _aspect),
     "telling-files": ("warning", _telling),
     "disk-tight": ("warning", _tight_disk),
+    "passed-over": ("note", _passed_over),
     "no-groups": ("note", _ungrouped),
     "lopsided": ("note", _lopsided),
 }

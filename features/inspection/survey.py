@@ -1,4 +1,4 @@
-"""A look at some images of a data set: what their headers say, what range they use, what a network would see."""
+"""Survey of a sample of images: their headers, their range of values, and the network's view of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from features.images import Geometry, ImageFacts, Look, describe, look
 from features.images.phash import thumbnail
 
 T = TypeVar("T")
+DRAWN_LEAST, DRAWN_BOTH = 0.002, 0.95  # shares of the pixels at either end of the range, and at both
 
 
 class Seen(NamedTuple):
@@ -29,11 +30,12 @@ class Seen(NamedTuple):
     high: float
     thumbnail: NDArray[np.uint8]  # (S, S), S the network's side
     square: NDArray[np.uint8] | None  # (S, S, 3) as the network sees it, of some images
+    drawn: bool = False  # two values cover it: a mask, or a drawing
 
 
 @dataclass
 class Examination:
-    """What was looked at."""
+    """The survey's results: headers, decoded images, and why others cannot be read."""
 
     facts: dict[int, ImageFacts] = field(default_factory=dict)  # row -> header
     seen: list[Seen] = field(default_factory=list)
@@ -94,7 +96,13 @@ def examine(
 def _seen(row: int, seen: Look, *, keep: bool) -> Seen:
     square = np.rint(seen.square).astype(np.uint8).transpose(1, 2, 0)
     kept = np.broadcast_to(square, (*square.shape[:2], 3)).copy() if keep else None
-    return Seen(row, seen.facts, seen.low, seen.high, thumbnail(seen.square), kept)
+    return Seen(row, seen.facts, seen.low, seen.high, thumbnail(seen.square), kept, _is_drawn(seen.square))
+
+
+def _is_drawn(square: NDArray[np.uint8] | NDArray[np.float32]) -> bool:
+    """Tell whether nearly all pixels (C, S, S) have the least or the greatest value, and some have either."""
+    shares = [float((square == end).mean()) for end in (square.min(), square.max())]
+    return min(shares) > DRAWN_LEAST and sum(shares) > DRAWN_BOTH and bool(square.min() < square.max())
 
 
 def _each(

@@ -1,4 +1,4 @@
-"""How fast images would go through: decode and forward, overlapped as in the loop, without writing anything."""
+"""Throughput of extraction, measured on a few images: decode and forward overlapped, nothing written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one image, (C, S, S) f
 
 
 class Rate(NamedTuple):
-    """What was measured."""
+    """The measured throughput."""
 
     images: int  # that went through
     seconds: float

@@ -1,4 +1,4 @@
-"""Thumbnails of a data set's images, remembered by content: a second look at the same images opens none of them."""
+"""Grey thumbnails of a data set's images, kept on the disk by content, and which of them show nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from features.datasets.dataset import Dataset
 from features.images.phash import SIDE, thumbnail
 
 Memo = tuple[NDArray[np.bytes_], NDArray[np.uint8]]
+BLACK, FLAT = 16, 8  # of 255: nothing brighter than this, no more than this between dark and bright
+_TAIL = 0.01  # share of the pixels at either end that does not count
 _AHEAD = 256  # images decoded before they are asked for
 
 
@@ -28,8 +30,8 @@ def load_thumbnails(
 ) -> NDArray[np.uint8]:
     """Return the thumbnails of the images `ids` (n,), whose contents are `sha256` (n,), as (n, SIDE, SIDE).
 
-    The sealed file at `path` holds those of other times, by content; what it lacks is decoded by threads and added. A
-    image that cannot be read any more is black. OSError (disk full) passes through.
+    The sealed file at `path` holds those made before; what it lacks is decoded by threads and added. An image that
+    cannot be read any more is black. OSError (disk full) passes through.
     """
     known, stored = _load(path)
     contents, first, place = np.unique(sha256, return_index=True, return_inverse=True)
@@ -81,3 +83,15 @@ def _save(path: Path, sha256: NDArray[np.bytes_], thumbnails: NDArray[np.uint8])
         file["sha256"], file["thumbnails"] = sha256.astype("S64"), thumbnails
 
     write_sealed(path, build(fill))
+
+
+def blank(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the rows of (n, S, S) that are near-black or near-constant, and the grey range of each, smallest first."""
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    ends = [_TAIL, 1 - _TAIL]
+    low, high = np.concatenate(
+        [np.quantile(part, ends, axis=1, method="nearest") for part in np.array_split(flat, 1 + len(flat) // 4096)], 1
+    ).astype(np.float64)
+    rows = np.flatnonzero((high <= BLACK) | (high - low <= FLAT))
+    rows = rows[np.argsort((high - low)[rows], kind="stable")]
+    return rows, (high - low)[rows]

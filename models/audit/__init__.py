@@ -4,7 +4,7 @@ subject       what is audited: features, labels, splits, groups, digests, thumbn
 neighbours    nearest neighbours and distances, block by block: never an n x n array
 duplicates    pairs with the same bytes, and near-duplicates after image registration
 label_errors  probable label errors by confident learning
-outliers      images far from all others of their class, and blank images
+outliers      images far from all others of their class
 leakage       the test ROC AUC with and without leaked images
 checks        the table CHECKS: from the evidence of all of these to findings
 """

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from features.datasets.splits import straddling
 from features.errors import BadDataset
+from features.inspection.thumbnails import blank
 from models.audit.duplicates import Pairs, Step, Thresholds, exact_pairs, linked_groups, near_pairs
 from models.audit.label_errors import Opinion, label_errors, predict_out_of_fold
 from models.audit.neighbours import mean_distances
-from models.audit.outliers import Odd, blank, far_out
+from models.audit.outliers import Odd, far_out
 from models.audit.subject import Subject
 
 _NEIGHBOURS = 10
@@ -94,7 +95,7 @@ class Evidence:
     def blank(self) -> Odd:
         """Return the blank images; none where there are no thumbnails."""
         thumbnails = self.subject.thumbnails
-        return Odd(np.empty(0, np.int64), np.empty(0)) if thumbnails is None else blank(thumbnails)
+        return Odd(np.empty(0, np.int64), np.empty(0)) if thumbnails is None else Odd(*blank(thumbnails))
 
 
 Severity = Literal["high", "medium", "low"]
