@@ -53,5 +53,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
 
 def command(verb: str, **options: object) -> str:
     """Return a command of make to type, with the variables that are given, quoted for the shell and for make."""
-    given = (f"{name}={shlex.quote(str(value).replace('$', '$$'))}" for name, value in options.items())
-    return " ".join(["make", verb, *given])
+    return " ".join(["make", verb, *(f"{name}={quoted(str(value))}" for name, value in options.items())])
+
+
+def quoted(value: str) -> str:
+    """Return a value as it has to be typed behind NAME= on make's command line."""
+    return shlex.quote(value.replace("$", "$$"))

@@ -7,10 +7,11 @@ variables back, so that a command which is suggested is the one that was typed.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from features.errors import command
 
 if TYPE_CHECKING:
     from features.datasets.dataset import Dataset
@@ -39,12 +40,21 @@ class DatasetOptions:
         "pneumonia", "A name of the table, or a path: class folders, CSV, .npz, DICOM with CSV, pack (.h5)."
     )
     seed: int = option(0, "Seed of splits, folds and heads.")
+    root: str = option("", "The folder that the paths of a table are relative to; empty is the table's own.")
+    target: str = option("", "The finding or column that a table is about; folder: its folders are the classes.")
+    positive: str = option("", "Which of two classes is the positive one; empty is the finding, by its name.")
+
+    @property
+    def more(self) -> dict[str, str]:
+        """Return what was given besides the data set and the seed."""
+        given = {"root": self.root, "target": self.target, "positive": self.positive}
+        return {name: value for name, value in given.items() if value}
 
     def load(self) -> Dataset:
         """Return the data set without opening an image. Raises UnknownName, BadDataset."""
         from features.datasets import load_dataset
 
-        return load_dataset(self.dataset, seed=self.seed)
+        return load_dataset(self.dataset, seed=self.seed, **self.more)
 
 
 @dataclass(frozen=True)
@@ -96,14 +106,12 @@ def make_command(targets: str, *options: Any, **also: Any) -> str:
     `also` are further variables, which win over the options; an empty one is left away.
     """
     given = {f.name: value for each in options for f, value in leaves(each) if value != f.default} | also
-    words = (f"{name.upper()}={quoted(value)}" for name, value in given.items() if value not in ("", None, False))
-    return " ".join(["make", targets, *words])
+    return command(targets, **{n.upper(): typed(v) for n, v in given.items() if v not in ("", None, False)})
 
 
-def quoted(value: Any) -> str:
-    """Return a value as it has to be typed behind NAME= on make's command line."""
-    text = "1" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
-    return shlex.quote(text.replace("$", "$$"))
+def typed(value: Any) -> str:
+    """Return a value as a user types it."""
+    return "1" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def replaced(options: T, **changes: Any) -> T:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
-from features.errors import FirnError
-from features.options import Taking, leaves, quoted
+from features.errors import FirnError, quoted
+from features.options import Taking, leaves, typed
 
 Verb = Callable[..., Any]
 
@@ -99,22 +99,22 @@ def call(verb: Verb, values: dict[str, Any]) -> Any:
     hints = get_type_hints(verb, include_extras=True)
     hints.pop("return", None)
     own: dict[str, dict[str, Any]] = {parameter: {} for parameter in hints}
-    typed = {}
+    given = {}
     for field in fields_of(verb):
         value = own[field.parameter][field.name] = values.pop(field.name, field.default)
         if value != field.default:
-            typed[field.name.upper()] = value
+            given[field.name.upper()] = typed(value)
     if values:
         raise TypeError(f"{verb.__name__} takes no {', '.join(values)}")
     try:
         return verb(**{name: _built((get_args(hint) or (hint,))[0], own[name]) for name, hint in hints.items()})
     except FirnError as error:
-        error.args = (completed(str(error), typed),)
+        error.args = (completed(str(error), given),)
         raise
 
 
-def completed(text: str, typed: dict[str, Any]) -> str:
-    """Return a message whose suggested commands have the variables that were `typed` and that their targets take."""
+def completed(text: str, given: dict[str, str]) -> str:
+    """Return a message whose suggested commands have the variables that were `given` and that their targets take."""
 
     def complete(match: re.Match[str]) -> str:
         targets = match["targets"].split()
@@ -122,7 +122,7 @@ def completed(text: str, typed: dict[str, Any]) -> str:
             return match[0]
         known = {field.name.upper() for target in targets for field in fields_of(load_verb(target))}
         there = set(re.findall(r"\b([A-Z_]+)=", match["given"]))
-        lacking = [f"{n}={quoted(v)}" for n, v in typed.items() if n in known - there - _OF_A_VERB]
+        lacking = [f"{n}={quoted(v)}" for n, v in given.items() if n in known - there - _OF_A_VERB]
         return " ".join([match[0], *lacking])
 
     return _COMMAND.sub(complete, text)

@@ -19,6 +19,8 @@ def extract(features: FeatureOptions, how: ExtractOptions) -> list[str]:
     if how.engine not in ENGINES:
         raise unknown("engine", how.engine, ENGINES)
     dataset = features.data.load()
+    for record in dataset.left_out:
+        say(str(record))
     wanted = [
         (r, choose_blocks(list(r.recipe.blocks), how.maps) if how.maps else ()) for r in resolve(dataset, features)
     ]

@@ -54,7 +54,10 @@ def predict(what: PredictOptions, model: ModelSelector, how: Weights, machine: M
 
     if not what.images:
         raise FirnError("which images? run: make predict IMAGES=path/to/images, a folder, one image or a CSV of paths")
-    listed, path = find_images(what.images).images, bundled(model, how)
+    found_, path = find_images(what.images), bundled(model, how)
+    for record in found_.left_out:
+        say(str(record))
+    listed = found_.images
     predictor = load(path, device_=machine.device, explained=what.overlays)
     folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
     found = _predicted(predictor, listed, what.point, threads.workers)

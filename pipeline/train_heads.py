@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from features.errors import FirnError, unknown
+from features.errors import ConstantFeatures, FirnError, unknown
 from features.options import FeatureOptions, option
-from features.progress import heard
+from features.progress import heard, say
 from features.request import open_features
 from models.heads import HEADS
 from models.runs.features import Stage
@@ -60,14 +60,29 @@ def train_heads(features: FeatureOptions, view: HeadOptions, run: RunOptions, ho
         train_on_ray([Order(term, name, features, view, run) for term, name in lacking])
     lines = []
     for stage in stages:
-        trained = ((name, stage.train(name, view.blocks, view.pool, insist=view.insist)) for name in names)
-        lines += [f"ready: {name} on {stage.name} {folder}" for name, folder in trained if folder]
+        lines += _trained(stage, names, view)
     bases = names or _of_features(tuple(HEADS))  # alone, a stack combines all heads that are there
     stacks = [name for name in view.names if HEADS[name].input == "runs"]
     backbones = [stage.name for stage in stages]
     return lines + [
         f"ready: {name} {train_stack(dataset.name, features.data, run, backbones, bases)}" for name in stacks
     ]
+
+
+def _trained(stage: Stage, names: Sequence[str], view: HeadOptions) -> list[str]:
+    """Train heads on one view; one that constant features stop is told, and the others are trained."""
+    lines, stopped = [], list[ConstantFeatures]()
+    for name in names:
+        try:
+            folder = stage.train(name, view.blocks, view.pool, insist=view.insist)
+        except ConstantFeatures as error:
+            say(f"{name} on {stage.name} is left out: {error}")
+            stopped.append(error)
+            continue
+        lines += [f"ready: {name} on {stage.name} {folder}"] if folder else []
+    if stopped and not lines:
+        raise stopped[0]
+    return lines
 
 
 def _of_features(names: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
     stacks = [
         make_command(
             "train-heads",
-            dataset=first.asked,
+            **_data(first),
             **run,
             backbone=r.backbone.replace("+", " "),
             heads=r.head,
@@ -36,7 +36,7 @@ def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
         *_trainings(single),
         *dict.fromkeys(finetune_command(r) for r in records if r.finetuning is not None),
         *stacks,
-        make_command("compare", dataset=first.asked, **run, seed=str(seed)),
+        make_command("compare", **_data(first), **run, seed=str(seed)),
     ]
 
 
@@ -46,15 +46,13 @@ def train_command(record: RunRecord) -> str:
         return finetune_command(record)
     view = {"heads": record.head, "blocks": record.asked_blocks, "pool": record.pool}
     return make_command(
-        "train-heads", dataset=record.asked, **_run(record), backbone=record.backbone, **view, **_pixels(record)
+        "train-heads", **_data(record), **_run(record), backbone=record.backbone, **view, **_pixels(record)
     )
 
 
 def extract_command(record: RunRecord, *maps: str) -> str:
     """Return the command that extracts a run's features again, and keeps the maps of some blocks."""
-    return make_command(
-        "extract", dataset=record.asked, backbone=record.backbone, **_pixels(record), maps=" ".join(maps)
-    )
+    return make_command("extract", **_data(record), backbone=record.backbone, **_pixels(record), maps=" ".join(maps))
 
 
 def finetune_command(record: RunRecord) -> str:
@@ -65,7 +63,7 @@ def finetune_command(record: RunRecord) -> str:
     chosen = {name: how[name] for name in FinetuneOptions.__dataclass_fields__ if name in how}
     return make_command(
         "finetune",
-        dataset=record.asked,
+        **_data(record),
         **_run(record),
         backbone=record.backbone,
         blocks=record.asked_blocks,
@@ -80,9 +78,9 @@ def _extractions(records: Sequence[RunRecord]) -> list[str]:
     for r in filter(_on_maps, records):
         maps.setdefault(r.entry, []).extend(b for b in r.blocks if b not in maps.get(r.entry, ()))
     ways = _joined(((tuple(_pixels(r).items()), " ".join(maps.get(r.entry, ()))), r.backbone) for r in records)
-    data = records[0].asked if records else ""
+    data = _data(records[0]) if records else {}
     return [
-        make_command("extract", dataset=data, backbone=names.replace("+", " "), **dict(way), maps=kept)
+        make_command("extract", **data, backbone=names.replace("+", " "), **dict(way), maps=kept)
         for (way, kept), names in ways.items()
     ]
 
@@ -91,11 +89,15 @@ def _trainings(records: Sequence[RunRecord]) -> list[str]:
     """Return one command for all heads and backbones that were trained on the same kind of view."""
     heads = _joined(((r.backbone, _view(r)), r.head) for r in records)
     every = _joined(((names, view), backbone) for (backbone, view), names in heads.items())
-    data, run = (records[0].asked, _run(records[0])) if records else ("", {})
+    data, run = (_data(records[0]), _run(records[0])) if records else ({}, {})
     return [
-        make_command("train-heads", dataset=data, **run, backbone=backbones, heads=names, **dict(view))
+        make_command("train-heads", **data, **run, backbone=backbones, heads=names, **dict(view))
         for (names, view), backbones in every.items()
     ]
+
+
+def _data(record: RunRecord) -> dict[str, str]:
+    return {"dataset": record.asked, **record.data.more}
 
 
 def _run(record: RunRecord) -> dict[str, str]:

@@ -209,6 +209,7 @@ class Stage:
         return RunRecord(
             **{name: about[name] for name in ("dataset", "grouped_by", "split_by", "note")},
             asked=self.data.dataset,
+            asked_with=self.data.more or None,
             labels=self.run.labels,
             classes=self._classes,
             protocol=self.run.protocol,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from features.cache.key import Key
+from features.datasets.classes import is_guess
 from features.errors import CacheError
 from features.options import DatasetOptions, FeatureOptions
 from features.storage import artifacts_root, slug, write_whole
@@ -63,6 +64,7 @@ class RunRecord:
     repeats: int
     seconds: Mapping[str, float]  # oof, fit, predict
     features: int
+    asked_with: Mapping[str, str] | None = None  # root, target and positive, where they were given
     identity: str = ""  # digest of all that the run depends on
     bases: tuple[str, ...] = ()  # of a stack: the folders of its runs
     images_per_second: float | None = None  # of a fine-tuned network: gone through in training
@@ -73,7 +75,7 @@ class RunRecord:
     @property
     def data(self) -> DatasetOptions:
         """Return the options that load the data set again."""
-        return DatasetOptions(self.asked, self.seed)
+        return DatasetOptions(self.asked, self.seed, **(self.asked_with or {}))
 
     @property
     def feature_options(self) -> FeatureOptions:
@@ -90,6 +92,11 @@ class RunRecord:
     def positive(self) -> str | None:
         """Return the positive one of two classes; None for more."""
         return self.classes[1] if len(self.classes) == 2 else None
+
+    @property
+    def positive_is_guess(self) -> bool:
+        """Return whether neither a name nor the user says which of two classes is the positive one."""
+        return is_guess(self.classes) and not self.data.positive
 
     def to_json(self) -> dict[str, Any]:
         """Return what `run.json` holds; fields that say nothing of this run are left away."""

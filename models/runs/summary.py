@@ -106,8 +106,9 @@ def _decisions(results: ComparisonResult) -> str:
             "Decisions take the most probable class; sensitivity, specificity, F1 and areas are means over the "
             "classes, each against the rest."
         )
+    guess = ", which is guessed to be the finding," if results.dataset.positive_is_guess else ""
     return (
-        f"Decisions take “{positive}” from the threshold of highest sensitivity + specificity (Youden) up; that "
+        f"Decisions take “{positive}”{guess} from the threshold of highest sensitivity + specificity (Youden) up; that "
         "threshold and the one for a sensitivity of at least 0.95 come from out-of-fold predictions, never from the "
         f"{'test images' if results.images['test'] else 'fold that is scored'}."
     )

@@ -23,7 +23,12 @@ def print_table(results: ComparisonResult, console: Console) -> None:
     """Print the runs, best validation first, then the summary and how the choice was made; fits 100 columns."""
     console.print(_table(results), soft_wrap=False)
     console.print(printable(results.summary), style="bold", markup=False, highlight=False)
-    lines = [NOTE, TIES.format("test" if results.tested else "held-out")]
+    data = results.dataset
+    guess = " (a guess; POSITIVE= chooses)" if data.positive_is_guess else ""
+    positive = (
+        [f"Sensitivity is that of “{printable(data.positive)}”, the positive class{guess}."] if data.positive else []
+    )
+    lines = [NOTE, *positive, TIES.format("test" if results.tested else "held-out")]
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
     if note := results.dataset.note:
         console.print(printable(note), style="dim", markup=False, highlight=False)
