@@ -149,20 +149,20 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
 
 def _cached(case: Case, key: Key, block: str) -> tuple[NDArray[Any], list[str]]:
     """Return the cached maps of the images, (m, C, H, W), and the digests of the images."""
-    from features.streams import MapStream
+    from features.views import map_rows
 
     entry = _entry(case, key)
     manifest = _current(case, entry)
     if f"maps/{block}" not in manifest.parts:
         raise CacheError(f"no maps of {block} at {entry.folder}; run: {_extraction(case.run.record, block)}")
-    with MapStream(entry, block) as stream:
-        at = np.searchsorted(stream.ids, case.ids)
-        return stream.read(at), _digests(manifest, case.ids)
+    view = map_rows(entry, block)
+    with view.X as rows:
+        return rows[np.searchsorted(view.ids, case.ids)], _digests(manifest, case.ids)
 
 
 def _images(case: Case, key: Key) -> tuple[NDArray[Any], list[str]]:
     """Return the images as the network sees them, (m, 3, S, S)."""
-    from features.streams import ImageStream
+    from features.extraction.prefetch import ImageStream
 
     manifest = _current(case, _entry(case, key))
     stream = ImageStream(case.dataset.source, case.ids.tolist(), case.recipe, key.preprocess_mode)

@@ -97,7 +97,7 @@ class _Frozen:
 
 
 class _Plain:
-    """Nothing frozen: the images themselves, normalised as `features.streams.ImageStream` does."""
+    """Nothing frozen: the images themselves, normalised as `features.extraction.prefetch.ImageStream` does."""
 
     def __init__(self, network: Network, recipe: Recipe) -> None:
         self.geometry = recipe.geometry(way_of(network.key.preprocess))
