@@ -26,8 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from features.backbones import load_recipe
-from features.backbones.build import load_backbone, network, row, truncated
-from features.backbones.tails import boundary, load_tail
+from features.backbones.build import boundary, load_backbone, load_tail, network, row, truncated
 from features.cache import open_entry
 from features.datasets import load_dataset
 from features.extraction.job import Job

@@ -15,8 +15,7 @@ from torch import nn
 from verbs_for_tests import choose_settings
 
 from features.backbones import load_recipe
-from features.backbones.build import network, row
-from features.backbones.tails import boundary, load_tail
+from features.backbones.build import boundary, load_tail, network, row
 from features.cache.entry import open_entry
 from features.datasets import load_dataset
 from features.errors import FirnError, UnknownName

@@ -66,7 +66,7 @@ def _of_head(case: Case) -> Evidence:
 
 def _thawed(case: Case) -> Evidence:
     """Explain a thawed network in the precision that it was trained in; by gradients too where its input is maps."""
-    from features.backbones.tails import IMAGES
+    from features.backbones.build import IMAGES
     from models.explain.class_maps import grad_cam, hires_cam, network_class_maps
     from models.finetuning.network import arithmetic
 
@@ -130,7 +130,7 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
     """Return the network of a run in eval mode, and its configuration."""
     from safetensors import SafetensorError
 
-    from features.backbones.tails import load_tail
+    from features.backbones.build import load_tail
     from models.finetuning.checkpoints import load_network
     from models.finetuning.cross_validation import CLASSIFIER, NETWORK
     from models.finetuning.network import Thawed

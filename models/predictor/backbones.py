@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Recipe, make_recipe, recipe_of_digest
-from features.backbones.build import truncated
-from features.backbones.tails import IMAGES
+from features.backbones.build import IMAGES, truncated
 from features.errors import BadBundle
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.workers import Crew

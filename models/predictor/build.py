@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Recipe, load_recipe, make_recipe, recipe_of_digest
+from features.backbones.build import IMAGES
 from features.backbones.registry import domains
-from features.backbones.tails import IMAGES
 from features.cache import open_entry
 from features.cache.key import Key
 from features.datasets import load_dataset

@@ -18,8 +18,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import adaptive_avg_pool2d
 
 from features.backbones import Recipe
-from features.backbones.build import load_backbone, truncated
-from features.backbones.tails import IMAGES
+from features.backbones.build import IMAGES, load_backbone, truncated
 from features.errors import FirnError
 from features.views import GEM_POWER
 from models.predictor.backbones import way_of

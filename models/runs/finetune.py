@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from features.backbones.build import load_backbone, truncated
-from features.backbones.tails import IMAGES, boundary, load_tail
+from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, truncated
 from features.backbones.weights import thawed_root
 from features.cache.entry import open_entry
 from features.devices import checked
