@@ -31,8 +31,8 @@ from features.extraction.forward import Forward, to_arrays
 from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
 from features.extraction.onednn import Peaks, never_negative, packs
-from features.extraction.shard_writer import Lane
-from features.extraction.workers import Crew
+from features.extraction.shard_writer import ShardWriter
+from features.extraction.workers import WorkerPool
 from features.images import Augmentation, DecodedImage, Geometry, decoding, pixels
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
@@ -188,7 +188,7 @@ def test_interruption_keeps_what_was_done(spots: Path, tmp_path: Path, stop: typ
 
 
 def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three lanes, one of them a view, give what three runs give, and each image is decoded once."""
+    """Three writers, one of them a view, give what three runs give, and each image is decoded once."""
     dataset = load_dataset(str(spots))
     asked: list[dict[str, Any]] = [{}, {"precision": "bfloat16"}, {"view": 1}]
     alone = [job(spots, name=f"alone{i}", **one) for i, one in enumerate(asked)]
@@ -254,15 +254,15 @@ def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
 
 
 def test_rows_that_wait_hold_no_larger_memory(spots: Path) -> None:
-    """Features that wait for the rest of their unit are copies of their own, not parts of what the network gave."""
+    """Features that wait for the rest of their partition are copies, not views of what the network gave."""
     one = job(spots)
-    lane = Lane(one, Forward(one.recipe, batch_size=4), 0, Crew("cpu"))
+    writer = ShardWriter(one, Forward(one.recipe, batch_size=4), 0, WorkerPool("cpu"))
     for i in range(4):
-        lane.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
-    lane._behind.pop().result()
-    ((_, arrays),) = lane._units[0]
+        writer.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
+    writer._behind.pop().result()
+    ((_, arrays),) = writer._partitions[0]
     assert all(array.flags.owndata and len(array) == 4 for array in arrays.values())
-    lane.close()
+    writer.close()
 
 
 def test_rows_do_not_depend_on_how_many_threads_there_are(spots: Path) -> None:
@@ -284,9 +284,9 @@ def test_a_crew_works_on_one_core_each() -> None:
     """Each thread computes on one core, as many as torch would have used, and results come in their order."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    crew = Crew("cpu")
+    pool = WorkerPool("cpu")
     try:
-        assert crew.size == 3
+        assert pool.size == 3
         together = Barrier(3)
 
         def threads(i: int) -> tuple[int, int, int]:
@@ -294,13 +294,13 @@ def test_a_crew_works_on_one_core_each() -> None:
             torch.ones(100_000).exp()  # what computes first might take the number of all
             return i, torch.get_num_threads(), get_ident()
 
-        numbers, each, who = zip(*crew.each(threads, range(6)), strict=True)
+        numbers, each, who = zip(*pool.each(threads, range(6)), strict=True)
         assert numbers == tuple(range(6))
         assert set(each) == {1}
         assert len(set(who)) == 3
         assert torch.get_num_threads() == 3
     finally:
-        crew.close()
+        pool.close()
         torch.set_num_threads(before)
 
 
@@ -384,7 +384,7 @@ def spawn(folder: Path) -> subprocess.Popen[str]:
     """Start an extraction of a folder in a process of its own."""
     command = [sys.executable, "-m", "pipeline", "extract", "--dataset", str(folder), "--backbone", "squeezenet1_1"]
     return subprocess.Popen(
-        [*command, "--precision", "float32", "--batch-size", "4"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "--precision", "float32", "--batch-size", "4", "--device", "cpu"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 

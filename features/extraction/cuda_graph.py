@@ -27,7 +27,7 @@ class Replay:
                 step(self._input)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # Writers of other lanes fetch their features meanwhile: what other threads do is no part of the recording.
+        # Writers of other writers fetch their features meanwhile: what other threads do is no part of the recording.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = step(self._input)
 

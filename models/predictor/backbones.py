@@ -13,7 +13,7 @@ from features.backbones import Recipe, make_recipe, recipe_of_digest
 from features.backbones.build import IMAGES, truncated
 from features.errors import BadBundle
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.workers import Crew
+from features.extraction.workers import WorkerPool
 from features.images import PREPROCESS, Geometry
 from models.predictor.manifest import Network
 
@@ -84,7 +84,7 @@ class _Frozen:
             stored=key.stored,
             batch_size=batch_size,
         )
-        self._crew = Crew(device)
+        self._crew = WorkerPool(device)
 
     def __call__(self, pixels: Array) -> Features:
         size = self._forward.batch_size
