@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from features.backbones import weights
@@ -42,13 +43,13 @@ def network(row: Row, device: str = "cpu") -> nn.Module:
     return model.eval()
 
 
-def cut(model: nn.Module, blocks: Mapping[str, str]) -> nn.Module:
+def cut(model: nn.Module, blocks: Mapping[str, str]) -> fx.GraphModule:
     """Return the part of `model` that ends at the last tap; its forward gives {block: (B, C, H, W)}.
 
     torchvision.models.feature_extraction traces the network and drops everything after the last tap.
     """
     nodes = {node: block for block, node in blocks.items()}
-    extractor: nn.Module = create_feature_extractor(model, nodes, suppress_diff_warning=True)
+    extractor: fx.GraphModule = create_feature_extractor(model, nodes, suppress_diff_warning=True)
     return extractor.eval()
 
 
@@ -59,7 +60,7 @@ def block_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, int, int]]
     return {block: (int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for block, m in out.items()}
 
 
-def load_backbone(recipe: Recipe) -> nn.Module:
+def load_backbone(recipe: Recipe) -> fx.GraphModule:
     """Return the frozen float32 network of a recipe, in eval mode on the CPU: (B, 3, S, S) -> {block: (B, C, H, W)}.
 
     Raises BadWeights where the file changed since the recipe was made.
@@ -70,6 +71,19 @@ def load_backbone(recipe: Recipe) -> nn.Module:
     if weights.digest(state) != recipe.weights:
         raise BadWeights(f"{recipe.file} changed while it was in use; run the command again")
     return module.requires_grad_(False).eval()
+
+
+def fold_batch_norm(network: fx.GraphModule) -> fx.GraphModule:
+    """Return a traced network in eval mode with every batch-norm folded into the convolution before it."""
+    folded = fx.GraphModule(network, network.graph)
+    for node in [node for node in folded.graph.nodes if node.op == "call_module"]:
+        norm, before = folded.get_submodule(node.target), node.args[0]
+        convolution = folded.get_submodule(before.target) if before.op == "call_module" else None
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d) and len(before.users) == 1:
+            folded.set_submodule(before.target, fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            folded.graph.erase_node(node)
+    return fx.GraphModule(folded, folded.graph)  # anew: with the modules that are left
 
 
 def load_weights(module: nn.Module, whole: nn.Module, recipe: Recipe) -> dict[str, Tensor]:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import embedding, max_pool2d
 
-from features.backbones.build import load_backbone
+from features.backbones.build import fold_batch_norm, load_backbone
 from features.backbones.spec import Recipe
 from features.errors import FirnError
 from features.extraction.cuda_graph import Replay
@@ -53,7 +52,7 @@ class Forward:
         """Return the network as this device runs it best."""
         # Traced once more, into the blocks that torchvision keeps whole; batch-norm is folded into the convolutions
         # before rounding: fewer passes and less rounding.
-        folded = fuse(network, inplace=True)
+        folded = fold_batch_norm(fx.symbolic_trace(network))
         moved = folded.to(self._device, self._dtype).to(memory_format=torch.channels_last).eval()
         if isinstance(moved, fx.GraphModule) and self._device.type == "cpu" and packs(self._dtype):
             return pack(moved, (self.batch_size, 3, side, side))
