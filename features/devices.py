@@ -35,6 +35,21 @@ def checked(name: str) -> str:
     return name
 
 
+def gpu_utilisation(device: str) -> list[int]:
+    """Return the percentage of the last moments in which a GPU was at work, in a list.
+
+    Empty for a CPU, and where the package nvidia-ml-py, which torch asks, is not installed.
+    """
+    import torch
+
+    if not device.startswith("cuda"):
+        return []
+    try:
+        return [torch.cuda.utilization(device)]
+    except Exception:  # a driver that does not tell raises kinds of its own
+        return []
+
+
 def precision(wanted: str, device: str) -> str:
     """Return the arithmetic of the forward pass: for "auto" the half precision that the hardware has natively.
 

@@ -26,9 +26,11 @@ from features.backbones import load_recipe
 from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
+from features.datasets.image_folder import FileSource
 from features.errors import BadImage
+from features.extraction import prefetch
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.job import Job, Outcome
+from features.extraction.job import Job, Outcome, Seconds, add, no_seconds
 from features.extraction.loop import extract
 from features.extraction.onednn import Peaks, never_negative, packs
 from features.extraction.shard_writer import ShardWriter
@@ -367,24 +369,78 @@ def test_half_precision_is_close_to_float32(spots: Path) -> None:
     assert cosine.min() >= 0.999
 
 
-def test_the_last_line_names_the_limit(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command says which stage the others waited for, and how busy each was; of nothing it says nothing."""
-    verb.extract(str(spots), "squeezenet1_1", precision="float32")
+def slow(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
+    """Have a function or method take some seconds longer."""
+    as_before = getattr(owner, name)
+
+    def slower(*what: Any, **how: Any) -> Any:
+        time.sleep(seconds)
+        return as_before(*what, **how)
+
+    monkeypatch.setattr(owner, name, slower)
+
+
+@pytest.mark.parametrize(
+    ("limit", "owner", "name", "seconds"),
+    [
+        ("read", FileSource, "read", 0.15),  # a slow network drive
+        ("decode", prefetch, "several_pixels", 0.1),
+        ("forward", Forward, "__call__", 0.5),
+        ("write", Entry, "commit", 0.5),  # a slow disk
+    ],
+)
+def test_the_last_line_names_the_limit(
+    spots: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: str,
+    owner: Any,
+    name: str,
+    seconds: float,
+) -> None:
+    """A stage that is made slow is the one that is named, and the others waited for it most of the time."""
+    slow(monkeypatch, owner, name, seconds)
+    monkeypatch.setattr("features.extraction.loop.rows_per_shard", lambda n, jobs: 4)
+    monkeypatch.setattr("features.extraction.shard_writer._BATCHES_BEHIND", 1)
+    verb.extract(str(spots), "squeezenet1_1", precision="float32", batch_size=4, workers=1)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"32 images in .*the limit was (read|decode|forward|write), at work \d+% of the time; .* \d+%", last
+    found = re.search(
+        r"32 images in .*the limit was (\w+), waited for (\d+)% of the time; at work: read \d+%, .*", last
     )
-    seconds = {"wall": 10.0, "read": 4.0, "decode": 16.0, "forward": 9.0, "write": 1.0}
-    outcome = Outcome(images=8, seconds=seconds, threads={"read": 4, "decode": 2})
-    assert outcome.busy() == {"read": 0.1, "decode": 0.8, "forward": 0.9, "write": 0.1}
-    assert outcome.limit() == "forward"
+    assert found and found[1] == limit, last
+    assert int(found[2]) >= 40, last
+
+
+def test_the_limit_where_decoding_has_threads_of_its_own() -> None:
+    """On a GPU the loop waits for pixels or for room, whatever the threads that decode and launch are doing."""
+    at_work = {"wall": 10.0, "read": 1.0, "decode": 60.0, "forward": 9.0, "write": 1.0}
+    outcome = Outcome(images=8, seconds=add_up(at_work), threads={"decode": 8})
+    for limit, waits in (
+        ("decode", {"decode": 9.0, "forward": 8.0}),
+        ("forward", {"write": 9.0, "forward": 8.0}),
+        ("read", {"read": 70.0, "decode": 9.0, "forward": 8.0}),
+        ("write", {"write": 9.0, "forward": 0.5}),
+    ):
+        outcome.waits = add_up(waits)
+        assert outcome.limit() == limit
+    assert outcome.busy() == {"read": 0.1, "decode": 0.75, "forward": 0.9, "write": 0.1}
+
+
+def add_up(seconds: dict[str, float]) -> Seconds:
+    """Return seconds by stage."""
+    total = no_seconds()
+    add(total, seconds)
+    return total
 
 
 def spawn(folder: Path) -> subprocess.Popen[str]:
     """Start an extraction of a folder in a process of its own."""
     command = [sys.executable, "-m", "pipeline", "extract", "--dataset", str(folder), "--backbone", "squeezenet1_1"]
     return subprocess.Popen(
-        [*command, "--precision", "float32", "--batch-size", "4", "--device", "cpu"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "--precision", "float32", "--batch-size", "4", "--device", "cpu"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from features.cache.entry import Entry
 from features.datasets.dataset import Dataset
+from features.devices import gpu_utilisation
 from features.errors import BadImage
 from features.extraction.forward import Forward
-from features.extraction.job import Job, Outcome, rows_per_shard
+from features.extraction.job import Job, Outcome, add, rows_per_shard
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.shard_writer import ShardWriter, refresh, remembered, settle
 from features.extraction.workers import WorkerPool
 from features.images import Geometry
 
 _REFRESH_EVERY = 60.0  # seconds between masters while a long run goes on, for readers that do not wait
+_LOOK_EVERY = 0.5  # seconds between looks at the GPU's utilisation
 _POLL = 0.5  # seconds between looks at what other processes are doing
 
 
@@ -88,6 +90,7 @@ class _Run:
         first: int = 0,
         masters: bool = True,
     ) -> None:
+        self._device, self._looked = device, time.perf_counter()
         self._first = first  # number of the first partition
         self._masters = masters  # whether to write the masters
         self.outcome, self._dataset, self._strict, self._progress = Outcome(), dataset, strict, progress
@@ -121,7 +124,9 @@ class _Run:
             "read": workers,
             "decode": pool.size if pool.decoders else workers,
             "forward": pool.size,
+            "write": len(self._writers),
         }
+        self.outcome.shared = pool.decoders is not None
         try:
             self._go(workers, rows)
             self._finish(over=True)
@@ -147,8 +152,11 @@ class _Run:
                 ahead=ahead,
                 decoders=self._pool.decoders,
             )
+            asked = time.perf_counter()
             for prepared in stream:
+                self.outcome.waits["decode"] += time.perf_counter() - asked
                 self._take(prepared)
+                asked = time.perf_counter()
             self._end_partition()
             for writer in self._writers:
                 writer.flush()
@@ -195,8 +203,8 @@ class _Run:
         if partition != self._open:
             self._end_partition()
             self._open = partition
-        self._seconds("read", prepared.reading)
-        self._seconds("decode", prepared.decoding)
+        add(self.outcome.seconds, {"read": prepared.reading, "decode": prepared.decoding})
+        self.outcome.waits["read"] += prepared.waiting
         self.digests.sha256[prepared.image] = prepared.sha256
         if prepared.error:
             self._leave_out(prepared)
@@ -206,6 +214,9 @@ class _Run:
             writer.add(partition, prepared.sha256, prepared.pixels[writer.geometry])
         self.outcome.images += bool(writers)
         self.outcome.skipped += not writers and not prepared.error
+        if time.perf_counter() > self._looked + _LOOK_EVERY:
+            self._looked = time.perf_counter()
+            self.outcome.gpu += gpu_utilisation(self._device)
         self._done += 1
         self._progress(self._done, len(self._dataset))
 
@@ -251,9 +262,6 @@ class _Run:
             if over or (writer.holds_any(listed) and not writer.entry.lists(unknown)):
                 yield writer.entry, left_out
 
-    def _seconds(self, stage: str, seconds: float) -> None:
-        self.outcome.seconds[stage] = self.outcome.seconds.get(stage, 0.0) + seconds
-
     def _finish(self, *, over: bool) -> None:
         """Commit what is computed and write the masters, whatever fails on the way.
 
@@ -263,8 +271,8 @@ class _Run:
         for writer in self._writers:
             with _kept(errors):
                 writer.close()
-            for stage, seconds in writer.seconds.items():
-                self._seconds(stage, seconds)
+            add(self.outcome.seconds, writer.seconds)
+            add(self.outcome.waits, writer.waits)
         self._pool.close()
         with _kept(errors):
             nothing = self.outcome.left_out and not self.outcome.images and not self.outcome.skipped
@@ -274,7 +282,7 @@ class _Run:
             if over and not errors and self._masters:
                 self._clock = settle(self._dataset, self.digests, self._clock)
             self._refresh(over=over and not errors)
-        self._seconds("wall", time.perf_counter() - self._started)
+        self.outcome.seconds["wall"] = time.perf_counter() - self._started
         if errors and over:
             raise errors[0]
 

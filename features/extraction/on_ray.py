@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from features.cache.content import Digests
 from features.datasets.dataset import Dataset
 from features.errors import BadImage, FirnError
-from features.extraction.job import Job, Outcome, rows_per_shard
+from features.extraction.job import Job, Outcome, add, rows_per_shard
 from features.extraction.loop import RangeResult, extract_range
 from features.extraction.shard_writer import refresh, remembered, settle
 from features.ray_cluster import Home, cluster, load_ray, results
@@ -136,11 +136,12 @@ def _sum(outcomes: list[Outcome], wall: float, slots: int) -> Outcome:
     """Return the outcome of all tasks together; seconds are those of all workers."""
     total = Outcome(processes=slots)
     for one in outcomes:
-        total.threads = one.threads
+        total.threads, total.shared = one.threads, one.shared
         total.images += one.images
         total.skipped += one.skipped
         total.left_out |= one.left_out
-        for stage, seconds in one.seconds.items():
-            total.seconds[stage] = total.seconds.get(stage, 0.0) + seconds
+        add(total.seconds, one.seconds)
+        add(total.waits, one.waits)
+        total.gpu += one.gpu
     total.seconds["wall"] = wall
     return total

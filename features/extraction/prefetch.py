@@ -31,6 +31,7 @@ class Prepared(NamedTuple):
     error: str  # why it is unreadable, or ""
     reading: float  # seconds that a thread took for reading and digesting it
     decoding: float  # seconds that a thread took for decoding and fitting it
+    waiting: float  # seconds that this thread waited for the bytes before
 
 
 class _Read(NamedTuple):
@@ -65,7 +66,10 @@ def prepare(
         return [_read(source, ids[i], i, wanted) for i in batch]
 
     def decode(batch: Future[list[_Read]]) -> list[Prepared]:
-        return [_decode(ids[one.image], one, geometries) for one in batch.result()]
+        start = time.perf_counter()
+        first, *others = batch.result()
+        waited = time.perf_counter() - start
+        return [_decode(ids[one.image], one, geometries, waited * (one is first)) for one in (first, *others)]
 
     readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
     pool = decoders or ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -118,7 +122,7 @@ def _read(source: Source, image: str, index: int, wanted: Callable[[bytes], bool
     return _Read(index, sha256, data, why, time.perf_counter() - start)
 
 
-def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepared:
+def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...], waited: float) -> Prepared:
     """Decode one image that was read; an unreadable one is told, not raised."""
     start = time.perf_counter()
     pixels: tuple[NDArray[np.generic], ...] = ()
@@ -128,7 +132,7 @@ def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepar
             pixels = several_pixels(read.data, geometries, name=image)
         except (FirnError, OSError) as error:
             why = str(error)
-    return Prepared(read.image, read.sha256, pixels, why, read.seconds, time.perf_counter() - start)
+    return Prepared(read.image, read.sha256, pixels, why, read.seconds, time.perf_counter() - start, waited)
 
 
 class ImageStream:

@@ -22,7 +22,7 @@ from features.cache.entry import Entry, cache_root
 from features.cache.lease import Leases
 from features.datasets.dataset import Dataset
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.job import Job
+from features.extraction.job import Job, no_seconds
 from features.extraction.workers import WorkerPool
 from features.storage import make_folder
 
@@ -36,7 +36,8 @@ class ShardWriter:
     def __init__(self, job: Job, forward: Forward, geometry: int, pool: WorkerPool) -> None:
         self.entry, self.parts, self.geometry = job.entry, job.parts, geometry
         self.leases = Leases(self.entry.shards)
-        self.seconds = {"forward": 0.0, "write": 0.0}
+        self.seconds = no_seconds()  # at work: forward, write
+        self.waits = no_seconds()  # for the network ("forward"), for room in the queue to it ("write")
         self.committed = 0  # images
         self._forward, self._pool = forward, pool
         self._seen = {part: set[str]() for part in self.parts}  # shard files whose rows are in _have
@@ -90,8 +91,10 @@ class ShardWriter:
         self._waiting, self._ended = [], []
         named = self._pool.submit(self._run, [pixels for _, _, pixels in rows]) if rows else None
         self._behind.append(self._thread.submit(self._write, [(u, s) for u, s, _ in rows], named, ended))
+        start = time.perf_counter()
         while len(self._behind) > self._most_behind:
             self._behind.popleft().result()
+        self.waits["write"] += time.perf_counter() - start
 
     def _run(self, pixels: list[NDArray[np.generic]]) -> tuple[dict[str, Tensor], float]:
         """Return what the network gives for a batch, and the seconds that it took. Runs in a thread of the pool."""
@@ -118,10 +121,13 @@ class ShardWriter:
 
     def _computed(self, named: Future[tuple[dict[str, Tensor], float]]) -> dict[str, NDArray[Any]]:
         """Wait for the network and the device."""
-        tensors, seconds = named.result()
         start = time.perf_counter()
+        tensors, seconds = named.result()
+        launched = time.perf_counter()
         arrays = to_arrays(tensors)
-        self.seconds["forward"] += seconds + time.perf_counter() - start
+        done = time.perf_counter()
+        self.seconds["forward"] += seconds + done - launched
+        self.waits["forward"] += done - start
         return arrays
 
     def _commit(self, partition: int) -> None:
