@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import draw
 from PIL import Image
 
@@ -32,7 +30,6 @@ from features.extraction import prefetch
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.job import Job, Outcome, Seconds, add, no_seconds
 from features.extraction.loop import extract
-from features.extraction.onednn import Peaks, never_negative, packs
 from features.extraction.shard_writer import ShardWriter
 from features.extraction.workers import WorkerPool
 from features.images import Augmentation, DecodedImage, Geometry, decoding, pixels
@@ -304,52 +301,6 @@ def test_a_crew_works_on_one_core_each() -> None:
     finally:
         pool.close()
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 0), (3, 2, 1), (2, 2, 0), (2, 3, 0), (3, 1, 1), (5, 2, 2)])
-def test_peaks_are_those_of_max_pooling(kernel: int, stride: int, padding: int) -> None:
-    """Maxima found by bits are torch's, at every side and with windows that end outside."""
-    for side, ceil in itertools.product((13, 14, 15, 32), (False, True)):
-        layer = torch.nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
-        maps = torch.randn(2, 5, side, side + 3).relu().bfloat16().contiguous(memory_format=torch.channels_last)
-        assert Peaks.fits(layer) == (not (ceil and padding))
-        if Peaks.fits(layer):
-            assert torch.equal(Peaks(layer)(maps), layer(maps))
-    assert not Peaks.fits(torch.nn.MaxPool2d(3, dilation=2))
-    assert not Peaks.fits(torch.nn.MaxPool2d(2, padding=1))
-
-
-@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small", "densenet121"])
-def test_only_maps_after_relu_are_never_negative(name: str) -> None:
-    """What a network's graph is said to keep from being negative is so, and the layer before an activation is not."""
-    torch.manual_seed(0)
-    network = torch.fx.symbolic_trace(torchvision.models.get_model(name, weights=None).eval())
-    known = {n for n in network.graph.nodes if never_negative(network, n, lambda module: False)}
-    least: dict[torch.fx.Node, float] = {}
-
-    class Look(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> Any:
-            out = super().run_node(n)
-            least[n] = float(out.min()) if isinstance(out, torch.Tensor) else 0.0
-            return out
-
-    with torch.inference_mode():
-        Look(network).run(torch.randn(1, 3, 64, 64))
-    assert len(known) >= 3
-    assert all(least[n] >= 0 for n in known)
-    convolutions = [n for n in network.graph.nodes if "conv" in str(n.target) and n.op == "call_module"]
-    assert not known & {n for n in convolutions if isinstance(network.get_submodule(n.target), torch.nn.Conv2d)}
-
-
-@pytest.mark.skipif(not packs(torch.bfloat16), reason="no bfloat16 convolutions in this processor or torch")
-def test_peaks_change_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All three pools of SqueezeNet are peaks in bfloat16, and features are the same to the bit without them."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 224, 224), dtype=np.uint8)
-    with_them = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
-    assert sum(isinstance(module, Peaks) for module in with_them._module.modules()) == 3
-    monkeypatch.setattr("features.extraction.onednn._take_peaks", lambda network: None)
-    without = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
-    assert same(*(tuple(to_arrays(forward(pixels)).values()) for forward in (with_them, without)))
 
 
 def test_grey_is_looked_up() -> None:
