@@ -8,7 +8,7 @@ from pathlib import Path
 from features.errors import FirnError, unknown
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
 
@@ -53,10 +53,13 @@ def gpu_utilisation(device: str) -> list[int]:
 def precision(wanted: str, device: str) -> str:
     """Return the arithmetic of the forward pass: for "auto" the half precision that the hardware has natively.
 
-    float16 on a GPU, bfloat16 on a CPU with AVX512-BF16 or AMX-BF16 instructions, else float32.
+    float16 on a GPU, bfloat16 on a CPU with AVX512-BF16 or AMX-BF16 instructions, else float32. "tf32" is float32 with
+    products of rounded numbers, as NVIDIA's tensor cores do them; FirnError for it on a CPU.
     """
     if wanted not in PRECISIONS:
         raise unknown("precision", wanted, PRECISIONS)
+    if wanted == "tf32" and not device.startswith("cuda"):
+        raise FirnError("PRECISION=tf32 needs a GPU; run again with PRECISION=float32 or DEVICE=cuda")
     if wanted != "auto":
         return wanted
     if device.startswith("cuda"):

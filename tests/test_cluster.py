@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -108,5 +109,6 @@ def test_one_worker_per_gpu() -> None:
 
 def test_work_of_all_processes_is_shared_out() -> None:
     """How busy a stage was counts all threads of all processes."""
-    outcome = Outcome(seconds={"wall": 10.0, "decode": 16.0, "forward": 18.0}, threads={"decode": 2}, processes=2)
+    seconds = defaultdict(float, {"wall": 10.0, "decode": 16.0, "forward": 18.0})
+    outcome = Outcome(seconds=seconds, threads={"decode": 2}, processes=2)
     assert outcome.busy() == {"read": 0.0, "decode": 0.4, "forward": 0.9, "write": 0.0}

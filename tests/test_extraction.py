@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, get_ident
@@ -25,14 +26,15 @@ from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.datasets.image_folder import FileSource
-from features.errors import BadImage
+from features.devices import precision
+from features.errors import BadImage, FirnError
 from features.extraction import prefetch
-from features.extraction.forward import Forward, to_arrays
-from features.extraction.job import Job, Outcome, Seconds, add, no_seconds
+from features.extraction.forward import Forward, float32_products, to_arrays
+from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
 from features.extraction.shard_writer import ShardWriter
 from features.extraction.workers import WorkerPool
-from features.images import Augmentation, DecodedImage, Geometry, decoding, pixels
+from features.images import Augmentation, Geometry, pixels, several_pixels
 from features.views import map_view, pooled_view
 from pipeline import extract as verb
 
@@ -196,13 +198,12 @@ def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.Monke
     together = [job(spots, **one) for one in asked]
     assert len({one.entry.key.folder() for one in together}) == 3
     decoded: list[bytes] = []
-    whole = decoding._decoded
 
-    def noting(data: bytes) -> DecodedImage:
+    def noting(data: bytes, *how: Any, name: str) -> Any:
         decoded.append(data)
-        return whole(data)
+        return several_pixels(data, *how, name=name)
 
-    monkeypatch.setattr(decoding, "_decoded", noting)
+    monkeypatch.setattr(prefetch, "several_pixels", noting)
     extract(dataset, together, batch_size=4, shard_rows=6, workers=2)
     assert sorted(decoded) == sorted((spots / image).read_bytes() for image in dataset.ids)
     for one, other in zip(alone, together, strict=True):
@@ -365,23 +366,16 @@ def test_the_last_line_names_the_limit(
 def test_the_limit_where_decoding_has_threads_of_its_own() -> None:
     """On a GPU the loop waits for pixels or for room, whatever the threads that decode and launch are doing."""
     at_work = {"wall": 10.0, "read": 1.0, "decode": 60.0, "forward": 9.0, "write": 1.0}
-    outcome = Outcome(images=8, seconds=add_up(at_work), threads={"decode": 8})
+    outcome = Outcome(images=8, seconds=defaultdict(float, at_work), threads={"decode": 8})
     for limit, waits in (
         ("decode", {"decode": 9.0, "forward": 8.0}),
         ("forward", {"write": 9.0, "forward": 8.0}),
         ("read", {"read": 70.0, "decode": 9.0, "forward": 8.0}),
         ("write", {"write": 9.0, "forward": 0.5}),
     ):
-        outcome.waits = add_up(waits)
+        outcome.waits = defaultdict(float, waits)
         assert outcome.limit() == limit
     assert outcome.busy() == {"read": 0.1, "decode": 0.75, "forward": 0.9, "write": 0.1}
-
-
-def add_up(seconds: dict[str, float]) -> Seconds:
-    """Return seconds by stage."""
-    total = no_seconds()
-    add(total, seconds)
-    return total
 
 
 def spawn(folder: Path) -> subprocess.Popen[str]:
@@ -413,3 +407,16 @@ def test_killed_process_is_resumed(tmp_path: Path) -> None:
     extract(load_dataset(str(folder)), [undisturbed], batch_size=4, workers=2)
     assert same(everything(one.entry), everything(undisturbed.entry))
     assert not [name for name in os.listdir(one.entry.shards) if name.startswith(".")]
+
+
+def test_float32_is_multiplied_as_it_is() -> None:
+    """NVIDIA's libraries are told so for as long as a batch takes, and TF32 only where it is asked for by name."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    for kind in ("ieee", "tf32"):
+        with float32_products(kind):
+            assert (convolutions.fp32_precision, products.fp32_precision) == (kind, kind)
+    assert (convolutions.fp32_precision, products.fp32_precision) == before
+    assert precision("tf32", "cuda:1") == "tf32"
+    with pytest.raises(FirnError, match="PRECISION=tf32 needs a GPU; run again with PRECISION=float32"):
+        precision("tf32", "cpu")

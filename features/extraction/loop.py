@@ -14,6 +14,7 @@ from features.cache.entry import Entry
 from features.datasets.dataset import Dataset
 from features.devices import gpu_utilisation
 from features.errors import BadImage
+from features.extraction.cuda_graph import compiling_pays
 from features.extraction.forward import Forward
 from features.extraction.job import Job, Outcome, add, rows_per_shard
 from features.extraction.prefetch import Prepared, prepare
@@ -62,6 +63,7 @@ def extract_range(
     *,
     first: int,
     rows: int,
+    images: int,
     device: str,
     batch_size: int,
     workers: int,
@@ -69,9 +71,10 @@ def extract_range(
 ) -> RangeResult:
     """Commit the shards of a range of images that begins with partition `first`, a partition being `rows` images.
 
-    `dataset` has the images of the range alone. No master is written: that is for whoever knows all ranges.
+    `dataset` has the images of the range alone, out of `images`. No master is written: that is for whoever knows all
+    ranges.
     """
-    run = _Run(dataset, jobs, device, batch_size, strict, lambda done, total: None, first, masters=False)
+    run = _Run(dataset, jobs, device, batch_size, strict, lambda done, total: None, first, images)
     run.whole(workers, rows)
     return RangeResult(run.digests.sha256, run.left_out, run.outcome)
 
@@ -88,11 +91,12 @@ class _Run:
         strict: bool,
         progress: Callable[[int, int], None],
         first: int = 0,
-        masters: bool = True,
+        images: int = 0,
     ) -> None:
+        """Take the images to do; where they are a range, the number of its first partition and of all images."""
         self._device, self._looked = device, time.perf_counter()
         self._first = first  # number of the first partition
-        self._masters = masters  # whether to write the masters
+        self._masters = not images  # whether to write the masters
         self.outcome, self._dataset, self._strict, self._progress = Outcome(), dataset, strict, progress
         self._started, self._refreshed, self._clock = time.perf_counter(), time.perf_counter(), time.time_ns()
         self.digests = remembered(dataset)
@@ -110,6 +114,7 @@ class _Run:
                 precision=job.entry.key.precision,
                 stored=job.entry.key.stored,
                 batch_size=batch_size,
+                compiled=compiling_pays(device, images or len(dataset)),
             )
             self._writers.append(ShardWriter(job, forward, self._geometries.index(geometry), self._pool))
             manifest = job.entry.manifest()

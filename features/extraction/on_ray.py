@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     cores: int
     strict: bool
     rows: int
+    images: int
     home: Home
 
 
@@ -59,7 +60,7 @@ def extract_on_ray(
     rows, known = shard_rows or rows_per_shard(len(dataset), jobs), digests.known()
     with cluster(ray) as resources:
         cores, slots = worker_slots(resources, device, workers)
-        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, Home.here())
+        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, len(dataset), Home.here())
         todo = ranges(_lacking(digests, jobs), rows, slots * _RANGES_PER_SLOT)
         parts: list[RangeResult] = []
         done = len(dataset) - sum(stop - first for first, stop in todo)
@@ -125,6 +126,7 @@ def _work(dataset: Dataset, jobs: list[Job], first: int, settings: Settings) -> 
         jobs,
         first=first // settings.rows,
         rows=settings.rows,
+        images=settings.images,
         device=settings.device,
         batch_size=settings.batch_size,
         workers=settings.cores,
