@@ -16,6 +16,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from features.backbones import BACKBONES, load_recipe, make_recipe, recipe_of_digest
 from features.backbones.build import cut, load_backbone, network, row
 from features.backbones.weights import read_state
+from features.devices import precision
 from features.errors import BadWeights, UnknownName
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.onednn import packs
@@ -230,3 +231,17 @@ def test_weights_are_found_by_their_digest(tmp_path: Path, monkeypatch: pytest.M
     assert recipe_of_digest("squeezenet1_1", other.weights).file == tmp_path / "squeezenet1_1.pth"
     with pytest.raises(BadWeights, match=rf"digest abab.*got .*has {other.weights[:12]}; .*{ours.weights[:12]}"):
         recipe_of_digest("squeezenet1_1", "ab" * 32)
+
+
+def test_networks_that_overflow_float16_take_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU "auto" goes by the largest value of the weights at hand, before any image is read."""
+    bundled = load_recipe("squeezenet1_1")
+    assert 1 < bundled.largest < 8000
+    assert precision("auto", "cuda", bundled.largest) == "float16"
+    state = read_state(bundled.file)
+    state["features.3.squeeze.weight"] = state["features.3.squeeze.weight"].float() * 1e4
+    torch.save(state, tmp_path / "squeezenet1_1.pth")
+    monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
+    assert precision("auto", "cuda", load_recipe("squeezenet1_1").largest) == "bfloat16"
+    assert precision("float16", "cuda", 1e9) == "float16"
+    assert precision("auto", "cpu", 1e9) in ("bfloat16", "float32")

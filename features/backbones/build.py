@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def load_backbone(recipe: Recipe) -> fx.GraphModule:
     """
     whole = network(row(recipe.name), "meta")
     module = cut(whole, _nodes(recipe))
-    state = load_weights(module, whole, recipe)
+    state = load_weights(module, whole, recipe.file)
     if weights.digest(state) != recipe.weights:
         raise BadWeights(f"{recipe.file} changed while it was in use; run the command again")
     return module.requires_grad_(False).eval()
@@ -86,9 +87,9 @@ def fold_batch_norm(network: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(folded, folded.graph)  # anew: with the modules that are left
 
 
-def load_weights(module: nn.Module, whole: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
-    """Give a part of a network on the meta device the numbers of a recipe's file; return them in float32."""
-    state = weights.select(weights.read_state(recipe.file), module.state_dict(), whole.state_dict(), recipe.file)
+def load_weights(module: nn.Module, whole: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Give a part of a network on the meta device the numbers of a weights file; return them in float32."""
+    state = weights.select(weights.read_state(file), module.state_dict(), whole.state_dict(), file)
     module.load_state_dict(state, strict=False, assign=True)
     for child in module.modules():
         for name, buffer in child.named_buffers(recurse=False):
@@ -97,12 +98,31 @@ def load_weights(module: nn.Module, whole: nn.Module, recipe: Recipe) -> dict[st
     return state
 
 
+def largest_value(network: fx.GraphModule, mean: Sequence[float], std: Sequence[float], size: int) -> float:
+    """Return the largest magnitude in any map of a float32 network that is shown noise and a white image."""
+    largest = 0.0
+
+    class Look(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            nonlocal largest
+            out = super().run_node(n)
+            largest = max(largest, float(out.abs().max()) if isinstance(out, Tensor) else 0.0)
+            return out
+
+    images = torch.ones(2, 3, size, size)
+    images[0] = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        scale, shift = (torch.tensor(v).view(1, 3, 1, 1) for v in (std, mean))
+        Look(fold_batch_norm(fx.symbolic_trace(network))).run((images - shift) / scale)
+    return largest
+
+
 def truncated(recipe: Recipe, block: str) -> Recipe:
     """Return the recipe of the part of a network that ends after one block or module: of a trunk."""
     whole, node = network(row(recipe.name), "meta"), _node(recipe, block)
     module = cut(whole, {block: node})
     shapes = block_shapes(module, recipe.size)
-    return replace(recipe, blocks=shapes, weights=weights.digest(load_weights(module, whole, recipe)))
+    return replace(recipe, blocks=shapes, weights=weights.digest(load_weights(module, whole, recipe.file)))
 
 
 def _node(recipe: Recipe, block: str) -> str:
@@ -197,7 +217,7 @@ def load_tail(recipe: Recipe, after: str) -> nn.Module:
     line = row(recipe.name)
     whole = network(line, "meta")
     module = _tail(whole, line.blocks.get(after, after), line.blocks[list(recipe.blocks)[-1]])
-    load_weights(module, whole, recipe)
+    load_weights(module, whole, recipe.file)
     return module.eval()
 
 

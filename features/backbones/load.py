@@ -14,7 +14,7 @@ from features.backbones.spec import Recipe
 from features.errors import BadWeights
 from features.storage import artifacts_root, write_whole
 
-_FORMAT = 1
+_FORMAT = 2  # raised when a recipe has another field
 
 
 def load_recipe(name: str, given: str | Path | None = None) -> Recipe:
@@ -42,20 +42,15 @@ def make_recipe(name: str, given: str | Path | None = None) -> Recipe:
     chosen = torchvision.models.get_weight(line.weights)
     file = weights.find(name, line.file, given) or weights.download(name, chosen.url)
     preset = chosen.transforms()
+    size, mean, std = preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
     whole = build.network(line, "meta")
     module = build.cut(whole, line.blocks)
-    shapes = build.block_shapes(module, preset.crop_size[0])
-    state = weights.select(weights.read_state(file), module.state_dict(), whole.state_dict(), file)
+    shapes = build.block_shapes(module, size)
+    digest = weights.digest(build.load_weights(module, whole, file))
+    blocks = {block: shapes[block] for block in line.blocks}
+    largest = build.largest_value(module, mean, std, size)
     return Recipe(
-        name,
-        file,
-        weights.digest(state),
-        {block: shapes[block] for block in line.blocks},
-        preset.crop_size[0],
-        preset.resize_size[0],
-        preset.interpolation.value,
-        tuple(preset.mean),
-        tuple(preset.std),
+        name, file, digest, blocks, size, preset.resize_size[0], preset.interpolation.value, mean, std, largest
     )
 
 

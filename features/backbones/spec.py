@@ -23,6 +23,7 @@ class Recipe:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    largest: float = 0.0  # magnitude in any map of the float32 network, for drawn images
     augmentation: Augmentation | None = None  # how images are varied on the way in
 
     def geometry(self, preprocess: str) -> Geometry:
