@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +247,15 @@ def test_networks_that_overflow_float16_take_bfloat16(tmp_path: Path, monkeypatc
     assert precision("auto", "cuda", load_recipe("squeezenet1_1").largest) == "bfloat16"
     assert precision("float16", "cuda", 1e9) == "float16"
     assert precision("auto", "cpu", 1e9) in ("bfloat16", "float32")
+
+
+def test_torchvision_comes_without_what_it_does_not_need() -> None:
+    """torch._dynamo, half of the import, stays away until it is asked for; then it is the real one."""
+    code = (
+        "import sys; from features.backbones.build import cut, network, row; line = row('resnet18')\n"
+        "cut(network(line, 'meta'), line.blocks); assert not [n for n in sys.modules if n[:13] == 'torch._dynamo']\n"
+        "import torch, torchvision; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist())\n"
+        "print(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]), 1).tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[2.0, 2.0]", "[[[[1.0]]]]"], done.stderr

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torch.overrides import TorchFunctionMode
 
 from features.backbones import weights
 from features.backbones.registry import BACKBONES, Row, architecture
 from features.backbones.spec import Recipe
+from features.backbones.zoo import create_feature_extractor, get_graph_node_names, torchvision
 from features.errors import BadWeights, FirnError, UnknownName, unknown
 
 IMAGES = ""  # the boundary before the first layer: nothing stays frozen
@@ -34,10 +35,17 @@ def row(name: str) -> Row:
     return Row(name, str(best), bare.file, _stages(name, network(bare, "meta"), best.transforms().crop_size[0]))
 
 
+class _NoNumbers(TorchFunctionMode):
+    """Draws nothing for the meta device, where there is nothing to fill and drawing imports torch._dynamo (1.3 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
 def network(row: Row, device: str = "cpu") -> nn.Module:
     """Return the whole torchvision network in eval mode, without pretrained weights ("meta": without any numbers)."""
     try:
-        with torch.device(device):
+        with torch.device(device), _NoNumbers() if device == "meta" else nullcontext():
             model: nn.Module = torchvision.models.get_model(row.architecture, weights=None, **row.options)
     except NotImplementedError:  # RegNet computes its widths with tensors and must be built for real
         model = torchvision.models.get_model(row.architecture, weights=None, **row.options).to(device)
