@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import draw
 from PIL import Image
+from verbs_for_tests import verb
 
 from features.backbones import load_recipe
 from features.backbones.build import load_backbone
@@ -36,7 +37,6 @@ from features.extraction.shard_writer import ShardWriter
 from features.extraction.workers import WorkerPool
 from features.images import Augmentation, Geometry, pixels, several_pixels
 from features.views import map_view, pooled_view
-from pipeline import extract as verb
 
 ROOT = Path(__file__).parents[1]
 
@@ -354,7 +354,7 @@ def test_the_last_line_names_the_limit(
     slow(monkeypatch, owner, name, seconds)
     monkeypatch.setattr("features.extraction.loop.rows_per_shard", lambda n, jobs: 4)
     monkeypatch.setattr("features.extraction.shard_writer._BATCHES_BEHIND", 1)
-    verb.extract(str(spots), "squeezenet1_1", precision="float32", batch_size=4, workers=1)
+    verb("extract", str(spots), "squeezenet1_1", precision="float32", batch_size=4, workers=1)
     last = capsys.readouterr().err.splitlines()[-1]
     found = re.search(
         r"32 images in .*the limit was (\w+), waited for (\d+)% of the time; at work: read \d+%, .*", last
