@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,17 @@ class Job:
         item = int(np.dtype(self.entry.key.stored).itemsize)
         pooled = sum(2 * c for c, _, _ in self.recipe.blocks.values())
         return item * (pooled + sum(int(np.prod(self.recipe.blocks[block])) for block in self.maps))
+
+
+class Settings(NamedTuple):
+    """How an extraction works; the same for all of its jobs and ranges."""
+
+    device: str
+    batch_size: int  # images that go through a network at once
+    workers: int  # threads that read, and on a GPU as many that decode
+    strict: bool  # whether an unreadable image ends it
+    rows: int  # of a partition, which becomes a shard
+    images: int  # of the whole data set
 
 
 Seconds: TypeAlias = defaultdict[str, float]  # by stage

@@ -16,7 +16,7 @@ from features.devices import gpu_utilisation
 from features.errors import BadImage
 from features.extraction.cuda_graph import compiling_pays
 from features.extraction.forward import Forward
-from features.extraction.job import Job, Outcome, add, rows_per_shard
+from features.extraction.job import Job, Outcome, Settings, add, rows_per_shard
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.shard_writer import ShardWriter, refresh, remembered, settle
 from features.extraction.workers import WorkerPool
@@ -44,8 +44,9 @@ def extract(
     next call goes on from there. Raises BadImage for the first unreadable image with `strict`, or where none is
     readable; OSError (disk full) after the masters say what is there.
     """
-    run = _Run(dataset, jobs, device, batch_size, strict, progress)
-    run.whole(workers, shard_rows or rows_per_shard(len(dataset), jobs))
+    rows = shard_rows or rows_per_shard(len(dataset), jobs)
+    run = _Run(dataset, jobs, Settings(device, batch_size, workers, strict, rows, len(dataset)), progress)
+    run.whole()
     return run.outcome
 
 
@@ -57,26 +58,28 @@ class RangeResult(NamedTuple):
     outcome: Outcome
 
 
-def extract_range(
-    dataset: Dataset,
-    jobs: list[Job],
-    *,
-    first: int,
-    rows: int,
-    images: int,
-    device: str,
-    batch_size: int,
-    workers: int,
-    strict: bool,
-) -> RangeResult:
-    """Commit the shards of a range of images that begins with partition `first`, a partition being `rows` images.
+def extract_range(dataset: Dataset, jobs: list[Job], settings: Settings, first: int) -> RangeResult:
+    """Commit the shards of a range of images that begins with partition `first`; `dataset` has these images alone.
 
-    `dataset` has the images of the range alone, out of `images`. No master is written: that is for whoever knows all
-    ranges.
+    No master is written: that is for whoever knows all ranges.
     """
-    run = _Run(dataset, jobs, device, batch_size, strict, lambda done, total: None, first, images)
-    run.whole(workers, rows)
+    run = _Run(dataset, jobs, settings, lambda done, total: None, first, masters=False)
+    run.whole()
     return RangeResult(run.digests.sha256, run.left_out, run.outcome)
+
+
+def _network(job: Job, settings: Settings) -> Forward:
+    """Return the network of a job."""
+    key, compiled = job.entry.key, compiling_pays(settings.device, settings.images)
+    return Forward(
+        job.recipe,
+        maps=job.maps,
+        device=settings.device,
+        precision=key.precision,
+        stored=key.stored,
+        batch_size=settings.batch_size,
+        compiled=compiled,
+    )
 
 
 class _Run:
@@ -86,45 +89,36 @@ class _Run:
         self,
         dataset: Dataset,
         jobs: list[Job],
-        device: str,
-        batch_size: int,
-        strict: bool,
+        settings: Settings,
         progress: Callable[[int, int], None],
         first: int = 0,
-        images: int = 0,
+        *,
+        masters: bool = True,
     ) -> None:
-        """Take the images to do; where they are a range, the number of its first partition and of all images."""
-        self._device, self._looked = device, time.perf_counter()
-        self._first = first  # number of the first partition
-        self._masters = not images  # whether to write the masters
-        self.outcome, self._dataset, self._strict, self._progress = Outcome(), dataset, strict, progress
-        self._started, self._refreshed, self._clock = time.perf_counter(), time.perf_counter(), time.time_ns()
+        """Take the images to do, from partition `first` on, and whether the masters are to be written."""
+        self._settings, self._first, self._masters = settings, first, masters
+        self.outcome, self._dataset, self._progress = Outcome(), dataset, progress
+        self._started = self._refreshed = self._looked = time.perf_counter()
+        self._clock = time.time_ns()
         self.digests = remembered(dataset)
         geometries = [job.recipe.geometry(job.preprocess) for job in jobs]
         self._geometries: tuple[Geometry, ...] = tuple(dict.fromkeys(geometries))
         self.left_out: list[dict[str, str]] = []
         self._writers: list[ShardWriter] = []
-        self._pool = WorkerPool(device)
+        self._pool = WorkerPool(settings.device)
         for job, geometry in zip(jobs, geometries, strict=True):
             job.entry.clean()
-            forward = Forward(
-                job.recipe,
-                maps=job.maps,
-                device=device,
-                precision=job.entry.key.precision,
-                stored=job.entry.key.stored,
-                batch_size=batch_size,
-                compiled=compiling_pays(device, images or len(dataset)),
+            self._writers.append(
+                ShardWriter(job, _network(job, settings), self._geometries.index(geometry), self._pool)
             )
-            self._writers.append(ShardWriter(job, forward, self._geometries.index(geometry), self._pool))
             manifest = job.entry.manifest()
             self.left_out.append(dict(manifest.left_out) if manifest else {})
         self._active: dict[int, list[ShardWriter]] = {}  # partition -> writers that leased it
         self._open: int | None = None  # the partition whose images are coming in
 
-    def whole(self, workers: int, rows: int) -> None:
+    def whole(self) -> None:
         """Work through all partitions and come to an end, in good order whatever happens."""
-        pool = self._pool
+        pool, workers = self._pool, self._settings.workers
         self.outcome.threads = {
             "read": workers,
             "decode": pool.size if pool.decoders else workers,
@@ -133,15 +127,15 @@ class _Run:
         }
         self.outcome.shared = pool.decoders is not None
         try:
-            self._go(workers, rows)
+            self._go()
             self._finish(over=True)
         except BaseException:
             self._finish(over=False)
             raise
 
-    def _go(self, workers: int, rows: int) -> None:
+    def _go(self) -> None:
         """Work through all partitions; those of other living processes are waited for, and taken over if these die."""
-        self._rows = rows
+        workers, rows = self._settings.workers, self._settings.rows
         ahead = 2 * max(writer.batch_size for writer in self._writers) + 8 * workers
         waiting = list(range(self._first, self._first - (-len(self._dataset) // rows)))
         self._done = len(self._dataset) - sum(len(self._todo(partition)) for partition in waiting)
@@ -192,8 +186,8 @@ class _Run:
 
     def _todo(self, partition: int) -> list[int]:
         """Return the images of a partition that are unknown or lack a row somewhere."""
-        start = (partition - self._first) * self._rows
-        digests = self.digests.sha256[start : start + self._rows].tolist()
+        start = (partition - self._first) * self._settings.rows
+        digests = self.digests.sha256[start : start + self._settings.rows].tolist()
         return [start + i for i, sha256 in enumerate(digests) if not sha256 or self._lacking(sha256)]
 
     def _lacking(self, sha256: bytes) -> list[ShardWriter]:
@@ -204,7 +198,7 @@ class _Run:
 
     def _take(self, prepared: Prepared) -> None:
         """Send one prepared image into the writers that need it."""
-        partition = self._first + prepared.image // self._rows
+        partition = self._first + prepared.image // self._settings.rows
         if partition != self._open:
             self._end_partition()
             self._open = partition
@@ -221,7 +215,7 @@ class _Run:
         self.outcome.skipped += not writers and not prepared.error
         if time.perf_counter() > self._looked + _LOOK_EVERY:
             self._looked = time.perf_counter()
-            self.outcome.gpu += gpu_utilisation(self._device)
+            self.outcome.gpu += gpu_utilisation(self._settings.device)
         self._done += 1
         self._progress(self._done, len(self._dataset))
 
@@ -236,7 +230,7 @@ class _Run:
 
     def _leave_out(self, prepared: Prepared) -> None:
         """Remember an unreadable image by its content, so that it is not tried again until it changes."""
-        if self._strict:
+        if self._settings.strict:
             raise BadImage(f"{prepared.error}; mend or remove the file, or run without --strict to leave it out")
         self.outcome.left_out[self._dataset.ids[prepared.image]] = prepared.error
         for left_out in self.left_out:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +17,13 @@ from numpy.typing import NDArray
 from features.cache.content import Digests
 from features.datasets.dataset import Dataset
 from features.errors import BadImage, FirnError
-from features.extraction.job import Job, Outcome, add, rows_per_shard
+from features.extraction.job import Job, Outcome, Settings, add, rows_per_shard
 from features.extraction.loop import RangeResult, extract_range
 from features.extraction.shard_writer import refresh, remembered, settle
 from features.ray_cluster import Home, cluster, load_ray, results
 
 _RANGES_PER_SLOT = 4  # ranges per worker that runs at a time: the slower ones get fewer
 _CORES = 4  # per worker, where nobody says otherwise
-
-
-class Settings(NamedTuple):
-    """How every task works."""
-
-    device: str
-    batch_size: int
-    cores: int
-    strict: bool
-    rows: int
-    images: int
-    home: Home
 
 
 def extract_on_ray(
@@ -60,11 +47,11 @@ def extract_on_ray(
     rows, known = shard_rows or rows_per_shard(len(dataset), jobs), digests.known()
     with cluster(ray) as resources:
         cores, slots = worker_slots(resources, device, workers)
-        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, len(dataset), Home.here())
+        settings = Settings(device.partition(":")[0], batch_size, cores, strict, rows, len(dataset))
         todo = ranges(_lacking(digests, jobs), rows, slots * _RANGES_PER_SLOT)
         parts: list[RangeResult] = []
         done = len(dataset) - sum(stop - first for first, stop in todo)
-        orders = [(_images(dataset, *pair), jobs, pair[0], settings) for pair in todo]
+        orders = [(_images(dataset, *pair), jobs, settings, pair[0] // rows, Home.here()) for pair in todo]
         for i, part in results(ray, _work, orders, cores=cores, gpus=int(settings.device != "cpu")):
             first, stop = todo[i]
             digests.sha256[first:stop] = part.sha256
@@ -115,23 +102,13 @@ def _images(dataset: Dataset, first: int, stop: int) -> Dataset:
     return replace(dataset, **columns)
 
 
-def _work(dataset: Dataset, jobs: list[Job], first: int, settings: Settings) -> RangeResult:
+def _work(dataset: Dataset, jobs: list[Job], settings: Settings, first: int, home: Home) -> RangeResult:
     """Do one range; runs in a process of Ray's."""
     import torch
 
-    settings.home.enter()
-    torch.set_num_threads(settings.cores)
-    return extract_range(
-        dataset,
-        jobs,
-        first=first // settings.rows,
-        rows=settings.rows,
-        images=settings.images,
-        device=settings.device,
-        batch_size=settings.batch_size,
-        workers=settings.cores,
-        strict=settings.strict,
-    )
+    home.enter()
+    torch.set_num_threads(settings.workers)
+    return extract_range(dataset, jobs, settings, first)
 
 
 def _sum(outcomes: list[Outcome], wall: float, slots: int) -> Outcome:
