@@ -249,10 +249,11 @@ def test_networks_that_overflow_float16_take_bfloat16(tmp_path: Path, monkeypatc
     assert precision("auto", "cpu", 1e9) in ("bfloat16", "float32")
 
 
-def test_torchvision_comes_without_what_it_does_not_need() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
+def test_torchvision_comes_without_what_it_does_not_need(name: str) -> None:
     """torch._dynamo, half of the import, stays away until it is asked for; then it is the real one."""
     code = (
-        "import sys; from features.backbones.build import cut, network, row; line = row('resnet18')\n"
+        f"import sys; from features.backbones.build import cut, network, row; line = row('{name}')\n"
         "cut(network(line, 'meta'), line.blocks); assert not [n for n in sys.modules if n[:13] == 'torch._dynamo']\n"
         "import torch, torchvision; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist())\n"
         "print(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]), 1).tolist())\n"

@@ -35,11 +35,15 @@ def row(name: str) -> Row:
     return Row(name, str(best), bare.file, _stages(name, network(bare, "meta"), best.transforms().crop_size[0]))
 
 
+_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
+
+
 class _NoNumbers(TorchFunctionMode):
     """Draws nothing for the meta device, where there is nothing to fill and drawing imports torch._dynamo (1.3 s)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        return (*args, given.get("tensor"))[0] if func in _RANDOM else func(*args, **given)
 
 
 def network(row: Row, device: str = "cpu") -> nn.Module:
