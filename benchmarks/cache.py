@@ -24,9 +24,9 @@ import numpy as np
 from features.backbones import load_recipe
 from features.cache import Digests, Entry, Key, open_entry
 from features.cache.entry import cache_root, entries
+from features.cache.reader import FeatureRows
 from features.datasets import load_dataset
-from features.streams import MapStream
-from features.views import map_view, pooled_view, read_arrays
+from features.views import map_rows, map_view, pooled_view
 
 ROWS, SHARD, REPEATS = 4096, 365, 9
 # The command, and at its end the most memory that it ever held (kB).
@@ -134,7 +134,8 @@ def compare_reading(folder: Path, maps: np.ndarray) -> None:
     order = np.argsort(manifest.ids, kind="stable")
 
     def ours() -> object:
-        return read_arrays(entry, manifest, "pooled", [name], order)
+        with FeatureRows(entry, manifest.parts["pooled"].take(order), [name], np.float32) as rows:
+            return rows[:]
 
     def our_view() -> object:
         return pooled_view(entry, ["layer4"])
@@ -148,12 +149,12 @@ def compare_reading(folder: Path, maps: np.ndarray) -> None:
         a, b, ratio = in_turn(other, mine)
         print(f"| {what}, {len(dataset):,} rows | {b * 1e3:.1f} ms | {label} {a * 1e3:.1f} ms | "
               f"{1 / ratio:.2f} | >= 0.8 |")  # fmt: skip
-    with MapStream(entry, "layer4") as stream:
+    with map_rows(entry, "layer4").X as stream:
         shuffled = np.random.default_rng(0).permutation(len(stream))
 
         def epoch(at: np.ndarray) -> None:
             for i in range(0, len(at), 64):
-                stream.read(at[i : i + 64])
+                stream[at[i : i + 64]]
 
         with h5py.File(folder / "maps.h5", "w") as file:
             file["maps"] = maps

@@ -26,13 +26,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from features.backbones import load_recipe
-from features.backbones.build import load_backbone, network, row, truncated
-from features.backbones.tails import boundary, load_tail
+from features.backbones.build import boundary, load_backbone, load_tail, network, row, truncated
 from features.cache import open_entry
 from features.datasets import load_dataset
 from features.extraction.job import Job
 from features.extraction.loop import extract
-from features.streams import ImageStream, MapStream
+from features.extraction.prefetch import ImageStream
+from features.views import map_rows
 from models.finetuning.batches import Inputs
 from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
 from models.finetuning.settings import RECIPES, FinetuneOptions
@@ -78,9 +78,9 @@ class Case:
         self.after = boundary(self.recipe, "1")
         entry = open_entry(f"{dataset.name}-{precision}", self.recipe.key(preprocess="squash", precision=precision))
         extract(dataset, [Job(entry, self.recipe, "squash", (self.after,))], device=device)
-        self.maps = MapStream(entry, self.after)
+        self.maps = map_rows(entry, self.after)
         self.stream = ImageStream(dataset.source, self.maps.ids.tolist(), self.recipe, "squash")
-        n = len(self.maps)
+        n = len(self.maps.ids)
         self.pixels = None if files else self.stream.read(np.arange(n))
         self.y = np.array([int("PNEUMONIA" in i) for i in self.maps.ids])
         self.rows, self.watched = np.arange(n - WATCHED), np.arange(n - WATCHED, n)

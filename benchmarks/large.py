@@ -54,7 +54,7 @@ def fill(rows: int) -> None:
 def train(head: str, rows: int) -> dict[str, Any]:
     """Train a head on the entry of so many rows; return seconds, peak memory and what it chose."""
     from features.cache.entry import entries
-    from features.cache.reader import rows_view
+    from features.views import rows_view
     from models.heads import make_head
     from models.heads.lightgbm import Boosted
     from models.heads.linear import Logistic

@@ -161,12 +161,12 @@ class Alone:
 
     def __init__(self, folder: Path, names: list[str], precision: str, device: str) -> None:
         from features.extraction.forward import Forward
-        from features.extraction.workers import Crew
+        from features.extraction.workers import WorkerPool
 
         self.dataset = load_dataset(str(folder))
         self.jobs = jobs(self.dataset, names, precision)
         self.batch = BATCH[device]
-        self.crew = Crew(device)
+        self.pool = WorkerPool(device)
         self.networks = [
             Forward(job.recipe, device=device, precision=precision, batch_size=self.batch) for job in self.jobs
         ]
@@ -211,7 +211,7 @@ class Alone:
             pixels = [self._pixels[(i + k) % len(self._pixels)] for k in range(min(self.batch, n - i))]
             return to_arrays(network(np.stack(pixels)))
 
-        pieces = list(self.crew.each(batch, range(0, n, self.batch)))
+        pieces = list(self.pool.each(batch, range(0, n, self.batch)))
         return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
     def write(self) -> None:

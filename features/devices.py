@@ -8,7 +8,8 @@ from pathlib import Path
 from features.errors import FirnError, unknown
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
+_FLOAT16_MAX = 65504.0
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
 
@@ -35,17 +36,36 @@ def checked(name: str) -> str:
     return name
 
 
-def precision(wanted: str, device: str) -> str:
+def gpu_utilisation(device: str) -> list[int]:
+    """Return the percentage of the last moments in which a GPU was at work, in a list.
+
+    Empty for a CPU, and where the package nvidia-ml-py, which torch asks, is not installed.
+    """
+    import torch
+
+    if not device.startswith("cuda"):
+        return []
+    try:
+        return [torch.cuda.utilization(device)]
+    except Exception:  # a driver that does not tell raises kinds of its own
+        return []
+
+
+def precision(wanted: str, device: str, largest: float = 0.0) -> str:
     """Return the arithmetic of the forward pass: for "auto" the half precision that the hardware has natively.
 
-    float16 on a GPU, bfloat16 on a CPU with AVX512-BF16 or AMX-BF16 instructions, else float32.
+    float16 on a GPU, or bfloat16 where the network's `largest` value comes near what float16 can hold; bfloat16 on a
+    CPU with AVX512-BF16 or AMX-BF16 instructions, else float32. "tf32" is float32 with
+    products of rounded numbers, as NVIDIA's tensor cores do them; FirnError for it on a CPU.
     """
     if wanted not in PRECISIONS:
         raise unknown("precision", wanted, PRECISIONS)
+    if wanted == "tf32" and not device.startswith("cuda"):
+        raise FirnError("PRECISION=tf32 needs a GPU; run again with PRECISION=float32 or DEVICE=cuda")
     if wanted != "auto":
         return wanted
     if device.startswith("cuda"):
-        return "float16"
+        return "float16" if largest < _FLOAT16_MAX / 8 else "bfloat16"
     return "bfloat16" if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else "float32"
 
 

@@ -64,7 +64,7 @@ class FeatureOptions:
     data: DatasetOptions = dataclasses.field(default_factory=DatasetOptions)
     backbone: str = option("", "Backbones separated by blanks, a+b for a joined view; empty is resnet18.")
     preprocess: str = option("", "squash, pad (whole image) or crop (torchvision's centre crop); empty is squash.")
-    precision: str = option("auto", "auto, float32, bfloat16 or float16: the arithmetic of the network.")
+    precision: str = option("auto", "auto, float32, tf32 (a GPU), bfloat16 or float16: the arithmetic of the network.")
     device: str = option("auto", "auto, cpu, cuda or cuda:1.")
     weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
 

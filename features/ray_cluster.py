@@ -1,4 +1,4 @@
-"""Ray, for whoever wants to use more than one process or machine: tasks that are done again when their worker dies.
+"""Tasks on Ray, for more than one process or machine; a task is done again when its worker dies.
 
 All machines see one file system. Without $RAY_ADDRESS a local Ray lives for as long as it takes.
 """

@@ -79,11 +79,11 @@ def resolve(dataset: Dataset, options: FeatureOptions) -> list[Request]:
     if (way := options.preprocess or DEFAULT_PREPROCESS) not in PREPROCESS:
         raise unknown("preprocess", way, PREPROCESS)
     where = device(options.device)
-    arithmetic = precision(options.precision, where)
     recipes = [load_recipe(name, options.weights or None) for name in names]
+    keys = [r.key(preprocess=way, precision=precision(options.precision, where, r.largest)) for r in recipes]
     return [
-        Request(dataset, r, way, where, open_entry(dataset.name, r.key(preprocess=way, precision=arithmetic)), options)
-        for r in recipes
+        Request(dataset, recipe, way, where, open_entry(dataset.name, key), options)
+        for recipe, key in zip(recipes, keys, strict=True)
     ]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.entry import Entry
-from features.cache.index import Manifest, Rows
+from features.cache.index import Manifest
 from features.cache.pack import Pack
-from features.cache.shard import Shard
+from features.cache.reader import FeatureRows, subset
 from features.errors import CacheError, unknown
 
 Array = NDArray[Any]
@@ -88,7 +88,6 @@ def label_view(manifest: Manifest, labels: str) -> tuple[tuple[str, ...], NDArra
 Cached = Entry | Pack
 
 _MADE_BY = {Entry: "extract", Pack: "cache-pack"}
-_STRETCH = 64 << 20  # bytes of one array read at once
 
 
 class View(NamedTuple):
@@ -102,8 +101,11 @@ class View(NamedTuple):
 
     def take(self, at: NDArray[np.bool_] | NDArray[np.intp]) -> View:
         """Return the chosen rows; those of features on the disk are not read."""
-        X = self.X[at] if isinstance(self.X, np.ndarray) else self.X.take(at)
-        return View(X, self.y[at], self.ids[at], self.groups[at], self.splits[at])
+        return View(subset(self.X, at), self.y[at], self.ids[at], self.groups[at], self.splits[at])
+
+    def read(self, at: NDArray[np.integer[Any]]) -> Array:
+        """Return features of the chosen rows, from the disk where they lie there."""
+        return np.asarray(self.X[at])
 
 
 def made_by(entry: Cached) -> str:
@@ -138,91 +140,68 @@ def pooled_view(entry: Cached, blocks: Sequence[str], pool: str = "avg") -> View
     Poolings of maps read the maps piece by piece. Every block of rows passes its checksum. Raises UnknownName for a
     pooling that is no row of POOLS, CacheError for damage and for maps that were not extracted.
     """
-    way, manifest = choose_pool(pool), load_manifest(entry)
+    way = choose_pool(pool)
     if way.of_maps is None:
-        names = [f"pooled/{block}/{kind}" for block in blocks for kind in way.cached]
-        return _view(manifest, lambda order: read_arrays(entry, manifest, "pooled", names, order))
-    parts = [_maps_part(entry, manifest, block) for block in blocks]
+        return _in_memory(_on_disk(entry, "pooled", _arrays(blocks, way), np.float32))
+    views = [map_rows(entry, block) for block in blocks]
+    arrays = [_pool(view.X, way.of_maps) for view in views]
+    return views[0]._replace(X=arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1))
 
-    def pooled(order: NDArray[np.intp]) -> NDArray[Any]:
-        arrays = [read_arrays(entry, manifest, part, [part], order, way.of_maps) for part in parts]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
-    return _view(manifest, pooled)
+def rows_view(entry: Cached, blocks: Sequence[str], pool: str = "avg") -> View:
+    """Return what `pooled_view` does, with an X that stays on the disk; rows are in the order of the master.
+
+    Raises UnknownName for a pooling that is none of POOLS, CacheError for an entry without rows.
+    """
+    way = choose_pool(pool)
+    if not way.cached:
+        raise CacheError(f"POOL={pool} needs maps in memory, which these features exceed; take POOL=avg, max or both")
+    return _on_disk(entry, "pooled", _arrays(blocks, way), np.float32, by_id=False)
 
 
 def map_view(entry: Cached, block: str) -> View:
-    """Return the feature maps of one block, (n, C, H, W) float16; CacheError where they were not extracted."""
+    """Return the feature maps of one block, (n, C, H, W) as stored; CacheError where they were not extracted."""
+    return _in_memory(map_rows(entry, block))
+
+
+def map_rows(entry: Cached, block: str) -> View:
+    """Return the feature maps of one block with an X that stays on the disk; CacheError as `map_view`."""
+    return _on_disk(entry, f"maps/{block}", [f"maps/{block}"])
+
+
+def _arrays(blocks: Sequence[str], way: Pool) -> list[str]:
+    return [f"pooled/{block}/{kind}" for block in blocks for kind in way.cached]
+
+
+def _on_disk(
+    entry: Cached, part: str, names: list[str], dtype: type[np.float32] | None = None, *, by_id: bool = True
+) -> View:
+    """Return arrays of a part as they lie on the disk, by id or in the order of the master."""
     manifest = load_manifest(entry)
-    part = _maps_part(entry, manifest, block)
-    return _view(manifest, lambda order: read_arrays(entry, manifest, part, [part], order))
-
-
-def _maps_part(entry: Cached, manifest: Manifest, block: str) -> str:
-    """Return the part that holds the maps of a block."""
-    if f"maps/{block}" not in manifest.parts:
+    if part not in manifest.parts:
+        block = part.removeprefix("maps/")
         raise CacheError(f"no maps of {block} at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
-    return f"maps/{block}"
-
-
-def _view(manifest: Manifest, read: Callable[[NDArray[np.intp]], NDArray[Any]]) -> View:
-    order = np.argsort(manifest.ids, kind="stable")
-    text = (np.char.decode(column[order], "utf-8") for column in (manifest.ids, manifest.groups, manifest.splits))
-    ids, groups, splits = text
-    return View(read(order), manifest.labels[order], ids, groups, splits)
-
-
-def read_arrays(
-    entry: Cached,
-    manifest: Manifest,
-    part: str,
-    names: list[str],
-    order: NDArray[np.intp],
-    change: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
-) -> NDArray[Any]:
-    """Read arrays side by side, shard by shard; pooled features become float32, maps stay as stored.
-
-    `change`, where given, is applied to the rows of an array as they are read: maps need not fit into memory.
-    """
-    rows = manifest.parts[part].take(order)
-    X: NDArray[Any] | None = None
-    for index in np.unique(rows.shard):
-        with entry.shard(rows.shards[index]) as shard:
-            X = _room(shard, names, len(order), change) if X is None else X
-            for at in _stretches(rows, int(index), shard.column(names[0]).row_bytes):
-                first, last = int(rows.row[at[0]]), int(rows.row[at[-1]]) + 1
-                start = 0
-                together = bool((np.diff(at) == 1).all() and (np.diff(rows.row[at]) == 1).all())
-                to = slice(int(at[0]), int(at[-1]) + 1) if together else at
-                for name in names:
-                    column = shard.read(name, first, last)
-                    column = column if change is None else change(column)
-                    X[to, start : start + column.shape[1]] = column if together else column[rows.row[at] - first]
-                    start += column.shape[1]
-    if X is None:
+    if not len(manifest.ids):
         raise CacheError(f"{entry.folder} has no rows yet; run: make extract BACKBONE={entry.key.backbone}")
-    return X
+    order = np.argsort(manifest.ids, kind="stable") if by_id else np.arange(len(manifest.ids))
+    ids, groups, splits = (np.char.decode(c[order], "utf-8") for c in (manifest.ids, manifest.groups, manifest.splits))
+    X = FeatureRows(entry, manifest.parts[part].take(order), names, dtype)
+    return View(X, manifest.labels[order], ids, groups, splits)
 
 
-def _room(
-    shard: Shard, names: list[str], n: int, change: Callable[[NDArray[Any]], NDArray[np.float32]] | None
-) -> NDArray[Any]:
-    """Return an array for n rows of the named arrays side by side."""
-    columns = [shard.column(name) for name in names]
-    if change is not None:
-        width = change(np.zeros((1, *columns[0].shape[1:]), columns[0].dtype)).shape[1]
-        return np.empty((n, width), np.float32)
-    if len(columns[0].shape) == 2:
-        return np.empty((n, sum(column.shape[1] for column in columns)), np.float32)
-    return np.empty((n, *columns[0].shape[1:]), columns[0].dtype)
+def _in_memory(view: View) -> View:
+    """Return a view with all of its rows read."""
+    with view.X as rows:
+        return view._replace(X=rows[:])
 
 
-def _stretches(rows: Rows, shard: int, row_bytes: int) -> list[NDArray[np.intp]]:
-    """Return the rows that lie in a shard, in its order, in pieces that fit into memory beside the result."""
-    at = np.flatnonzero(rows.shard == shard)
-    at = at[np.argsort(rows.row[at], kind="stable")]
-    step = max(1, _STRETCH // row_bytes)
-    return np.split(at, range(step, len(at), step))
+def _pool(maps: FeatureRows, of_maps: Callable[[Array], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return a pooling of maps on the disk, (n, d); they need not fit into memory."""
+    out = np.empty((len(maps), of_maps(np.zeros((1, *maps.shape[1:]), maps.dtype)).shape[1]), np.float32)
+    with maps:
+        for at, some in maps.pieces():
+            out[at] = of_maps(some)
+    return out
 
 
 def join(views: Sequence[View]) -> View:

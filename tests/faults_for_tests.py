@@ -135,12 +135,12 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
     from features.backbones import load_recipe
     from features.cache import open_entry
     from features.datasets import load_dataset
-    from features.extraction import shard_writer as lane
+    from features.extraction import shard_writer as writer
     from features.extraction.forward import Forward
     from features.extraction.job import Job
     from features.extraction.loop import extract
 
-    lane._BEHIND = 0  # as for maps that fill the memory: so few images tell what a kill costs
+    writer._BEHIND = 0  # as for maps that fill the memory: so few images tell what a kill costs
     fault = Fault(*order["fault"])
     if fault.how == "alarm":
         signal.setitimer(signal.ITIMER_REAL, fault.at / 1000)  # not handled, so it ends the process as SIGKILL does
@@ -268,7 +268,7 @@ def _kind(path: Path | None) -> str:
 def moments(run: list[Call]) -> dict[tuple[str, str, str], list[Fault]]:
     """Return every kill that an undisturbed run suggests, by (when, call, kind of file).
 
-    Before every call, inside the writes, and after opening (a claim without text), renaming and syncing.
+    Before every call, inside the writes, and after opening (a lease without text), renaming and syncing.
     """
     found: dict[tuple[str, str, str], list[Fault]] = {}
     for call in run:
@@ -333,7 +333,7 @@ def snapshot(root: Path) -> list[tuple[str, int, int]]:
 
 
 def hidden(root: Path) -> list[Path]:
-    """Return temporary files and claims."""
+    """Return temporary files and leases."""
     return [p for p in root.rglob(".*") if p.is_file()]
 
 
@@ -347,7 +347,7 @@ class Trial(NamedTuple):
 
     fault: Fault
     answer: Mapping[str, Any]  # of the child that met the fault; "killed" is the signal that ended it
-    left: list[Path]  # temporary files and claims between death and resumption
+    left: list[Path]  # temporary files and leases between death and resumption
     seen: int  # rows that a reader saw between death and resumption
     kept: int  # images with all their rows on the disk
     lost: int  # images that had gone into the network and were not on the disk

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from features.backbones import BACKBONES, load_recipe, make_recipe, recipe_of_digest
 from features.backbones.build import cut, load_backbone, network, row
 from features.backbones.weights import read_state
+from features.devices import precision
 from features.errors import BadWeights, UnknownName
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.onednn import packs
@@ -230,3 +233,30 @@ def test_weights_are_found_by_their_digest(tmp_path: Path, monkeypatch: pytest.M
     assert recipe_of_digest("squeezenet1_1", other.weights).file == tmp_path / "squeezenet1_1.pth"
     with pytest.raises(BadWeights, match=rf"digest abab.*got .*has {other.weights[:12]}; .*{ours.weights[:12]}"):
         recipe_of_digest("squeezenet1_1", "ab" * 32)
+
+
+def test_networks_that_overflow_float16_take_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU "auto" goes by the largest value of the weights at hand, before any image is read."""
+    bundled = load_recipe("squeezenet1_1")
+    assert 1 < bundled.largest < 8000
+    assert precision("auto", "cuda", bundled.largest) == "float16"
+    state = read_state(bundled.file)
+    state["features.3.squeeze.weight"] = state["features.3.squeeze.weight"].float() * 1e4
+    torch.save(state, tmp_path / "squeezenet1_1.pth")
+    monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
+    assert precision("auto", "cuda", load_recipe("squeezenet1_1").largest) == "bfloat16"
+    assert precision("float16", "cuda", 1e9) == "float16"
+    assert precision("auto", "cpu", 1e9) in ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])
+def test_torchvision_comes_without_what_it_does_not_need(name: str) -> None:
+    """torch._dynamo, half of the import, stays away until it is asked for; then it is the real one."""
+    code = (
+        f"import sys; from features.backbones.build import cut, network, row; line = row('{name}')\n"
+        "cut(network(line, 'meta'), line.blocks); assert not [n for n in sys.modules if n[:13] == 'torch._dynamo']\n"
+        "import torch, torchvision; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist())\n"
+        "print(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]), 1).tolist())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[2.0, 2.0]", "[[[[1.0]]]]"], done.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from features.cache import Digests, Key, open_entry
 from features.cache.entry import Entry
-from features.cache.lease import Claims
+from features.cache.lease import Leases
 from features.cache.sealed import is_whole
 from features.cache.shard import Shard, block_rows, write_shard
 from features.datasets import Dataset, load_dataset
@@ -227,8 +227,8 @@ def test_digests_are_remembered_until_a_file_changes(
 
 
 def test_claims_hold_off_the_living_and_fall_to_the_next(tmp_path: Path) -> None:
-    """A unit has one holder; a dead holder's claim is taken over."""
-    first, second = Claims(tmp_path), Claims(tmp_path)
+    """A unit has one holder; a dead holder's lease is taken over."""
+    first, second = Leases(tmp_path), Leases(tmp_path)
     assert first.acquire(7)
     assert not second.acquire(7)
     first.release(7)

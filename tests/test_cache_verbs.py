@@ -24,7 +24,7 @@ from verbs_for_tests import collect, extract, train_heads, why
 from features.cache import Digests, Entry, Key, entries, open_entry
 from features.cache.entry import cache_root, changes, last_used, note_use
 from features.cache.gc import abandoned, remove, survey
-from features.cache.lease import Claims
+from features.cache.lease import Leases
 from features.cache.verify import find_entries, verify
 from features.datasets import load_dataset
 from features.datasets.load import at_hand
@@ -254,7 +254,7 @@ def test_shards_of_an_unfinished_run_stay(spots: Path) -> None:
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(spots: Path) -> None:
-    """Temporary files, claims and half-removed folders of ended processes; a living writer keeps its whole entry."""
+    """Temporary files, leases and half-removed folders of ended processes; a living writer keeps its whole entry."""
     entry = extracted(spots)
     gone, host = dead_process(), socket.gethostname()
     living = temporary_name(entry.shards / "pooled-x.h5")
@@ -268,13 +268,13 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(spots: Path) -> N
     assert entries(stored("spots")) == [entry], "a half-removed entry is no entry"
     assert sorted(surveyed(entry, spots)[0]) == sorted(dead)
     assert [item.path for item in abandoned(half.parent)] == [half]
-    claims = Claims(entry.shards)
-    assert claims.acquire(3)
+    leases = Leases(entry.shards)
+    assert leases.acquire(3)
     waste, (kept,) = surveyed(entry, spots)
     assert (waste, kept) == ([], f"{entry.folder}: a writer is at work on it")
     assert "kept: " in "\n".join(collect(str(spots), yes=True, preprocess="pad", **ON))
     assert entry.master.exists()
-    claims.release()
+    leases.release()
     assert len(collect(str(spots), yes=True, **ON)) == 3
     assert not half.exists()
     assert not any(path.exists() for path in dead)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from features.datasets import load_dataset
 from features.errors import FirnError
 from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
-from features.extraction.on_ray import _partitions, _slots, extract_on_ray
+from features.extraction.on_ray import extract_on_ray, ranges, worker_slots
 from features.views import pooled_view
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: '.[ray]'")
@@ -42,11 +43,11 @@ def everything(entry: Entry) -> list[np.ndarray]:
 
 
 def kill_a_worker(entry: Entry, killed: list[int], until: float) -> None:
-    """Wait for a committed shard, then kill a process that has a claim."""
+    """Wait for a committed shard, then kill a process that has a lease."""
     while not killed and time.monotonic() < until:
-        for claim in entry.shards.glob(".unit-*.claim") if entry.files("pooled") else ():
+        for lease in entry.shards.glob(".unit-*.claim") if entry.files("pooled") else ():
             try:
-                process = int(json.loads(claim.read_text())["process"])
+                process = int(json.loads(lease.read_text())["process"])
                 os.kill(process, signal.SIGKILL)
             except (OSError, ValueError):
                 continue
@@ -57,7 +58,7 @@ def kill_a_worker(entry: Entry, killed: list[int], until: float) -> None:
 
 @needs_ray
 def test_two_workers_one_of_them_killed(tmp_path: Path) -> None:
-    """A partition whose worker dies is redone; all numbers are those of one undisturbed process, and none twice."""
+    """A range whose worker dies is redone; all numbers are those of one undisturbed process, and none twice."""
     folder = draw(tmp_path / "set", per_class=40, test=10)
     (folder / "train" / "spot" / "train002.png").write_bytes(b"text")
     dataset, alone, spread = load_dataset(str(folder)), job("alone"), job("spread")
@@ -88,25 +89,26 @@ def test_without_ray_the_error_says_what_to_install(spots: Path, monkeypatch: py
     assert done.stderr.startswith("error: ") and "did you mean ray" in done.stderr
 
 
-def test_partitions_are_whole_units() -> None:
-    """Every lacking image is in one partition, partitions begin where units do, finished ones are left out."""
+def test_ranges_are_whole_partitions() -> None:
+    """Every lacking image is in one range, ranges begin where partitions do, finished ones are left out."""
     lacking = np.ones(100, dtype=bool)
-    assert _partitions(lacking, 8, 4) == [(0, 24), (24, 48), (48, 72), (72, 100)]
+    assert ranges(lacking, 8, 4) == [(0, 24), (24, 48), (48, 72), (72, 100)]
     lacking[20:50] = False
-    assert _partitions(lacking, 8, 4) == [(0, 24), (48, 72), (72, 100)]
-    assert _partitions(lacking[:3], 8, 4) == [(0, 3)]
+    assert ranges(lacking, 8, 4) == [(0, 24), (48, 72), (72, 100)]
+    assert ranges(lacking[:3], 8, 4) == [(0, 3)]
 
 
 def test_one_worker_per_gpu() -> None:
     """A worker has a GPU and its share of the cores; without GPUs the cores are shared out."""
-    assert _slots({"CPU": 64.0, "GPU": 8.0}, "cuda", 0) == (8, 8)
-    assert _slots({"CPU": 16.0}, "cpu", 0) == (4, 4)
-    assert _slots({"CPU": 2.0}, "cpu", 1) == (1, 2)
+    assert worker_slots({"CPU": 64.0, "GPU": 8.0}, "cuda", 0) == (8, 8)
+    assert worker_slots({"CPU": 16.0}, "cpu", 0) == (4, 4)
+    assert worker_slots({"CPU": 2.0}, "cpu", 1) == (1, 2)
     with pytest.raises(FirnError, match="no GPU; run again with DEVICE=cpu"):
-        _slots({"CPU": 2.0}, "cuda", 0)
+        worker_slots({"CPU": 2.0}, "cuda", 0)
 
 
 def test_work_of_all_processes_is_shared_out() -> None:
     """How busy a stage was counts all threads of all processes."""
-    outcome = Outcome(seconds={"wall": 10.0, "decode": 16.0, "forward": 18.0}, threads={"decode": 2}, processes=2)
+    seconds = defaultdict(float, {"wall": 10.0, "decode": 16.0, "forward": 18.0})
+    outcome = Outcome(seconds=seconds, threads={"decode": 2}, processes=2)
     assert outcome.busy() == {"read": 0.0, "decode": 0.4, "forward": 0.9, "write": 0.0}

@@ -19,7 +19,7 @@ from verbs_for_tests import explain, extract, finetune, train_heads
 from verbs_for_tests import pack as cache_pack
 
 from features.backbones import load_recipe
-from features.backbones.tails import load_tail
+from features.backbones.build import load_tail
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries
 from features.errors import BadDataset, CacheError, FirnError, UnknownName

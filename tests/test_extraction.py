@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shutil
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, get_ident
@@ -18,24 +18,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from conftest import draw
 from PIL import Image
+from verbs_for_tests import verb
 
 from features.backbones import load_recipe
 from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
-from features.errors import BadImage
-from features.extraction.forward import Forward, to_arrays
+from features.datasets.image_folder import FileSource
+from features.devices import precision
+from features.errors import BadImage, FirnError
+from features.extraction import prefetch
+from features.extraction.forward import Forward, float32_products, to_arrays
 from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
-from features.extraction.onednn import Peaks, never_negative, packs
-from features.extraction.shard_writer import Lane
-from features.extraction.workers import Crew
-from features.images import Augmentation, DecodedImage, Geometry, decoding, pixels
+from features.extraction.shard_writer import ShardWriter
+from features.extraction.workers import WorkerPool
+from features.images import Augmentation, Geometry, pixels, several_pixels
 from features.views import map_view, pooled_view
-from pipeline import extract as verb
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,7 +189,7 @@ def test_interruption_keeps_what_was_done(spots: Path, tmp_path: Path, stop: typ
 
 
 def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three lanes, one of them a view, give what three runs give, and each image is decoded once."""
+    """Three writers, one of them a view, give what three runs give, and each image is decoded once."""
     dataset = load_dataset(str(spots))
     asked: list[dict[str, Any]] = [{}, {"precision": "bfloat16"}, {"view": 1}]
     alone = [job(spots, name=f"alone{i}", **one) for i, one in enumerate(asked)]
@@ -197,13 +198,12 @@ def test_one_decode_fills_several_entries(spots: Path, monkeypatch: pytest.Monke
     together = [job(spots, **one) for one in asked]
     assert len({one.entry.key.folder() for one in together}) == 3
     decoded: list[bytes] = []
-    whole = decoding._decoded
 
-    def noting(data: bytes) -> DecodedImage:
+    def noting(data: bytes, *how: Any, name: str) -> Any:
         decoded.append(data)
-        return whole(data)
+        return several_pixels(data, *how, name=name)
 
-    monkeypatch.setattr(decoding, "_decoded", noting)
+    monkeypatch.setattr(prefetch, "several_pixels", noting)
     extract(dataset, together, batch_size=4, shard_rows=6, workers=2)
     assert sorted(decoded) == sorted((spots / image).read_bytes() for image in dataset.ids)
     for one, other in zip(alone, together, strict=True):
@@ -254,15 +254,15 @@ def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
 
 
 def test_rows_that_wait_hold_no_larger_memory(spots: Path) -> None:
-    """Features that wait for the rest of their unit are copies of their own, not parts of what the network gave."""
+    """Features that wait for the rest of their partition are copies, not views of what the network gave."""
     one = job(spots)
-    lane = Lane(one, Forward(one.recipe, batch_size=4), 0, Crew("cpu"))
+    writer = ShardWriter(one, Forward(one.recipe, batch_size=4), 0, WorkerPool("cpu"))
     for i in range(4):
-        lane.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
-    lane._behind.pop().result()
-    ((_, arrays),) = lane._units[0]
+        writer.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
+    writer._behind.pop().result()
+    ((_, arrays),) = writer._partitions[0]
     assert all(array.flags.owndata and len(array) == 4 for array in arrays.values())
-    lane.close()
+    writer.close()
 
 
 def test_rows_do_not_depend_on_how_many_threads_there_are(spots: Path) -> None:
@@ -284,9 +284,9 @@ def test_a_crew_works_on_one_core_each() -> None:
     """Each thread computes on one core, as many as torch would have used, and results come in their order."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    crew = Crew("cpu")
+    pool = WorkerPool("cpu")
     try:
-        assert crew.size == 3
+        assert pool.size == 3
         together = Barrier(3)
 
         def threads(i: int) -> tuple[int, int, int]:
@@ -294,60 +294,14 @@ def test_a_crew_works_on_one_core_each() -> None:
             torch.ones(100_000).exp()  # what computes first might take the number of all
             return i, torch.get_num_threads(), get_ident()
 
-        numbers, each, who = zip(*crew.each(threads, range(6)), strict=True)
+        numbers, each, who = zip(*pool.each(threads, range(6)), strict=True)
         assert numbers == tuple(range(6))
         assert set(each) == {1}
         assert len(set(who)) == 3
         assert torch.get_num_threads() == 3
     finally:
-        crew.close()
+        pool.close()
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 0), (3, 2, 1), (2, 2, 0), (2, 3, 0), (3, 1, 1), (5, 2, 2)])
-def test_peaks_are_those_of_max_pooling(kernel: int, stride: int, padding: int) -> None:
-    """Maxima found by bits are torch's, at every side and with windows that end outside."""
-    for side, ceil in itertools.product((13, 14, 15, 32), (False, True)):
-        layer = torch.nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil)
-        maps = torch.randn(2, 5, side, side + 3).relu().bfloat16().contiguous(memory_format=torch.channels_last)
-        assert Peaks.fits(layer) == (not (ceil and padding))
-        if Peaks.fits(layer):
-            assert torch.equal(Peaks(layer)(maps), layer(maps))
-    assert not Peaks.fits(torch.nn.MaxPool2d(3, dilation=2))
-    assert not Peaks.fits(torch.nn.MaxPool2d(2, padding=1))
-
-
-@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "resnet18", "mobilenet_v3_small", "densenet121"])
-def test_only_maps_after_relu_are_never_negative(name: str) -> None:
-    """What a network's graph is said to keep from being negative is so, and the layer before an activation is not."""
-    torch.manual_seed(0)
-    network = torch.fx.symbolic_trace(torchvision.models.get_model(name, weights=None).eval())
-    known = {n for n in network.graph.nodes if never_negative(network, n, lambda module: False)}
-    least: dict[torch.fx.Node, float] = {}
-
-    class Look(torch.fx.Interpreter):
-        def run_node(self, n: torch.fx.Node) -> Any:
-            out = super().run_node(n)
-            least[n] = float(out.min()) if isinstance(out, torch.Tensor) else 0.0
-            return out
-
-    with torch.inference_mode():
-        Look(network).run(torch.randn(1, 3, 64, 64))
-    assert len(known) >= 3
-    assert all(least[n] >= 0 for n in known)
-    convolutions = [n for n in network.graph.nodes if "conv" in str(n.target) and n.op == "call_module"]
-    assert not known & {n for n in convolutions if isinstance(network.get_submodule(n.target), torch.nn.Conv2d)}
-
-
-@pytest.mark.skipif(not packs(torch.bfloat16), reason="no bfloat16 convolutions in this processor or torch")
-def test_peaks_change_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All three pools of SqueezeNet are peaks in bfloat16, and features are the same to the bit without them."""
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 224, 224), dtype=np.uint8)
-    with_them = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
-    assert sum(isinstance(module, Peaks) for module in with_them._module.modules()) == 3
-    monkeypatch.setattr("features.extraction.onednn._take_peaks", lambda network: None)
-    without = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=2)
-    assert same(*(tuple(to_arrays(forward(pixels)).values()) for forward in (with_them, without)))
 
 
 def test_grey_is_looked_up() -> None:
@@ -367,24 +321,71 @@ def test_half_precision_is_close_to_float32(spots: Path) -> None:
     assert cosine.min() >= 0.999
 
 
-def test_the_last_line_names_the_limit(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command says which stage the others waited for, and how busy each was; of nothing it says nothing."""
-    verb.extract(str(spots), "squeezenet1_1", precision="float32")
+def slow(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float) -> None:
+    """Have a function or method take some seconds longer."""
+    as_before = getattr(owner, name)
+
+    def slower(*what: Any, **how: Any) -> Any:
+        time.sleep(seconds)
+        return as_before(*what, **how)
+
+    monkeypatch.setattr(owner, name, slower)
+
+
+@pytest.mark.parametrize(
+    ("limit", "owner", "name", "seconds"),
+    [
+        ("read", FileSource, "read", 0.15),  # a slow network drive
+        ("decode", prefetch, "several_pixels", 0.1),
+        ("forward", Forward, "__call__", 0.5),
+        ("write", Entry, "commit", 0.5),  # a slow disk
+    ],
+)
+def test_the_last_line_names_the_limit(
+    spots: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: str,
+    owner: Any,
+    name: str,
+    seconds: float,
+) -> None:
+    """A stage that is made slow is the one that is named, and the others waited for it most of the time."""
+    slow(monkeypatch, owner, name, seconds)
+    monkeypatch.setattr("features.extraction.loop.rows_per_shard", lambda n, jobs: 4)
+    monkeypatch.setattr("features.extraction.shard_writer._BATCHES_BEHIND", 1)
+    verb("extract", str(spots), "squeezenet1_1", precision="float32", batch_size=4, workers=1)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"32 images in .*the limit was (read|decode|forward|write), at work \d+% of the time; .* \d+%", last
+    found = re.search(
+        r"32 images in .*the limit was (\w+), waited for (\d+)% of the time; at work: read \d+%, .*", last
     )
-    seconds = {"wall": 10.0, "read": 4.0, "decode": 16.0, "forward": 9.0, "write": 1.0}
-    outcome = Outcome(images=8, seconds=seconds, threads={"read": 4, "decode": 2})
-    assert outcome.busy() == {"read": 0.1, "decode": 0.8, "forward": 0.9, "write": 0.1}
-    assert outcome.limit() == "forward"
+    assert found and found[1] == limit, last
+    assert int(found[2]) >= 40, last
+
+
+def test_the_limit_where_decoding_has_threads_of_its_own() -> None:
+    """On a GPU the loop waits for pixels or for room, whatever the threads that decode and launch are doing."""
+    at_work = {"wall": 10.0, "read": 1.0, "decode": 60.0, "forward": 9.0, "write": 1.0}
+    outcome = Outcome(images=8, seconds=defaultdict(float, at_work), threads={"decode": 8})
+    for limit, waits in (
+        ("decode", {"decode": 9.0, "forward": 8.0}),
+        ("forward", {"write": 9.0, "forward": 8.0}),
+        ("read", {"read": 70.0, "decode": 9.0, "forward": 8.0}),
+        ("write", {"write": 9.0, "forward": 0.5}),
+    ):
+        outcome.waits = defaultdict(float, waits)
+        assert outcome.limit() == limit
+    assert outcome.busy() == {"read": 0.1, "decode": 0.75, "forward": 0.9, "write": 0.1}
 
 
 def spawn(folder: Path) -> subprocess.Popen[str]:
     """Start an extraction of a folder in a process of its own."""
     command = [sys.executable, "-m", "pipeline", "extract", "--dataset", str(folder), "--backbone", "squeezenet1_1"]
     return subprocess.Popen(
-        [*command, "--precision", "float32", "--batch-size", "4"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [*command, "--precision", "float32", "--batch-size", "4", "--device", "cpu"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -406,3 +407,16 @@ def test_killed_process_is_resumed(tmp_path: Path) -> None:
     extract(load_dataset(str(folder)), [undisturbed], batch_size=4, workers=2)
     assert same(everything(one.entry), everything(undisturbed.entry))
     assert not [name for name in os.listdir(one.entry.shards) if name.startswith(".")]
+
+
+def test_float32_is_multiplied_as_it_is() -> None:
+    """NVIDIA's libraries are told so for as long as a batch takes, and TF32 only where it is asked for by name."""
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision
+    for kind in ("ieee", "tf32"):
+        with float32_products(kind):
+            assert (convolutions.fp32_precision, products.fp32_precision) == (kind, kind)
+    assert (convolutions.fp32_precision, products.fp32_precision) == before
+    assert precision("tf32", "cuda:1") == "tf32"
+    with pytest.raises(FirnError, match="PRECISION=tf32 needs a GPU; run again with PRECISION=float32"):
+        precision("tf32", "cpu")

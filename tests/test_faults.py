@@ -79,7 +79,7 @@ def test_killed_at_any_moment(nurseries: list[Nursery], like: Undisturbed, tmp_p
     for file in ("pooled", "maps", "features.h5", "digests.h5"):
         for when, call in (("inside", "write"), ("before", "fsync"), ("before", "replace"), ("after", "replace")):
             assert (when, call, file) in kinds
-    assert ("after", "open", "claim") in kinds, "a claim without text"
+    assert ("after", "open", "claim") in kinds, "a lease without text"
     done = all_trials(nurseries, like, list(kinds.values()), tmp_path)
     assert sum(one.answer["killed"] == signal.SIGKILL for one in done) >= 35
     assert sum(bool(one.left) for one in done) >= 20, "the dead left something for the next writer to clean"

@@ -15,14 +15,14 @@ from torch import nn
 from verbs_for_tests import choose_settings
 
 from features.backbones import load_recipe
-from features.backbones.build import network, row
-from features.backbones.tails import boundary, load_tail
+from features.backbones.build import boundary, load_tail, network, row
 from features.cache.entry import open_entry
 from features.datasets import load_dataset
 from features.errors import FirnError, UnknownName
 from features.extraction.job import Job
 from features.extraction.loop import extract
-from features.streams import ImageStream, MapStream
+from features.extraction.prefetch import ImageStream
+from features.views import View, map_rows
 from models.finetuning.batches import Inputs, batches, epoch_plan
 from models.finetuning.network import Convolution, Thawed, set_mode, start_from_probe, use_products
 from models.finetuning.settings import RECIPES
@@ -60,13 +60,13 @@ def weights_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.pth"
 
 
-def cached(data: Path, name: str, folder: Path, stored: str) -> tuple[Any, str, MapStream, ImageStream]:
+def cached(data: Path, name: str, folder: Path, stored: str) -> tuple[Any, str, View, ImageStream]:
     """Extract the boundary's maps in float32; return recipe, boundary, and both ways to the same images."""
     recipe = load_recipe(name, weights_of(name, folder))
     dataset, after = load_dataset(str(data)), boundary(recipe, "1")
     entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32", stored=stored))
     extract(dataset, [Job(entry, recipe, "squash", (after,))], batch_size=8)
-    maps = MapStream(entry, after)
+    maps = map_rows(entry, after)
     return recipe, after, maps, ImageStream(dataset.source, maps.ids.tolist(), recipe, "squash")
 
 

@@ -17,7 +17,7 @@ from conftest import draw
 from features.backbones import load_recipe
 from features.cache import Digests, Entry, Key, open_entry
 from features.cache.entry import cache_root
-from features.cache.lease import Claims
+from features.cache.lease import Leases
 from features.cache.verify import verify
 from features.datasets import load_dataset
 from features.errors import CacheError
@@ -158,7 +158,7 @@ def test_four_writers_and_a_reader(folder: Path, alone: View) -> None:
 
 
 def test_one_of_four_is_killed_and_one_is_stopped(folder: Path, alone: View) -> None:
-    """The others finish the work of one that dies with its claims and of one that ends by Ctrl-C."""
+    """The others finish the work of one that dies with its leases and of one that ends by Ctrl-C."""
     entry = open_entry(load_dataset(str(folder)).name, key())
     writers = Writers(folder, Path(os.environ["FIRN_ARTIFACTS"]), [-1, -1, -1, 20])
     writers.start()
@@ -192,13 +192,13 @@ def test_latecomer_does_not_impoverish_the_master(folder: Path, alone: View) -> 
 
 
 def test_claims_of_nobody(tmp_path: Path) -> None:
-    """A claim without text, or with zeros after a power cut, holds for a moment; a released one is free at once."""
+    """A lease without text, or with zeros after a power cut, holds for a moment; a released one is free at once."""
     for text in (b"", b"\0" * 40, b"[]", b'{"host": 1}'):
         path = tmp_path / ".unit-000001.claim"
         path.write_bytes(text)
-        assert not Claims(tmp_path).acquire(1), "it may be on its way to the disk"
+        assert not Leases(tmp_path).acquire(1), "it may be on its way to the disk"
         os.utime(path, (time.time() - 3,) * 2)
-        mine = Claims(tmp_path)
+        mine = Leases(tmp_path)
         assert mine.acquire(1)
         mine.release(1)
         assert not path.exists()
@@ -207,15 +207,15 @@ def test_claims_of_nobody(tmp_path: Path) -> None:
 def test_claim_of_an_earlier_process_of_the_same_number(tmp_path: Path) -> None:
     """In a container that is started again every process has the number it had: an older file is not its own."""
     path = tmp_path / ".unit-000001.claim"
-    assert Claims(tmp_path).acquire(1)
-    assert not Claims(tmp_path).acquire(1)
+    assert Leases(tmp_path).acquire(1)
+    assert not Leases(tmp_path).acquire(1)
     os.utime(path, (time.time() - 7200,) * 2)
-    assert Claims(tmp_path).acquire(1)
+    assert Leases(tmp_path).acquire(1)
 
 
 def test_turns_are_taken_one_after_the_other(tmp_path: Path) -> None:
-    """Who waits too long goes on without; the claim of the other is left alone."""
-    first, second = Claims(tmp_path), Claims(tmp_path)
+    """Who waits too long goes on without; the lease of the other is left alone."""
+    first, second = Leases(tmp_path), Leases(tmp_path)
     with first.turn():
         start = time.monotonic()
         with second.turn(patience=0.1):
@@ -225,7 +225,7 @@ def test_turns_are_taken_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_next_writer_clears_up_after_the_dead_only(spots: Path) -> None:
-    """Temporary files and claims of a dead process go, beside the memo too; those of a living one stay."""
+    """Temporary files and leases of a dead process go, beside the memo too; those of a living one stay."""
     dataset = load_dataset(str(spots))
     entry = open_entry(dataset.name, key())
     entry.clean()
@@ -236,7 +236,7 @@ def test_next_writer_clears_up_after_the_dead_only(spots: Path) -> None:
         mine = temporary_name(place)
         living.append(mine)
         dead.append(mine.with_name(mine.name.replace(f"~{os.getpid()}~", f"~{ended.pid}~")))
-    assert Claims(entry.shards).acquire(4)
+    assert Leases(entry.shards).acquire(4)
     living.append(entry.shards / ".unit-000004.claim")
     dead.append(entry.shards / ".unit-000005.claim")
     for path in (*dead, *living[:-1]):

@@ -67,7 +67,7 @@ def scattered(spots: Path) -> tuple[Entry, dict[str, np.ndarray], np.ndarray]:
 
 def test_a_pack_is_the_entry_in_one_file(spots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of many shards, read in pieces of a few, stand in one file as any HDF5 tool expects them."""
-    monkeypatch.setattr("features.cache.pack._PIECE", 3 * 2 * 90 * 90 * 2)
+    monkeypatch.setattr("features.cache.reader.PIECE", 3 * 2 * 90 * 90 * 2)
     entry, features, maps = scattered(spots)
     told: list[tuple[int, int]] = []
     path = tmp_path / "out" / "all.h5"
@@ -96,7 +96,7 @@ def test_views_of_a_pack_are_those_of_its_entry(spots: Path, tmp_path: Path, mon
     assert before is not None
     assert same(packed.manifest(), before)
     for stretch in (1 << 20, 20_000, 1):
-        monkeypatch.setattr("features.views._STRETCH", stretch)
+        monkeypatch.setattr("features.cache.reader.PIECE", stretch)
         for ours, theirs in (
             (pooled_view(packed, ["early", "late"], "both"), pooled_view(entry, ["early", "late"], "both")),
             (map_view(packed, "late"), map_view(entry, "late")),

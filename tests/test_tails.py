@@ -7,8 +7,7 @@ import torch
 from conftest import SHARED, needs_weights
 
 from features.backbones import load_recipe
-from features.backbones.build import load_backbone, network, row, truncated
-from features.backbones.tails import IMAGES, boundary, load_tail
+from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, network, row, truncated
 from features.errors import FirnError, UnknownName
 
 

@@ -78,7 +78,7 @@ def test_repair_computes_just_what_is_damaged(tmp_path: Path, capfd: pytest.Capt
     shards[3].unlink()
     lines, well = verify_entries(str(folder))
     assert not well
-    assert lines[-1] == "run: make cache-repair"
+    assert lines[-1] == f"run: make cache-repair DATASET={folder}"
     assert sum(line.startswith("    ") for text in lines for line in text.splitlines()) in (64 + 48, 64 + 64)
     flip(entry.master, 700)
     capfd.readouterr()

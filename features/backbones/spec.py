@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from features.backbones import weights
-from features.backbones.registry import BACKBONES, architecture, domains
 from features.cache.key import Key
-from features.errors import BadWeights
 from features.images import Augmentation, Geometry
-from features.storage import artifacts_root, write_whole
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +23,7 @@ class Recipe:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    largest: float = 0.0  # magnitude in any map of the float32 network, for drawn images
     augmentation: Augmentation | None = None  # how images are varied on the way in
 
     def geometry(self, preprocess: str) -> Geometry:
@@ -42,103 +34,3 @@ class Recipe:
         """Return the key of the cache entry that this recipe fills."""
         line = f"{self.geometry(preprocess).describe()}; mean {list(self.mean)}, std {list(self.std)}"
         return Key(self.name, self.weights, tuple(self.blocks), line, precision, stored)
-
-
-def load_recipe(name: str, given: str | Path | None = None) -> Recipe:
-    """Return the recipe of a backbone, from memory where the weights file is as it was, else through torch.
-
-    "resnet18@pneumonia" is resnet18 as it was thawed on pneumonia. `given` is a weights file of the user's. Raises
-    UnknownName or BadWeights.
-    """
-    line = BACKBONES.get(architecture(name))
-    file = weights.find(name, line.file, given) if line else None
-    if file is not None and (known := _remembered(_stamp(name, file))):
-        return known
-    recipe = make_recipe(name, given)
-    _remember(_stamp(name, recipe.file), recipe)
-    return recipe
-
-
-def make_recipe(name: str, given: str | Path | None = None) -> Recipe:
-    """Build the recipe from the network itself, remembering nothing; imports torch. Raises UnknownName, BadWeights."""
-    import torchvision
-
-    from features.backbones import build as taps
-
-    line = taps.row(name)
-    chosen = torchvision.models.get_weight(line.weights)
-    file = weights.find(name, line.file, given) or weights.download(name, chosen.url)
-    preset = chosen.transforms()
-    whole = taps.network(line, "meta")
-    module = taps.cut(whole, line.blocks)
-    shapes = taps.block_shapes(module, preset.crop_size[0])
-    state = weights.select(weights.read_state(file), module.state_dict(), whole.state_dict(), file)
-    return Recipe(
-        name,
-        file,
-        weights.digest(state),
-        {block: shapes[block] for block in line.blocks},
-        preset.crop_size[0],
-        preset.resize_size[0],
-        preset.interpolation.value,
-        tuple(preset.mean),
-        tuple(preset.std),
-    )
-
-
-def recipe_of_digest(name: str, digest: str) -> Recipe:
-    """Return the recipe of a backbone with the weights of a digest, wherever `weights.find` would look for them.
-
-    Nothing is remembered. Raises UnknownName; BadWeights, saying which weights are there, where those are not.
-    """
-    from features.backbones import build as taps
-
-    file, seen = taps.row(name).file, []
-    for path in weights.candidates(name, file):
-        recipe = make_recipe(name, path)
-        if recipe.weights == digest:
-            return recipe
-        seen.append(f"{path} has {recipe.weights[:12]}")
-    if not seen and not domains(name):
-        recipe = make_recipe(name)  # torchvision's download
-        if recipe.weights == digest:
-            return recipe
-        seen.append(f"torchvision's have {recipe.weights[:12]}")
-    raise BadWeights(
-        f"expected weights of {name} with the digest {digest[:12]}, got {'; '.join(seen) or 'none'}; "
-        f"put the right file into the folder FIRN_WEIGHTS, or ask for a bundle that was made WITH_WEIGHTS=1"
-    )
-
-
-def _memo() -> Path:
-    return artifacts_root() / "cache" / "recipes.json"
-
-
-def _stamp(name: str, file: Path) -> str:
-    """Return what must be as it was for a remembered recipe to hold."""
-    stat = file.stat()
-    return f"{_FORMAT}|{name}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|torchvision {version('torchvision')}"
-
-
-def _all_remembered() -> dict[str, dict[str, Any]]:
-    try:
-        content = json.loads(_memo().read_text())
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _remembered(stamp: str) -> Recipe | None:
-    """Return the recipe remembered under a stamp; a memo that does not read is no memo."""
-    try:
-        values = _all_remembered()[stamp]
-        blocks = {block: (int(c), int(h), int(w)) for block, (c, h, w) in values.pop("blocks")}
-        file, mean, std = Path(values.pop("file")), tuple(values.pop("mean")), tuple(values.pop("std"))
-        return Recipe(**values, blocks=blocks, file=file, mean=mean, std=std)
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _remember(stamp: str, recipe: Recipe) -> None:
-    values = asdict(recipe) | {"file": str(recipe.file), "blocks": [[b, list(s)] for b, s in recipe.blocks.items()]}
-    write_whole(_memo(), [json.dumps(_all_remembered() | {stamp: values}, indent=1).encode()])

@@ -1,16 +1,16 @@
-"""The HDF5 store: one entry per data set, backbone and recipe; immutable shards and one master over them.
+"""The feature cache in HDF5: one entry per data set and key; immutable shards and one master over them.
 
 key      what changes the numbers, and the words for how two keys differ
-digests  the digest of every image's bytes, remembered by size and times
-shards   immutable files of rows, named by their own content, with a checksum per block of rows
-master   `features.h5`: which image is which row, and virtual datasets over the shards
-entry    the folder: its state in words, reading, refreshing
-claims   which process is at work on which images
-verify   proof that every byte is as it was written
-changes  how a data set differs from what the master says of it
-gc       what nobody needs any more
-usage    when an entry was last used
-pack     one entry in one self-contained file (sparse: how it is written without HDF5 touching the disk)
+content  the sha256 of every image's bytes, remembered by size and times
+shard    immutable files of rows, named by their own content, with a checksum per block of rows
+reader   the reader of shards: rows of arrays by any index
+index    the master `features.h5`: which image is which row, and virtual datasets over the shards
+entry    the folder of a key: its state in words, refreshing, how a data set differs from what its master says
+lease    which process is at work on which partition of the images
+verify   every byte of an entry against its seal
+gc       files that no data set uses any more, and their removal
+pack     one entry in one self-contained file
+sealed   HDF5 files built in memory, with a digest over all their bytes
 """
 
 from features.cache.content import Digests

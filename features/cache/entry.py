@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from features.cache.content import Digests
 from features.cache.index import Manifest, Rows, read_master, write_master
 from features.cache.key import Key
-from features.cache.lease import claims_in
+from features.cache.lease import leases_in
 from features.cache.shard import Shard, write_shard
 from features.datasets.dataset import Dataset
 from features.errors import BadImage, CacheError
@@ -84,7 +84,7 @@ class Entry:
         return manifest
 
     def files(self, part: str) -> list[str]:
-        """Return the shard files of one part, sorted; hidden temporary files are nobody's business here."""
+        """Return the names of the shard files of one part, sorted; hidden temporary files are left out."""
         prefix = f"{slug(part)}-"
         names = os.listdir(self.shards) if self.shards.is_dir() else []
         return sorted(n for n in names if n.startswith(prefix) and n.endswith(".h5") and len(n) == len(prefix) + 35)
@@ -126,9 +126,9 @@ class Entry:
         make_folder(self.shards)
         folders = (self.folder.parent, self.folder, self.shards)
         removed = [path for folder in folders for path in remove_leftovers(folder)]
-        for claim in [c for folder in folders for c, living in claims_in(folder).items() if not living]:
-            claim.unlink(missing_ok=True)
-            removed.append(claim)
+        for lease in [c for folder in folders for c, living in leases_in(folder).items() if not living]:
+            lease.unlink(missing_ok=True)
+            removed.append(lease)
         return removed
 
     def state(self, dataset: Dataset, digests: Digests, parts: Iterable[str]) -> State:

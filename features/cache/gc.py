@@ -1,4 +1,4 @@
-"""What of a cache nobody needs any more: found first, told, and removed only then."""
+"""Garbage collection: files of the cache that no data set uses any more, found first, shown, and only then removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from features.cache.content import Digests
 from features.cache.entry import Entry
 from features.cache.index import Manifest
 from features.cache.key import Key
-from features.cache.lease import claims_in
+from features.cache.lease import leases_in
 from features.datasets.dataset import Dataset
 from features.errors import CacheError
 from features.storage import leftovers, sync_folder, temporary_name
@@ -36,8 +36,8 @@ class Survey(NamedTuple):
 
 
 def is_busy(entry: Entry) -> bool:
-    """Tell whether a living writer holds a claim in the entry."""
-    return any(claims_in(entry.shards).values())
+    """Tell whether a living writer holds a lease in the entry."""
+    return any(leases_in(entry.shards).values())
 
 
 def bytes_below(path: Path) -> int:
@@ -47,11 +47,11 @@ def bytes_below(path: Path) -> int:
 
 
 def abandoned(folder: Path) -> list[Waste]:
-    """Return what dead writers left in a folder: temporary files, half-removed folders and claims."""
-    dead = [path for path, living in claims_in(folder).items() if not living]
+    """Return what dead writers left in a folder: temporary files, half-removed folders and leases."""
+    dead = [path for path, living in leases_in(folder).items() if not living]
     return [
         *(Waste(path, bytes_below(path), "left by a process that is gone") for path in leftovers(folder)),
-        *(Waste(path, bytes_below(path), "claim of a process that is gone") for path in dead),
+        *(Waste(path, bytes_below(path), "lease of a process that is gone") for path in dead),
     ]
 
 
@@ -117,7 +117,7 @@ def remove(waste: Iterable[Waste]) -> list[Waste]:
     gone = []
     for item in waste:
         if item.path.is_dir() and not item.path.is_symlink():
-            if any(claims_in(item.path / "shards").values()):
+            if any(leases_in(item.path / "shards").values()):
                 continue
             _remove_folder(item.path)
         else:

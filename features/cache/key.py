@@ -17,7 +17,7 @@ class Key:
     weights: str  # sha256 over names, shapes and values of the tensors in use
     blocks: tuple[str, ...]  # every tapped block, in the order of the network
     preprocess: str  # one line: geometry, interpolation, mean, standard deviation
-    precision: str  # "float32", "bfloat16" or "float16": the arithmetic of the forward pass
+    precision: str  # "float32", "tf32", "bfloat16" or "float16": the arithmetic of the forward pass
     stored: str = "float16"  # the numbers on the disk
     schema: int = SCHEMA
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from features.cache.entry import Entry
 from features.cache.index import Manifest, Rows, check_manifest
 from features.cache.key import Key
+from features.cache.reader import FeatureRows
 from features.cache.sealed import USER_BLOCK, Sparse, check_heaps, is_whole, reserve, seal
-from features.cache.shard import Column, Shard, block_rows, checksums
+from features.cache.shard import Shard, block_rows, checksums
 from features.errors import CacheError
 from features.storage import remove_leftovers, whole
 
 SUFFIXES = (".h5", ".hdf5")
 _MEND = "make cache-pack, where the images are, or fetch the file again"
-_PIECE = 32 << 20  # bytes of one array in memory at once
 _TEXTS: Final = ("ids", "sha256", "splits", "groups")
 _ABOUT = (
     "Firn pack: row i of every dataset is the image ids[i]; pooled/<block>/{avg,max} and maps/<block> are features; "
@@ -117,26 +117,24 @@ def write_pack(
 ) -> Manifest:
     """Write the given parts of an entry to `path`, absent or whole, and return the manifest that went into it.
 
-    Rows stream through about 32 MB of memory; every one passes its checksum on the way. Raises CacheError where the
+    Rows stream through about 16 MB of memory; every one passes its checksum on the way. Raises CacheError where the
     entry lacks a part or is damaged, OSError (disk full) with `path` as it was.
     """
     manifest = _checked(entry, parts)
-    arrays = {name: (part, column) for part in parts for name, column in _columns(entry, manifest, part).items()}
-    shapes = {name: ((len(manifest.ids), *column.shape[1:]), column.dtype) for name, (_, column) in arrays.items()}
-    sparse, places = _frame(entry.key, manifest, shapes)
+    arrays = {name: rows for part in parts for name, rows in _arrays(entry, manifest.parts[part]).items()}
+    sparse, places = _frame(entry.key, manifest, {name: (rows.shape, rows.dtype) for name, rows in arrays.items()})
     remove_leftovers(path.parent)
-    total = sum(column.row_bytes for _, column in arrays.values()) * len(manifest.ids)
-    done = 0
+    done, total = 0, sum(rows.nbytes for rows in arrays.values())
     with whole(path) as descriptor:
         for at, piece in sparse.writes:
             _put(descriptor, at, piece)
-        for name, (part, column) in arrays.items():
-            sums = []
-            offset = places[name]
-            for rows in _pieces(entry, manifest.parts[part], name, column):
-                sums.append(checksums(rows))
-                offset += _put(descriptor, offset, rows)
-                progress(done := done + rows.nbytes, total)
+        for name, rows in arrays.items():
+            sums, offset = [], places[name]
+            with rows:
+                for _, some in rows.pieces():
+                    sums.append(checksums(some))
+                    offset += _put(descriptor, offset, some)
+                    progress(done := done + some.nbytes, total)
             _put(descriptor, places[f"checksums/{name}"], np.concatenate(sums))
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as image, memoryview(image)[USER_BLOCK:] as body:
             head = seal(xxhash.xxh3_128_hexdigest(body))
@@ -153,25 +151,10 @@ def _checked(entry: Entry, parts: Sequence[str]) -> Manifest:
     return manifest
 
 
-def _columns(entry: Entry, manifest: Manifest, part: str) -> dict[str, Column]:
-    """Return the arrays of a part as they lie in its first shard."""
-    with entry.shard(manifest.parts[part].shards[0]) as shard:
-        return {name: shard.column(name) for name in shard.names()}
-
-
-def _pieces(entry: Entry, rows: Rows, name: str, column: Column) -> Iterator[NDArray[np.generic]]:
-    """Yield an array in the order of the manifest, whole blocks of rows at a time."""
-    block = block_rows(column.row_bytes)
-    step = block * max(1, _PIECE // (block * column.row_bytes))
-    for start in range(0, len(rows.row), step):
-        some = rows.take(np.arange(start, min(start + step, len(rows.row))))
-        piece = np.empty((len(some.row), *column.shape[1:]), column.dtype)
-        runs = some.runs()
-        for index in sorted({shard for _, _, shard, _ in runs}):
-            with entry.shard(some.shards[index]) as shard:
-                for a, b, _, row in (run for run in runs if run[2] == index):
-                    piece[a:b] = shard.read(name, row, row + b - a)
-        yield piece
+def _arrays(entry: Entry, rows: Rows) -> dict[str, FeatureRows]:
+    """Return the arrays of a part, as stored and in the order of the manifest."""
+    with entry.shard(rows.shards[0]) as shard:
+        return {name: FeatureRows(entry, rows, [name]) for name in shard.names()}
 
 
 def _frame(

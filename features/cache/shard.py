@@ -152,6 +152,7 @@ class Shard:
     def __init__(self, path: Path, *, mend: str = "make cache-repair") -> None:
         self.path, self._mend = path, mend
         self._checksums: dict[str, list[int]] = {}
+        self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -243,8 +244,14 @@ class Shard:
         return CacheError(f"damaged {self.path}: {what}; run: {self._mend}")
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        """Close the file; a second time does nothing."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        """Close the file when nobody reads from it any more."""
+        self.close()
 
     def __enter__(self) -> Shard:
         """Return the shard itself."""

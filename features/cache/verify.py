@@ -1,4 +1,4 @@
-"""Proof that an entry is right: every byte of master and shards against its seal, every shard against its name."""
+"""Verification of an entry: every byte of master and shards against its seal, every shard against its name."""
 
 from __future__ import annotations
 

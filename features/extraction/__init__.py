@@ -1,12 +1,11 @@
-"""The loop of stage one: decode | forward | write, overlapped.
+"""Extraction: images are read, decoded, sent through frozen networks and committed as shards, all at once.
 
-job           what is asked for, and what came of it
-prefetch      threads read, digest and decode a little ahead
-forward       the frozen network, batch by batch (onednn: as a CPU runs it best; cuda_graph: as a GPU does)
-workers       who runs the networks: one thread per core on a CPU, one on a GPU
-shard_writer  one backbone's rows, from waiting pixels to committed shards
-loop          the loop itself: one decode, any number of backbones
-masters       its end: the digests are remembered, the masters written
-on_ray        the same on Ray, in partitions, on many GPUs or machines
-engine        fills what cache entries lack, by the loop or on Ray
+job           what an extraction is asked for, and what came of it
+prefetch      threads that read, digest and decode images a little ahead of the network
+forward       the frozen network, batch by batch (onednn: on a CPU; cuda_graph: on a GPU)
+workers       the threads that run the networks: one per core on a CPU, one on a GPU
+shard_writer  one entry's rows, from waiting pixels to committed shards; the masters at the end
+loop          one decode, any number of backbones
+on_ray        the same on Ray, by ranges of images, on many GPUs or machines
+engine        fills what cache entries lack, by the loop or on Ray, and says how it went
 """

@@ -1,13 +1,26 @@
-"""On a GPU: a step recorded once and replayed as a whole, so that the CPU does not launch its kernels one by one."""
+"""A step recorded on a GPU and replayed as a whole, so that the CPU launches no kernel; copies run beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 _WARM_UP = 3  # calls before the recording, in which libraries choose kernels and take their memory
+_SLOTS = 2  # batches on their way to the GPU: one travels while the other is computed
+COMPILE_FROM = 1_000_000  # images: below, the seconds that torch.compile takes are not won back
+
+
+def compiling_pays(device: str, images: int) -> bool:
+    """Tell whether torch.compile is worth its time: on a GPU, for a large data set, where it finds a C compiler.
+
+    `images` is the size of the whole data set, not of what it lacks, so that a run that is resumed rounds as before.
+    """
+    there = find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return device.startswith("cuda") and images >= COMPILE_FROM and there
 
 
 class Replay:
@@ -15,9 +28,15 @@ class Replay:
 
     def __init__(self, step: Callable[[Tensor], dict[str, Tensor]], example: Tensor) -> None:
         """Record `step` on an example that is on the device. Raises torch.OutOfMemoryError."""
+        self.count = 0  # of replays
         self._device, self._input = example.device, example.clone()
         with torch.cuda.device(self._device):  # streams and recordings are the current device's, in every thread anew
             self._record(step)
+            self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._pinned = [torch.empty_like(example, device="cpu", pin_memory=True) for _ in range(_SLOTS)]
+            self._staged = [torch.empty_like(example) for _ in range(_SLOTS)]
+            self._arrived = [torch.cuda.Event() for _ in range(_SLOTS)]  # type: ignore[no-untyped-call]
+            self._used = [torch.cuda.Event() for _ in range(_SLOTS)]  # type: ignore[no-untyped-call]
 
     def _record(self, step: Callable[[Tensor], dict[str, Tensor]]) -> None:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -27,13 +46,35 @@ class Replay:
                 step(self._input)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # Writers of other lanes fetch their features meanwhile: what other threads do is no part of the recording.
+        # Writers of other entries fetch their features meanwhile: what other threads do is no part of the recording.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = step(self._input)
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return what `step` makes of pixels in the memory of the host; comes back before the GPU is done."""
+        slot, self.count = self.count % _SLOTS, self.count + 1
         with torch.cuda.device(self._device):
-            self._input.copy_(pixels.pin_memory(), non_blocking=True)
+            compute = torch.cuda.current_stream()
+            self._arrived[slot].synchronize()  # the pixels that lay in the slot have left it
+            self._pinned[slot].copy_(pixels)
+            with torch.cuda.stream(self._copies):
+                self._copies.wait_event(self._used[slot])
+                self._staged[slot].copy_(self._pinned[slot], non_blocking=True)
+                self._arrived[slot].record()
+            compute.wait_event(self._arrived[slot])
+            self._input.copy_(self._staged[slot])
+            self._used[slot].record()
             self._graph.replay()
             return {name: output.clone() for name, output in self._outputs.items()}  # the next replay overwrites them
+
+
+def fetched(named: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return features in the memory of the host, copied on a stream of their own beside what is computed next."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        found = {name: torch.empty_like(t, device="cpu", pin_memory=True) for name, t in named.items()}
+        for name, tensor in named.items():
+            found[name].copy_(tensor, non_blocking=True)
+    stream.synchronize()
+    return found

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from features.devices import BATCH
 from features.options import ExtractOptions
 from features.progress import say, shown
@@ -63,10 +65,11 @@ def fill(todo: list[tuple[Request, tuple[str, ...]]], how: ExtractOptions) -> No
 
 
 def _told(outcome: Outcome) -> str:
-    """Return the last line of a run: how many, how fast, and which stage the others waited for."""
-    wall, busy, limit = outcome.seconds["wall"], outcome.busy(), outcome.limit()
-    others = ", ".join(f"{stage} {share:.0%}" for stage, share in busy.items() if stage != limit)
-    at_work = f"the limit was {limit}, at work {busy[limit]:.0%} of the time; {others}" if outcome.images else ""
+    """Return the last line of a run: how many, how fast, which stage the others waited for, and how busy all were."""
+    wall, limit = outcome.seconds["wall"], outcome.limit()
+    busy = ", ".join(f"{stage} {share:.0%}" for stage, share in outcome.busy().items())
+    gpu = f", GPU {np.mean(outcome.gpu):.0f}%" if outcome.gpu else ""
+    at_work = f"the limit was {limit}, waited for {outcome.waited(limit):.0%} of the time; at work: {busy}{gpu}"
     there = f"{outcome.skipped:,} were there already, {len(outcome.left_out):,} left out"
     rate = f"{outcome.images:,} images in {wall:,.1f} s ({outcome.images / wall:,.1f}/s)"
-    return "; ".join(part for part in (rate, at_work, there) if part)
+    return "; ".join(part for part in (rate, at_work * bool(outcome.images), there) if part)

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import embedding, max_pool2d
 
-from features.backbones.build import load_backbone
+from features.backbones.build import fold_batch_norm, load_backbone
 from features.backbones.spec import Recipe
 from features.errors import FirnError
-from features.extraction.cuda_graph import Replay
+from features.extraction.cuda_graph import Replay, fetched
 from features.extraction.onednn import pack, packs
+from features.progress import say
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Step: TypeAlias = Callable[[Tensor], dict[str, Tensor]]  # from a batch of pixels to features
+
+
+@contextmanager
+def float32_products(kind: str) -> Iterator[None]:
+    """Have NVIDIA's libraries multiply float32 numbers as they are ("ieee") or rounded ("tf32") during a block."""
+    libraries: Any = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [library.fp32_precision for library in libraries]
+    try:
+        for library in libraries:
+            library.fp32_precision = kind
+        yield
+    finally:
+        for library, as_before in zip(libraries, before, strict=True):
+            library.fp32_precision = as_before
 
 
 class Forward:
@@ -37,23 +54,25 @@ class Forward:
         precision: str = "float32",
         stored: str = "float16",
         batch_size: int = 32,
+        compiled: bool = False,
     ) -> None:
+        """Take a backbone, the blocks whose maps are kept, and whether torch.compile shall make the GPU's kernels."""
         self.maps, self.batch_size = tuple(maps), batch_size
         self._device, self._dtype = torch.device(device), _DTYPES[precision]
+        self._products = "tf32" if precision == "tf32" else "ieee"  # of float32 numbers, on a GPU
         self._stored = _DTYPES[stored]
         self._mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
         self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, 3)
         self._module = self._fast(load_backbone(recipe), recipe.size)
-        self._replays: dict[
-            object, Callable[[Tensor], dict[str, Tensor]]
-        ] = {}  # on a GPU, by the shape and type of pixels
+        self._steps: dict[object, Step] = {}  # on a GPU, by the shape and type of pixels
+        self._one_step: Step = torch.compile(self._features, dynamic=False) if compiled else self._features
 
     def _fast(self, network: nn.Module, side: int) -> nn.Module:
         """Return the network as this device runs it best."""
         # Traced once more, into the blocks that torchvision keeps whole; batch-norm is folded into the convolutions
         # before rounding: fewer passes and less rounding.
-        folded = fuse(network, inplace=True)
+        folded = fold_batch_norm(fx.symbolic_trace(network))
         moved = folded.to(self._device, self._dtype).to(memory_format=torch.channels_last).eval()
         if isinstance(moved, fx.GraphModule) and self._device.type == "cpu" and packs(self._dtype):
             return pack(moved, (self.batch_size, 3, side, side))
@@ -67,15 +86,19 @@ class Forward:
         """
         while True:
             try:
-                pieces = [self._run(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+                with float32_products(self._products) if self._device.type == "cuda" else nullcontext():
+                    pieces = self._pieces(pixels)
                 break
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise FirnError("not even one image fits the GPU's memory; run again with DEVICE=cpu") from None
                 self.batch_size //= 2
-                self._replays.clear()
+                self._steps.clear()
                 torch.cuda.empty_cache()
         return pieces[0] if len(pieces) == 1 else {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
+
+    def _pieces(self, pixels: NDArray[np.generic]) -> list[dict[str, Tensor]]:
+        return [self._run(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
 
     @torch.inference_mode()
     def _run(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
@@ -86,22 +109,28 @@ class Forward:
         named = self._step(pixels)(torch.from_numpy(pixels))
         return {name: tensor[:n] for name, tensor in named.items()}
 
-    def _step(self, pixels: NDArray[np.generic]) -> Callable[[Tensor], dict[str, Tensor]]:
+    @property
+    def replays(self) -> int:
+        """Return how many batches were replays of a recording."""
+        return sum(step.count for step in self._steps.values() if isinstance(step, Replay))
+
+    def _step(self, pixels: NDArray[np.generic]) -> Step:
         """Return what takes a whole batch from pixels to features; on a GPU a recording of it."""
         if self._device.type != "cuda":
             return self._features
         kind = (pixels.shape, pixels.dtype)
-        if kind not in self._replays:
-            self._replays[kind] = self._recorded(torch.from_numpy(pixels).to(self._device))
-        return self._replays[kind]
+        if kind not in self._steps:
+            self._steps[kind] = self._recorded(torch.from_numpy(pixels).to(self._device))
+        return self._steps[kind]
 
-    def _recorded(self, example: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
-        """Return a recording of the step; the step itself where CUDA cannot record what a network does."""
+    def _recorded(self, example: Tensor) -> Step:
+        """Return a recording of the step; the step itself, and say so, where CUDA cannot record what a network does."""
         try:
-            return Replay(self._features, example)
+            return Replay(self._one_step, example)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError):
+        except (RuntimeError, ValueError) as error:
+            say(f"not recorded as a CUDA graph, which is slower: {str(error).splitlines()[0][:200]}")
             return lambda pixels: self._features(pixels.to(self._device))
 
     def _features(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -109,10 +138,16 @@ class Forward:
         named: dict[str, Tensor] = {}
         for block, feature_map in self._module(self._entering(pixels)).items():
             named[f"pooled/{block}/avg"] = feature_map.mean((2, 3), dtype=torch.float32).to(self._stored)
-            named[f"pooled/{block}/max"] = max_pool2d(feature_map, feature_map.shape[2:]).flatten(1).to(self._stored)
+            named[f"pooled/{block}/max"] = self._maximum(feature_map).to(self._stored)
             if block in self.maps:
                 named[f"maps/{block}"] = feature_map.to(self._stored).contiguous()
         return named
+
+    def _maximum(self, feature_map: Tensor) -> Tensor:
+        """Return the maximum over positions, (B, C), by the operator that is quicker on the device."""
+        if self._device.type == "cuda":
+            return feature_map.amax((2, 3))
+        return max_pool2d(feature_map, feature_map.shape[2:]).flatten(1)
 
     def _entering(self, pixels: Tensor) -> Tensor:
         """Return pixels as the network wants them, (B, 3, S, S), channels last; grey becomes three channels here."""
@@ -129,7 +164,9 @@ def to_arrays(named: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
 
     Raises FirnError where a value is not finite: the arithmetic overflowed.
     """
-    arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in named.items()}
+    device = next(iter(named.values())).device
+    on_host = fetched(named, device) if device.type == "cuda" else named
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in on_host.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise FirnError(f"{name} is not finite in this precision; run again with PRECISION=float32")

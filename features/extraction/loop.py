@@ -1,4 +1,4 @@
-"""The loop: every image is read and decoded once and goes through the lane of every backbone that lacks it."""
+"""The extraction loop: every image is read and decoded once and goes to the writers of all entries that lack it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 
 from features.cache.entry import Entry
 from features.datasets.dataset import Dataset
+from features.devices import gpu_utilisation
 from features.errors import BadImage
+from features.extraction.cuda_graph import compiling_pays
 from features.extraction.forward import Forward
-from features.extraction.job import Job, Outcome, rows_per_shard
+from features.extraction.job import Job, Outcome, Settings, add, rows_per_shard
 from features.extraction.prefetch import Prepared, prepare
-from features.extraction.shard_writer import Lane, refresh, remembered, settle
-from features.extraction.workers import Crew
+from features.extraction.shard_writer import ShardWriter, refresh, remembered, settle
+from features.extraction.workers import WorkerPool
 from features.images import Geometry
 
 _REFRESH_EVERY = 60.0  # seconds between masters while a long run goes on, for readers that do not wait
+_LOOK_EVERY = 0.5  # seconds between looks at the GPU's utilisation
 _POLL = 0.5  # seconds between looks at what other processes are doing
 
 
@@ -41,37 +44,42 @@ def extract(
     next call goes on from there. Raises BadImage for the first unreadable image with `strict`, or where none is
     readable; OSError (disk full) after the masters say what is there.
     """
-    run = _Run(dataset, jobs, device, batch_size, strict, progress)
-    run.whole(workers, shard_rows or rows_per_shard(len(dataset), jobs))
+    rows = shard_rows or rows_per_shard(len(dataset), jobs)
+    run = _Run(dataset, jobs, Settings(device, batch_size, workers, strict, rows, len(dataset)), progress)
+    run.whole()
     return run.outcome
 
 
-class Part(NamedTuple):
-    """What came of a stretch of a data set."""
+class RangeResult(NamedTuple):
+    """What came of a range of the images of a data set."""
 
     sha256: NDArray[np.bytes_]  # (m,) of its images, UNKNOWN where one could not be read
     left_out: list[dict[str, str]]  # for each job: sha256 -> why it is unreadable
     outcome: Outcome
 
 
-def extract_part(
-    dataset: Dataset,
-    jobs: list[Job],
-    *,
-    first: int,
-    rows: int,
-    device: str,
-    batch_size: int,
-    workers: int,
-    strict: bool,
-) -> Part:
-    """Commit the shards of a stretch of a data set that begins with unit `first`, a unit being `rows` images.
+def extract_range(dataset: Dataset, jobs: list[Job], settings: Settings, first: int) -> RangeResult:
+    """Commit the shards of a range of images that begins with partition `first`; `dataset` has these images alone.
 
-    `dataset` has the images of the stretch alone. No master is written: that is for whoever knows all parts.
+    No master is written: that is for whoever knows all ranges.
     """
-    run = _Run(dataset, jobs, device, batch_size, strict, lambda done, total: None, first, masters=False)
-    run.whole(workers, rows)
-    return Part(run.digests.sha256, run.left_out, run.outcome)
+    run = _Run(dataset, jobs, settings, lambda done, total: None, first, masters=False)
+    run.whole()
+    return RangeResult(run.digests.sha256, run.left_out, run.outcome)
+
+
+def _network(job: Job, settings: Settings) -> Forward:
+    """Return the network of a job."""
+    key, compiled = job.entry.key, compiling_pays(settings.device, settings.images)
+    return Forward(
+        job.recipe,
+        maps=job.maps,
+        device=settings.device,
+        precision=key.precision,
+        stored=key.stored,
+        batch_size=settings.batch_size,
+        compiled=compiled,
+    )
 
 
 class _Run:
@@ -81,59 +89,56 @@ class _Run:
         self,
         dataset: Dataset,
         jobs: list[Job],
-        device: str,
-        batch_size: int,
-        strict: bool,
+        settings: Settings,
         progress: Callable[[int, int], None],
         first: int = 0,
+        *,
         masters: bool = True,
     ) -> None:
-        self._first, self._masters = first, masters  # number of the first unit; whether the masters are ours to write
-        self.outcome, self._dataset, self._strict, self._progress = Outcome(), dataset, strict, progress
-        self._started, self._refreshed, self._clock = time.perf_counter(), time.perf_counter(), time.time_ns()
+        """Take the images to do, from partition `first` on, and whether the masters are to be written."""
+        self._settings, self._first, self._masters = settings, first, masters
+        self.outcome, self._dataset, self._progress = Outcome(), dataset, progress
+        self._started = self._refreshed = self._looked = time.perf_counter()
+        self._clock = time.time_ns()
         self.digests = remembered(dataset)
         geometries = [job.recipe.geometry(job.preprocess) for job in jobs]
         self._geometries: tuple[Geometry, ...] = tuple(dict.fromkeys(geometries))
         self.left_out: list[dict[str, str]] = []
-        self._lanes: list[Lane] = []
-        self._crew = Crew(device)
+        self._writers: list[ShardWriter] = []
+        self._pool = WorkerPool(settings.device)
         for job, geometry in zip(jobs, geometries, strict=True):
             job.entry.clean()
-            forward = Forward(
-                job.recipe,
-                maps=job.maps,
-                device=device,
-                precision=job.entry.key.precision,
-                stored=job.entry.key.stored,
-                batch_size=batch_size,
+            self._writers.append(
+                ShardWriter(job, _network(job, settings), self._geometries.index(geometry), self._pool)
             )
-            self._lanes.append(Lane(job, forward, self._geometries.index(geometry), self._crew))
             manifest = job.entry.manifest()
             self.left_out.append(dict(manifest.left_out) if manifest else {})
-        self._active: dict[int, list[Lane]] = {}  # unit -> lanes that claimed it
-        self._open: int | None = None  # the unit whose images are coming in
+        self._active: dict[int, list[ShardWriter]] = {}  # partition -> writers that leased it
+        self._open: int | None = None  # the partition whose images are coming in
 
-    def whole(self, workers: int, rows: int) -> None:
-        """Work through all units and come to an end, in good order whatever happens."""
-        crew = self._crew
+    def whole(self) -> None:
+        """Work through all partitions and come to an end, in good order whatever happens."""
+        pool, workers = self._pool, self._settings.workers
         self.outcome.threads = {
             "read": workers,
-            "decode": crew.size if crew.decoders else workers,
-            "forward": crew.size,
+            "decode": pool.size if pool.decoders else workers,
+            "forward": pool.size,
+            "write": len(self._writers),
         }
+        self.outcome.shared = pool.decoders is not None
         try:
-            self._go(workers, rows)
+            self._go()
             self._finish(over=True)
         except BaseException:
             self._finish(over=False)
             raise
 
-    def _go(self, workers: int, rows: int) -> None:
-        """Work through all units; those of other living processes are waited for, and taken over if these die."""
-        self._rows = rows
-        ahead = 2 * max(lane.batch_size for lane in self._lanes) + 8 * workers
+    def _go(self) -> None:
+        """Work through all partitions; those of other living processes are waited for, and taken over if these die."""
+        workers, rows = self._settings.workers, self._settings.rows
+        ahead = 2 * max(writer.batch_size for writer in self._writers) + 8 * workers
         waiting = list(range(self._first, self._first - (-len(self._dataset) // rows)))
-        self._done = len(self._dataset) - sum(len(self._todo(unit)) for unit in waiting)
+        self._done = len(self._dataset) - sum(len(self._todo(partition)) for partition in waiting)
         while waiting:
             later: list[int] = []
             stream = prepare(
@@ -144,81 +149,88 @@ class _Run:
                 wanted=lambda sha256: bool(self._lacking(sha256)),
                 workers=workers,
                 ahead=ahead,
-                decoders=self._crew.decoders,
+                decoders=self._pool.decoders,
             )
+            asked = time.perf_counter()
             for prepared in stream:
+                self.outcome.waits["decode"] += time.perf_counter() - asked
                 self._take(prepared)
-            self._end_unit()
-            for lane in self._lanes:
-                lane.flush()
+                asked = time.perf_counter()
+            self._end_partition()
+            for writer in self._writers:
+                writer.flush()
             if later == waiting:
                 time.sleep(_POLL)
             waiting = later
 
-    def _indices(self, units: list[int], later: list[int]) -> Iterator[int]:
-        """Yield the images to do, claiming unit after unit; units that others hold are put into `later`."""
-        for unit in units:
-            todo = self._todo(unit)
+    def _indices(self, partitions: list[int], later: list[int]) -> Iterator[int]:
+        """Yield the images to do, leasing one partition after the other; those leased by others go into `later`."""
+        for partition in partitions:
+            todo = self._todo(partition)
             if not todo:
                 continue
-            claiming = [lane for lane in self._lanes if lane.claims.acquire(unit)]
-            for lane in claiming:
-                lane.rescan()
-            todo = self._todo(unit)
-            if todo and claiming:
-                self._active[unit] = claiming
+            leasing = [writer for writer in self._writers if writer.leases.acquire(partition)]
+            for writer in leasing:
+                writer.rescan()
+            todo = self._todo(partition)
+            if todo and leasing:
+                self._active[partition] = leasing
                 yield from todo
             else:
-                for lane in claiming:
-                    lane.claims.release(unit)
-            if todo and len(claiming) < len(self._lanes):
-                for lane in self._lanes:
-                    lane.rescan()
-                later.append(unit)
+                for writer in leasing:
+                    writer.leases.release(partition)
+            if todo and len(leasing) < len(self._writers):
+                for writer in self._writers:
+                    writer.rescan()
+                later.append(partition)
 
-    def _todo(self, unit: int) -> list[int]:
-        """Return the images of a unit that are unknown or lack a row somewhere."""
-        start = (unit - self._first) * self._rows
-        digests = self.digests.sha256[start : start + self._rows].tolist()
+    def _todo(self, partition: int) -> list[int]:
+        """Return the images of a partition that are unknown or lack a row somewhere."""
+        start = (partition - self._first) * self._settings.rows
+        digests = self.digests.sha256[start : start + self._settings.rows].tolist()
         return [start + i for i, sha256 in enumerate(digests) if not sha256 or self._lacking(sha256)]
 
-    def _lacking(self, sha256: bytes) -> list[Lane]:
-        """Return the lanes in which an image has no row and is not known to be unreadable."""
+    def _lacking(self, sha256: bytes) -> list[ShardWriter]:
+        """Return the writers in which an image has no row and is not known to be unreadable."""
         name = sha256.decode()
-        pairs = zip(self._lanes, self.left_out, strict=True)
-        return [lane for lane, left_out in pairs if name not in left_out and lane.lacks(sha256)]
+        pairs = zip(self._writers, self.left_out, strict=True)
+        return [writer for writer, left_out in pairs if name not in left_out and writer.lacks(sha256)]
 
     def _take(self, prepared: Prepared) -> None:
-        """Send one prepared image into the lanes that need it."""
-        unit = self._first + prepared.image // self._rows
-        if unit != self._open:
-            self._end_unit()
-            self._open = unit
-        self._seconds("read", prepared.reading)
-        self._seconds("decode", prepared.decoding)
+        """Send one prepared image into the writers that need it."""
+        partition = self._first + prepared.image // self._settings.rows
+        if partition != self._open:
+            self._end_partition()
+            self._open = partition
+        add(self.outcome.seconds, {"read": prepared.reading, "decode": prepared.decoding})
+        self.outcome.waits["read"] += prepared.waiting
         self.digests.sha256[prepared.image] = prepared.sha256
         if prepared.error:
             self._leave_out(prepared)
-        lanes = [lane for lane in self._active.get(unit, []) if prepared.pixels and lane.lacks(prepared.sha256)]
-        for lane in lanes:
-            lane.add(unit, prepared.sha256, prepared.pixels[lane.geometry])
-        self.outcome.images += bool(lanes)
-        self.outcome.skipped += not lanes and not prepared.error
+        active = self._active.get(partition, []) if prepared.pixels else []
+        writers = [writer for writer in active if writer.lacks(prepared.sha256)]
+        for writer in writers:
+            writer.add(partition, prepared.sha256, prepared.pixels[writer.geometry])
+        self.outcome.images += bool(writers)
+        self.outcome.skipped += not writers and not prepared.error
+        if time.perf_counter() > self._looked + _LOOK_EVERY:
+            self._looked = time.perf_counter()
+            self.outcome.gpu += gpu_utilisation(self._settings.device)
         self._done += 1
         self._progress(self._done, len(self._dataset))
 
-    def _end_unit(self) -> None:
-        """Close the unit that was open and, now and then, bring the masters up to date."""
+    def _end_partition(self) -> None:
+        """Close the partition that was open and, now and then, bring the masters up to date."""
         if self._open is not None:
-            for lane in self._active.pop(self._open, []):
-                lane.end(self._open)
+            for writer in self._active.pop(self._open, []):
+                writer.end(self._open)
         self._open = None
         if time.perf_counter() - self._refreshed > _REFRESH_EVERY:
             self._refresh(over=False)
 
     def _leave_out(self, prepared: Prepared) -> None:
         """Remember an unreadable image by its content, so that it is not tried again until it changes."""
-        if self._strict:
+        if self._settings.strict:
             raise BadImage(f"{prepared.error}; mend or remove the file, or run without --strict to leave it out")
         self.outcome.left_out[self._dataset.ids[prepared.image]] = prepared.error
         for left_out in self.left_out:
@@ -245,12 +257,9 @@ class _Run:
         """Yield the entries whose masters are to be written, and what could not be read."""
         known = self.digests.known()
         listed, unknown = self.digests.sha256[known].tolist(), self.digests.ids[~known]
-        for lane, left_out in zip(self._lanes, self.left_out, strict=True):
-            if over or (lane.holds_any(listed) and not lane.entry.lists(unknown)):
-                yield lane.entry, left_out
-
-    def _seconds(self, stage: str, seconds: float) -> None:
-        self.outcome.seconds[stage] = self.outcome.seconds.get(stage, 0.0) + seconds
+        for writer, left_out in zip(self._writers, self.left_out, strict=True):
+            if over or (writer.holds_any(listed) and not writer.entry.lists(unknown)):
+                yield writer.entry, left_out
 
     def _finish(self, *, over: bool) -> None:
         """Commit what is computed and write the masters, whatever fails on the way.
@@ -258,12 +267,12 @@ class _Run:
         Raises the first error where the run was `over`; else the one that ended it is the one to tell.
         """
         errors: list[Exception] = []
-        for lane in self._lanes:
+        for writer in self._writers:
             with _kept(errors):
-                lane.close()
-            for stage, seconds in lane.seconds.items():
-                self._seconds(stage, seconds)
-        self._crew.close()
+                writer.close()
+            add(self.outcome.seconds, writer.seconds)
+            add(self.outcome.waits, writer.waits)
+        self._pool.close()
         with _kept(errors):
             nothing = self.outcome.left_out and not self.outcome.images and not self.outcome.skipped
             if nothing and self._masters:
@@ -272,7 +281,7 @@ class _Run:
             if over and not errors and self._masters:
                 self._clock = settle(self._dataset, self.digests, self._clock)
             self._refresh(over=over and not errors)
-        self._seconds("wall", time.perf_counter() - self._started)
+        self.outcome.seconds["wall"] = time.perf_counter() - self._started
         if errors and over:
             raise errors[0]
 
@@ -282,5 +291,5 @@ def _kept(errors: list[Exception]) -> Iterator[None]:
     """Put an error of the block aside."""
     try:
         yield
-    except Exception as error:  # one lane's trouble is not another's
+    except Exception as error:  # one writer's trouble is not another's
         errors.append(error)

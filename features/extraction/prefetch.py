@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.backbones.spec import Recipe
 from features.datasets.dataset import Source
 from features.errors import FirnError
-from features.images import Geometry, several_pixels
+from features.images import Geometry, pixels, several_pixels
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ class Prepared(NamedTuple):
     error: str  # why it is unreadable, or ""
     reading: float  # seconds that a thread took for reading and digesting it
     decoding: float  # seconds that a thread took for decoding and fitting it
+    waiting: float  # seconds that this thread waited for the bytes before
 
 
 class _Read(NamedTuple):
@@ -64,7 +66,10 @@ def prepare(
         return [_read(source, ids[i], i, wanted) for i in batch]
 
     def decode(batch: Future[list[_Read]]) -> list[Prepared]:
-        return [_decode(ids[one.image], one, geometries) for one in batch.result()]
+        start = time.perf_counter()
+        first, *others = batch.result()
+        waited = time.perf_counter() - start
+        return [_decode(ids[one.image], one, geometries, waited * (one is first)) for one in (first, *others)]
 
     readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
     pool = decoders or ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -117,7 +122,7 @@ def _read(source: Source, image: str, index: int, wanted: Callable[[bytes], bool
     return _Read(index, sha256, data, why, time.perf_counter() - start)
 
 
-def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepared:
+def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...], waited: float) -> Prepared:
     """Decode one image that was read; an unreadable one is told, not raised."""
     start = time.perf_counter()
     pixels: tuple[NDArray[np.generic], ...] = ()
@@ -127,4 +132,30 @@ def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...]) -> Prepar
             pixels = several_pixels(read.data, geometries, name=image)
         except (FirnError, OSError) as error:
             why = str(error)
-    return Prepared(read.image, read.sha256, pixels, why, read.seconds, time.perf_counter() - start)
+    return Prepared(read.image, read.sha256, pixels, why, read.seconds, time.perf_counter() - start, waited)
+
+
+class ImageStream:
+    """Images as a backbone sees them, decoded whenever they are read; threads decode side by side."""
+
+    def __init__(
+        self, source: Source, ids: Sequence[str], recipe: Recipe, preprocess: str, *, workers: int = 2
+    ) -> None:
+        """Take the names of the images, sorted, and the recipe that says size, mean and standard deviation."""
+        self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
+        self._source, self._geometry, self._workers = source, recipe.geometry(preprocess), workers
+        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.ids)
+
+    def read(self, at: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return images `at`, (len(at), 3, S, S) float32, normalised. Raises BadImage, OSError."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as threads:
+            return np.stack(list(threads.map(self._one, self.ids[at].tolist())))
+
+    def _one(self, image: str) -> NDArray[np.float32]:
+        values = pixels(self._source.read(image), self._geometry, name=image).astype(np.float32)
+        normal = (values / np.float32(255) - self._mean) / self._std  # grey images become three channels here
+        return np.asarray(normal, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""One backbone's lane through the extraction: rows wait for a full batch, go forward, and are committed in shards."""
+"""The shard writer of one entry: images wait for a full batch, go through the network, and are committed in shards."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from torch import Tensor
 from features.cache import content as memory
 from features.cache.content import UNKNOWN, Digests
 from features.cache.entry import Entry, cache_root
-from features.cache.lease import Claims
+from features.cache.lease import Leases
 from features.datasets.dataset import Dataset
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.job import Job
-from features.extraction.workers import Crew
+from features.extraction.job import Job, no_seconds
+from features.extraction.workers import WorkerPool
 from features.storage import make_folder
 
 _BEHIND = 64 << 20  # bytes of features that may wait while a slow disk is written to, before the networks wait too,
 _BATCHES_BEHIND = 16  # and batches: what a SIGKILL costs at most, besides the shard that is being filled
 
 
-class Lane:
-    """Everything that one entry needs while it is being filled. Used from one thread; others compute and write."""
+class ShardWriter:
+    """Fills one entry. Used from one thread; others compute and write."""
 
-    def __init__(self, job: Job, forward: Forward, geometry: int, crew: Crew) -> None:
+    def __init__(self, job: Job, forward: Forward, geometry: int, pool: WorkerPool) -> None:
         self.entry, self.parts, self.geometry = job.entry, job.parts, geometry
-        self.claims = Claims(self.entry.shards)
-        self.seconds = {"forward": 0.0, "write": 0.0}
+        self.leases = Leases(self.entry.shards)
+        self.seconds = no_seconds()  # at work: forward, write
+        self.waits = no_seconds()  # for the network ("forward"), for room in the queue to it ("write")
         self.committed = 0  # images
-        self._forward, self._crew = forward, crew
+        self._forward, self._pool = forward, pool
         self._seen = {part: set[str]() for part in self.parts}  # shard files whose rows are in _have
         self._have = {part: set[bytes]() for part in self.parts}
         self._waiting: list[tuple[int, bytes, NDArray[np.generic]]] = []
         self._queued: set[bytes] = set()
         self._ended: list[int] = []
-        self._units: dict[int, list[tuple[list[bytes], Mapping[str, NDArray[Any]]]]] = {}
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._partitions: dict[int, list[tuple[list[bytes], Mapping[str, NDArray[Any]]]]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._behind: deque[Future[None]] = deque()
-        self._most_behind = crew.size + max(1, min(_BATCHES_BEHIND, _BEHIND // (forward.batch_size * job.row_bytes())))
+        self._most_behind = pool.size + max(1, min(_BATCHES_BEHIND, _BEHIND // (forward.batch_size * job.row_bytes())))
         self.rescan()
 
     @property
@@ -71,30 +72,32 @@ class Lane:
         """Tell whether some of these images have committed rows."""
         return not self._have[self.parts[0]].isdisjoint(digests)
 
-    def add(self, unit: int, sha256: bytes, pixels: NDArray[np.generic]) -> None:
-        """Take in one image of a claimed unit; runs the network whenever a batch is full."""
+    def add(self, partition: int, sha256: bytes, pixels: NDArray[np.generic]) -> None:
+        """Take in one image of a leased partition; runs the network whenever a batch is full."""
         self._queued.add(sha256)
-        self._waiting.append((unit, sha256, pixels))
+        self._waiting.append((partition, sha256, pixels))
         if len(self._waiting) >= self._forward.batch_size:
             self.flush()
 
-    def end(self, unit: int) -> None:
-        """Note that no more images of a unit will come; it is committed when the waiting ones are through."""
-        self._ended.append(unit)
+    def end(self, partition: int) -> None:
+        """Note that no more images of a partition will come; it is committed when the waiting ones are through."""
+        self._ended.append(partition)
         if not self._waiting:
             self.flush()
 
     def flush(self) -> None:
-        """Have the network run on what waits, and the result and the units that ended handed to the writer."""
+        """Have the network run on what waits, and the result and the partitions that ended handed to the writer."""
         rows, ended = self._waiting, self._ended
         self._waiting, self._ended = [], []
-        named = self._crew.submit(self._run, [pixels for _, _, pixels in rows]) if rows else None
-        self._behind.append(self._writer.submit(self._write, [(u, s) for u, s, _ in rows], named, ended))
+        named = self._pool.submit(self._run, [pixels for _, _, pixels in rows]) if rows else None
+        self._behind.append(self._thread.submit(self._write, [(u, s) for u, s, _ in rows], named, ended))
+        start = time.perf_counter()
         while len(self._behind) > self._most_behind:
             self._behind.popleft().result()
+        self.waits["write"] += time.perf_counter() - start
 
     def _run(self, pixels: list[NDArray[np.generic]]) -> tuple[dict[str, Tensor], float]:
-        """Return what the network gives for a batch, and the seconds that it took. Runs in a thread of the crew."""
+        """Return what the network gives for a batch, and the seconds that it took. Runs in a thread of the pool."""
         start = time.perf_counter()
         named = self._forward(stacked(pixels))
         return named, time.perf_counter() - start
@@ -102,32 +105,35 @@ class Lane:
     def _write(
         self, rows: list[tuple[int, bytes]], named: Future[tuple[dict[str, Tensor], float]] | None, ended: list[int]
     ) -> None:
-        """Wait for the network, sort rows into their units, commit the units that ended. Runs in the writer's thread.
+        """Wait for the network, sort rows into partitions and commit those that ended. Runs in the writing thread.
 
         Batches come here in their order, whichever is computed first.
         """
         arrays = self._computed(named) if named else {}
-        for unit in sorted({unit for unit, _ in rows}):
-            at = [i for i, (u, _) in enumerate(rows) if u == unit]
-            # Copies: what waits for its unit would else lie scattered in the memory that the next maps are to reuse.
+        for partition in sorted({partition for partition, _ in rows}):
+            at = [i for i, (u, _) in enumerate(rows) if u == partition]
+            # Copies: rows that wait would else lie scattered in the memory that the next maps are to reuse.
             taken = {name: array[at[0] : at[-1] + 1].copy() for name, array in arrays.items()}
-            self._units.setdefault(unit, []).append(([rows[i][1] for i in at], taken))
-        self.claims.touch()
-        for unit in ended:
-            self._commit(unit)
+            self._partitions.setdefault(partition, []).append(([rows[i][1] for i in at], taken))
+        self.leases.touch()
+        for partition in ended:
+            self._commit(partition)
 
     def _computed(self, named: Future[tuple[dict[str, Tensor], float]]) -> dict[str, NDArray[Any]]:
         """Wait for the network and the device."""
-        tensors, seconds = named.result()
         start = time.perf_counter()
+        tensors, seconds = named.result()
+        launched = time.perf_counter()
         arrays = to_arrays(tensors)
-        self.seconds["forward"] += seconds + time.perf_counter() - start
+        done = time.perf_counter()
+        self.seconds["forward"] += seconds + done - launched
+        self.waits["forward"] += done - start
         return arrays
 
-    def _commit(self, unit: int) -> None:
-        """Write the shards of one unit, one per part, for the rows that the part lacks."""
+    def _commit(self, partition: int) -> None:
+        """Write the shards of one partition, one per part, for the rows that the part lacks."""
         start = time.perf_counter()
-        pieces = self._units.pop(unit, [])
+        pieces = self._partitions.pop(partition, [])
         digests = [sha256 for some, _ in pieces for sha256 in some]
         for part in self.parts:
             lacking = np.array([sha256 not in self._have[part] for sha256 in digests], dtype=bool)
@@ -138,19 +144,19 @@ class Lane:
                 self._seen[part].add(path.name)
                 self._have[part].update(digests)
         self.committed += len(digests)
-        self.claims.release(unit)
+        self.leases.release(partition)
         self.seconds["write"] += time.perf_counter() - start
 
     def close(self) -> None:
-        """Wait for the writer and commit what units still hold, so that an interruption loses nothing."""
+        """Wait for the writer and commit what partitions still hold, so that an interruption loses nothing."""
         try:
             while self._behind:
                 self._behind.popleft().result()
-            for unit in list(self._units):
-                self._commit(unit)
+            for partition in list(self._partitions):
+                self._commit(partition)
         finally:
-            self._writer.shutdown(wait=True, cancel_futures=True)
-            self.claims.release()
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self.leases.release()
 
 
 def stacked(pixels: list[NDArray[np.generic]]) -> NDArray[np.generic]:
@@ -201,7 +207,7 @@ def refresh(
     versions = {name: version(name) for name in ("torch", "torchvision", "h5py", "numpy", "pillow")}
     memo = _memo(dataset)
     make_folder(memo.parent)
-    with Claims(memo.parent).turn():
+    with Leases(memo.parent).turn():
         digests.fill(Digests.load(memo))
         for entry, left_out in behind():
             entry.refresh(dataset, digests, left_out, versions)

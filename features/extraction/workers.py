@@ -1,4 +1,4 @@
-"""Who runs the networks: on a CPU as many threads as cores, each on one core with a batch of its own; on a GPU one.
+"""The threads that run the networks: on a CPU one per core, each with a batch of its own; on a GPU one.
 
 Two batches on a core each are done sooner than one after the other on both: layers have no threads to wait for, and
 what is not divided among threads (Python, small layers) runs beside the other batch. The same threads decode, so that
@@ -24,7 +24,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Crew:
+class WorkerPool:
     """Threads for work that torch does. What they do is the same to the last bit, however many there are."""
 
     def __init__(self, device: str) -> None:

@@ -14,7 +14,7 @@ from features.datasets.dataset import Source
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.prefetch import batches, prepare
 from features.extraction.shard_writer import stacked
-from features.extraction.workers import Crew
+from features.extraction.workers import WorkerPool
 
 Pixels: TypeAlias = tuple[NDArray[np.generic], ...]  # of one image, (C, S, S) for each network
 
@@ -49,7 +49,7 @@ def measure_rate(
     """
     nets = [Forward(recipe, device=device, precision=precision, batch_size=batch_size) for recipe in recipes]
     geometries = tuple(recipe.geometry(preprocess) for recipe in recipes)
-    crew = Crew(device)
+    pool = WorkerPool(device)
     coming = prepare(
         source,
         ids,
@@ -58,7 +58,7 @@ def measure_rate(
         wanted=lambda _: True,
         workers=workers,
         ahead=2 * batch_size + 8 * workers,
-        decoders=crew.decoders,
+        decoders=pool.decoders,
     )
 
     def through(batch: Sequence[Pixels]) -> int:
@@ -70,10 +70,10 @@ def measure_rate(
         through([tuple(np.zeros((1, recipe.size, recipe.size), np.uint8) for recipe in recipes)] * batch_size)
         done, start, now = 0, time.perf_counter(), 0.0
         some = batches((p.pixels for p in coming if p.pixels), batch_size)
-        for batch in crew.each(through, (whole for whole in some if len(whole) == batch_size)):
+        for batch in pool.each(through, (whole for whole in some if len(whole) == batch_size)):
             done, now = done + batch, time.perf_counter() - start
             if now > most_seconds:
                 break
     finally:
-        crew.close()
+        pool.close()
     return Rate(done, now)

@@ -66,7 +66,7 @@ def _of_head(case: Case) -> Evidence:
 
 def _thawed(case: Case) -> Evidence:
     """Explain a thawed network in the precision that it was trained in; by gradients too where its input is maps."""
-    from features.backbones.tails import IMAGES
+    from features.backbones.build import IMAGES
     from models.explain.class_maps import grad_cam, hires_cam, network_class_maps
     from models.finetuning.network import arithmetic
 
@@ -130,7 +130,7 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
     """Return the network of a run in eval mode, and its configuration."""
     from safetensors import SafetensorError
 
-    from features.backbones.tails import load_tail
+    from features.backbones.build import load_tail
     from models.finetuning.checkpoints import load_network
     from models.finetuning.cross_validation import CLASSIFIER, NETWORK
     from models.finetuning.network import Thawed
@@ -149,20 +149,20 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
 
 def _cached(case: Case, key: Key, block: str) -> tuple[NDArray[Any], list[str]]:
     """Return the cached maps of the images, (m, C, H, W), and the digests of the images."""
-    from features.streams import MapStream
+    from features.views import map_rows
 
     entry = _entry(case, key)
     manifest = _current(case, entry)
     if f"maps/{block}" not in manifest.parts:
         raise CacheError(f"no maps of {block} at {entry.folder}; run: {_extraction(case.run.record, block)}")
-    with MapStream(entry, block) as stream:
-        at = np.searchsorted(stream.ids, case.ids)
-        return stream.read(at), _digests(manifest, case.ids)
+    view = map_rows(entry, block)
+    with view.X as rows:
+        return rows[np.searchsorted(view.ids, case.ids)], _digests(manifest, case.ids)
 
 
 def _images(case: Case, key: Key) -> tuple[NDArray[Any], list[str]]:
     """Return the images as the network sees them, (m, 3, S, S)."""
-    from features.streams import ImageStream
+    from features.extraction.prefetch import ImageStream
 
     manifest = _current(case, _entry(case, key))
     stream = ImageStream(case.dataset.source, case.ids.tolist(), case.recipe, key.preprocess_mode)

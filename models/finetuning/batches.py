@@ -16,9 +16,11 @@ _AHEAD = 3  # batches
 
 
 class Stream(Protocol):
-    """One view of all images: `features.streams.MapStream` or `ImageStream`."""
+    """One view of all images: `features.views.View` or `features.extraction.prefetch.ImageStream`."""
 
-    ids: NDArray[np.str_]  # (n,) sorted
+    @property
+    def ids(self) -> NDArray[np.str_]:
+        """Return the names of the images, (n,) sorted."""
 
     def read(self, at: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Return rows `at`, (len(at), C, H, W)."""

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Recipe, make_recipe, recipe_of_digest
-from features.backbones.build import truncated
-from features.backbones.tails import IMAGES
+from features.backbones.build import IMAGES, truncated
 from features.errors import BadBundle
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.workers import Crew
+from features.extraction.workers import WorkerPool
 from features.images import PREPROCESS, Geometry
 from models.predictor.manifest import Network
 
@@ -85,7 +84,7 @@ class _Frozen:
             stored=key.stored,
             batch_size=batch_size,
         )
-        self._crew = Crew(device)
+        self._crew = WorkerPool(device)
 
     def __call__(self, pixels: Array) -> Features:
         size = self._forward.batch_size
@@ -97,7 +96,7 @@ class _Frozen:
 
 
 class _Plain:
-    """Nothing frozen: the images themselves, normalised as `features.streams.ImageStream` does."""
+    """Nothing frozen: the images themselves, normalised as `features.extraction.prefetch.ImageStream` does."""
 
     def __init__(self, network: Network, recipe: Recipe) -> None:
         self.geometry = recipe.geometry(way_of(network.key.preprocess))

@@ -15,17 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Recipe, load_recipe, make_recipe, recipe_of_digest
+from features.backbones.build import IMAGES
 from features.backbones.registry import domains
-from features.backbones.tails import IMAGES
 from features.cache import open_entry
 from features.cache.key import Key
-from features.cache.reader import rows_view
 from features.datasets import load_dataset
 from features.datasets.packed import Packed
 from features.errors import BadWeights, CacheError, unknown
 from features.options import make_command, option
 from features.storage import make_folder, write_whole
-from features.views import Cached, choose_blocks
+from features.views import Cached, choose_blocks, rows_view
 from models.heads import HEADS, load_head, save_head
 from models.metrics import CALIBRATIONS, Calibration
 from models.predictor.archive import BUNDLE, write_archive

@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import adaptive_avg_pool2d
 
 from features.backbones import Recipe
-from features.backbones.build import load_backbone, truncated
-from features.backbones.tails import IMAGES
+from features.backbones.build import IMAGES, fold_batch_norm, load_backbone, truncated
 from features.errors import FirnError
 from features.views import GEM_POWER
 from models.predictor.backbones import way_of
@@ -188,7 +186,7 @@ class _Trunk(_Normalised):
     def __init__(self, network: Network, recipe: Recipe) -> None:
         super().__init__(recipe)
         part = truncated(recipe, network.after) if network.after else recipe
-        self.network = fuse(load_backbone(part), inplace=True, no_trace=True)
+        self.network = fold_batch_norm(load_backbone(part))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         maps: dict[str, Tensor] = self.network(super().forward(pixels)[IMAGES])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones import Recipe
-from features.backbones.tails import IMAGES, load_tail
+from features.backbones.build import IMAGES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
 from models.explain.class_maps import CLASS_MAPS, network_class_maps

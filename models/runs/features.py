@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from features.backbones.registry import domains
 from features.backbones.weights import thawed_root
-from features.cache.reader import rows_view
 from features.errors import CacheError
 from features.options import DatasetOptions, make_command
 from features.progress import say, shown
@@ -31,6 +30,7 @@ from features.views import (
     made_by,
     map_view,
     pooled_view,
+    rows_view,
 )
 from models.finetuning.checkpoints import load_seen
 from models.heads import HEADS, make_head, save_head

@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from features.backbones.build import load_backbone, truncated
-from features.backbones.tails import IMAGES, boundary, load_tail
+from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, truncated
 from features.backbones.weights import thawed_root
 from features.cache.entry import open_entry
 from features.devices import checked
 from features.errors import FirnError
 from features.extraction.engine import fill
+from features.extraction.prefetch import ImageStream
 from features.images import Augmentation
 from features.options import ExtractOptions, FeatureOptions
 from features.progress import say, shown
 from features.request import Request, resolve
 from features.storage import artifacts_root, slug
-from features.streams import ImageStream, MapStream
-from features.views import View
+from features.views import View, map_rows
 from models.finetuning.batches import Inputs
 from models.finetuning.checkpoints import load_network, load_seen, save_network
 from models.finetuning.cross_validation import CLASSIFIER, NETWORK, Crossfit, Fit, Fitted, crossfit, fit_all
@@ -121,12 +120,12 @@ class Thawing:
             ids = self.view.ids.tolist()
             yield Inputs([ImageStream(source, ids, r.recipe, way, workers=workers) for r in self.requests])
             return
-        streams = [MapStream(request.entry, self.after) for request in self.requests]
+        streams = [map_rows(request.entry, self.after) for request in self.requests]
         try:
             yield Inputs(streams)
         finally:
             for stream in streams:
-                stream.close()
+                stream.X.close()
 
     def _extract(self) -> None:
         """Extract what is missing, all views of an image in one decode, after saying how large the maps are."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_cache import filled
 
 from features.cache import Digests, Entry, Key, open_entry
-from features.cache.reader import FeatureRows, rows_view, subset, widened
+from features.cache.reader import FeatureRows, subset, widened
+from features.datasets import load_dataset
 from features.datasets.dataset import Dataset, Stamps
 from features.errors import CacheError, UnknownName
-from features.views import pooled_view
+from features.views import map_rows, map_view, pooled_view, rows_view
 from models.heads import make_head
 from models.heads.lightgbm import Boosted
 from models.heads.linear import Logistic
@@ -69,7 +73,15 @@ def test_any_rows_are_those_of_the_view(drawn: tuple[NDArray[np.float16], NDArra
     assert X.shape == (N, D) and X.dtype == np.float32 and X.ndim == 2
     assert np.array_equal(view.ids, whole.ids) and np.array_equal(view.groups, whole.groups)
     rng, mask = np.random.default_rng(1), np.arange(N) % 7 == 2
-    for at in (slice(650, 1500), slice(0, 0), rng.permutation(N)[:500], np.array([5, 5, 2999]), mask):
+    for at in (
+        slice(650, 1500),
+        slice(0, 0),
+        rng.permutation(N)[:500],
+        np.array([5, 5, 2999]),
+        np.array([3, 3, 5]),
+        np.array([1, 0, 3, 2, 4]),
+        mask,
+    ):
         assert np.array_equal(X[at], whole.X[at])
     part = X.take(mask).take(np.array([3, 1]))
     assert np.array_equal(part[:], whole.X[mask][[3, 1]])
@@ -84,6 +96,31 @@ def test_any_rows_are_those_of_the_view(drawn: tuple[NDArray[np.float16], NDArra
     path.write_bytes(image)
     with X, pytest.raises(CacheError, match="damaged"):
         X[:]
+
+
+def test_maps_in_any_order(spots: Path) -> None:
+    """Shuffled, repeated, sorted and no rows are those of the whole view; damage raises."""
+    dataset = load_dataset(str(spots))
+    entry, digests, _ = filled(dataset)
+    maps = np.random.default_rng(0).normal(size=(32, 40, 30, 30)).astype(np.float16)
+    for i in range(0, 32, 9):
+        entry.commit("maps/late", digests.sha256[i : i + 9], {"maps/late": maps[i : i + 9]})
+    entry.refresh(dataset, digests, {}, {})
+    whole = map_view(entry, "late").X
+    view = map_rows(entry, "late")
+    assert view.ids.tolist() == dataset.ids
+    with view.X as X:
+        assert X.shape == whole.shape and X.dtype == np.float16
+        for at in (np.random.default_rng(1).permutation(32), np.array([5, 5, 4]), np.arange(8, 20), np.array([], int)):
+            assert np.array_equal(X[at], whole[at])
+    path = entry.shards / entry.files("maps/late")[0]
+    image = bytearray(path.read_bytes())
+    image[len(image) // 2] ^= 1
+    path.write_bytes(image)
+    with view.X as X, pytest.raises(CacheError, match="does not match its checksum"):
+        X[np.arange(32)]
+    with pytest.raises(CacheError, match="MAPS=early"):
+        map_rows(entry, "early")
 
 
 @pytest.mark.usefixtures("small_blocks")

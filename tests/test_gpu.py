@@ -1,0 +1,144 @@
+"""What only a GPU can show: its features are the CPU's, batches are replayed, a lack of memory costs no row."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_backbones import random_weights
+from test_extraction import ROOT, everything, job
+
+from features.backbones import BACKBONES, load_recipe
+from features.cache import entries
+from features.datasets import load_dataset
+from features.errors import FirnError
+from features.extraction.cuda_graph import COMPILE_FROM, compiling_pays
+from features.extraction.forward import Forward, to_arrays
+from features.extraction.loop import extract
+from models.logistic_path import sweep
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+# Of the norm of a block's features.
+TOLERANCES = {"float32": 1e-5, "tf32": 3e-3, "float16": 3e-3, "bfloat16": 3e-2}
+
+
+def images(n: int, channels: int = 1, side: int = 224) -> np.ndarray:
+    """Return drawn pixels, (n, channels, side, side) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (n, channels, side, side), dtype=np.uint8)
+
+
+@on_gpu
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_are_those_of_the_cpu(
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row of BACKBONES in every precision, within the tolerance; grey and colour; again, the same bits."""
+    random_weights(name, tmp_path)
+    monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
+    recipe = load_recipe(name)
+    on_cpu, forward = Forward(recipe, batch_size=4), Forward(recipe, device="cuda", precision=precision, batch_size=4)
+    for pixels in (images(6, 1, recipe.size), images(6, 3, recipe.size)):
+        expected, found = to_arrays(on_cpu(pixels)), to_arrays(forward(pixels))
+        for key, array in expected.items():
+            error = np.linalg.norm(found[key].astype(np.float64) - array) / np.linalg.norm(array.astype(np.float64))
+            assert error <= TOLERANCES[precision] + 5e-4, key  # 5e-4: both are stored in float16
+        assert all(np.array_equal(found[key], again) for key, again in to_arrays(forward(pixels)).items())
+    assert forward.replays == 8, "every batch was a replay"
+
+
+@on_gpu
+def test_compiled_kernels_round_alike() -> None:
+    """What torch.compile makes is recorded too, and is the same within the tolerance."""
+    recipe = load_recipe("squeezenet1_1")
+    plain, compiled = (Forward(recipe, device="cuda", batch_size=4, compiled=c) for c in (False, True))
+    for key, array in to_arrays(plain(images(8))).items():
+        np.testing.assert_allclose(to_arrays(compiled(images(8)))[key], array, rtol=2e-3, atol=1e-3)
+    assert compiled.replays > 0
+
+
+@on_gpu
+def test_out_of_memory_halves_the_batch() -> None:
+    """With little memory the batch shrinks and all rows are those of a run that has enough."""
+    forward = Forward(load_recipe("squeezenet1_1"), device="cuda", batch_size=2048)
+    torch.cuda.empty_cache()
+    share = (torch.cuda.memory_allocated() + (1 << 30)) / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        found = to_arrays(forward(images(40)))
+        assert forward.batch_size < 2048
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    expected = to_arrays(Forward(load_recipe("squeezenet1_1"), device="cuda", batch_size=32)(images(40)))
+    for key, array in expected.items():
+        np.testing.assert_allclose(found[key], array, rtol=2e-3, atol=1e-3)
+
+
+@on_gpu
+def test_a_run_is_resumed_to_the_same_bits(spots: Path) -> None:
+    """Half the images first and the rest later give the rows of one run."""
+    dataset = load_dataset(str(spots))
+    whole, halves = job(spots, name="whole"), job(spots, name="halves")
+    extract(dataset, [whole], device="cuda", batch_size=8)
+    some = np.arange(len(dataset)) < len(dataset) // 2
+    columns = {name: getattr(dataset, name)[some] for name in ("labels", "splits", "groups")}
+    first = replace(dataset, ids=[i for i, own in zip(dataset.ids, some, strict=True) if own], **columns)
+    extract(first, [halves], device="cuda", batch_size=8)
+    extract(dataset, [halves], device="cuda", batch_size=8)
+    assert all(np.array_equal(a, b) for a, b in zip(everything(whole.entry), everything(halves.entry), strict=True))
+
+
+@on_gpu
+def test_a_gpu_by_its_number() -> None:
+    """cuda:0 and the last one are both at work where there are several; features are the same."""
+    names = {"cuda:0", f"cuda:{torch.cuda.device_count() - 1}"}
+    recipe = load_recipe("squeezenet1_1")
+    found = [to_arrays(Forward(recipe, device=name, batch_size=4)(images(4))) for name in sorted(names)]
+    assert all(np.array_equal(found[0][key], other[key]) for other in found for key in other)
+
+
+@on_gpu
+def test_overflow_is_an_error_not_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that overflow float16 end the run before a row is committed, saying what to type."""
+    random_weights("resnet18", tmp_path)
+    state = torch.load(tmp_path / "resnet18.pth", weights_only=True)
+    state["layer1.0.conv1.weight"] *= 1e6
+    torch.save(state, tmp_path / "resnet18.pth")
+    monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
+    with pytest.raises(FirnError, match="not finite in this precision"):
+        to_arrays(Forward(load_recipe("resnet18"), device="cuda", precision="float16", batch_size=4)(images(4)))
+
+
+@on_gpu
+def test_the_sweep_is_that_of_the_cpu() -> None:
+    """Coefficients of all strengths and folds agree."""
+    rng = np.random.default_rng(0)
+    X, y, folds = rng.normal(size=(400, 32)).astype(np.float32), rng.integers(0, 2, 400), np.arange(400) % 3
+    settings = {"strengths": [1e-2, 1.0], "folds": folds != np.arange(3)[:, None], "tol": 1e-10}
+    on_cpu, found = sweep(X, y, **settings), sweep(X, y, **settings, device="cuda")
+    np.testing.assert_allclose(found.coef, on_cpu.coef, atol=1e-4 * np.abs(on_cpu.coef).max())
+
+
+@on_gpu
+def test_the_demo_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make demo` in a folder of its own: "auto" is the GPU."""
+    monkeypatch.setenv("FIRN_ARTIFACTS", str(tmp_path))
+    command = ["make", "demo", f"PYTHON={sys.executable}"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert [entry.key.precision for entry in entries("phantom")] == ["float16"]
+
+
+def test_compiling_is_for_large_sets_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It depends on the device, the number of images, triton and a C compiler, and on nothing else."""
+    monkeypatch.setattr("features.extraction.cuda_graph.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/cc" if name == "cc" else None)
+    assert compiling_pays("cuda:1", COMPILE_FROM)
+    assert not compiling_pays("cuda:1", COMPILE_FROM - 1)
+    assert not compiling_pays("cpu", COMPILE_FROM)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not compiling_pays("cuda:1", COMPILE_FROM)
