@@ -25,7 +25,7 @@ from features.storage import write_whole
 from features.views import Cached, choose_blocks, join, label_view, load_manifest, pooled_view
 from models.audit import Evidence, Leakage, Subject, find_all, measure_leakage
 from models.audit.label_errors import MARGIN
-from models.audit.outliers import FAR
+from models.audit.neighbours import FAR
 from models.runs.current import manifest_digest
 from models.runs.options import RunOptions
 from pipeline.render.audit_page import findings_csv, findings_folder, findings_page, print_findings

@@ -23,8 +23,7 @@ from models.audit import CHECKS, Evidence, Subject, find_all, measure_leakage
 from models.audit import neighbours as blocks
 from models.audit.duplicates import likeness
 from models.audit.label_errors import label_errors
-from models.audit.neighbours import best_matches, mean_distances
-from models.audit.outliers import far_out
+from models.audit.neighbours import best_matches, far_out, mean_distances
 from pipeline.__main__ import main
 from pipeline.render.audit_page import findings_page
 from pipeline.render.tables import csv_lines

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from features.errors import FirnError, UnknownName
-from models.metrics.by_group import AGGREGATES, predictions_by_group
+from models.metrics.subgroups import AGGREGATES, predictions_by_group
 
 
 def test_images_of_a_patient_are_put_together() -> None:

@@ -13,9 +13,9 @@ from test_images import dicom
 
 from features.datasets import Dataset, load_dataset
 from features.datasets.classes import class_order, is_guess
-from features.datasets.companions import MASKS, THUMBNAILS
 from features.datasets.file_facts import equal_bytes
 from features.datasets.image_list import find_images
+from features.datasets.listing import MASKS, THUMBNAILS
 from features.datasets.splits import split_names, straddling
 from features.errors import BadDataset, UnknownName
 

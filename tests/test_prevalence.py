@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from features.errors import FirnError
-from models.metrics.prevalence import at_prevalence, estimated_prevalence
+from models.metrics.thresholds import at_prevalence, estimated_prevalence
 
 Floats = NDArray[np.float64]
 

@@ -15,8 +15,7 @@ from features.errors import BadDataset
 from features.inspection.thumbnails import blank
 from models.audit.duplicates import Pairs, Step, Thresholds, exact_pairs, linked_groups, near_pairs
 from models.audit.label_errors import Opinion, label_errors, predict_out_of_fold
-from models.audit.neighbours import mean_distances
-from models.audit.outliers import Odd, far_out
+from models.audit.neighbours import Odd, far_out, mean_distances
 from models.audit.subject import Subject
 
 _NEIGHBOURS = 10

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in blocks, so that no n x n array is held in memory."""
+"""Nearest rows, block by block, and outliers: images far from all others."""
 
 from __future__ import annotations
 
@@ -86,3 +86,31 @@ def _blocks(n: int, columns: int) -> Iterator[slice]:
     step = max(1, _CELLS // max(columns, 1))
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
+
+
+FAR = 4.0  # robust standard deviations; of a normal distribution three in 100,000 are beyond
+
+
+class Odd(NamedTuple):
+    """Outlying rows, strongest first, with the value that they were found by."""
+
+    row: NDArray[np.int64]  # (m,)
+    value: NDArray[np.float64]  # (m,)
+
+
+def far_out(y: NDArray[np.int64], distance: NDArray[np.float64]) -> Odd:
+    """Return the outliers: rows whose mean neighbour distance (n,) is more than FAR robust z-scores in its class.
+
+    On the logarithm of the distance: z = (x - median) / (1.4826 MAD), Iglewicz & Hoaglin 1993; the distance to the
+    nearest ones by Ramaswamy, Rastogi & Shim 2000 (SIGMOD 29:427).
+    """
+    x = np.log(np.maximum(distance, 1e-12))
+    z = np.zeros(len(x))
+    for label in np.unique(y):
+        own = y == label
+        middle = np.median(x[own])
+        spread = 1.4826 * np.median(np.abs(x[own] - middle))
+        z[own] = (x[own] - middle) / spread if spread > 0 else 0.0
+    row = np.flatnonzero(z > FAR)
+    row = row[np.argsort(-z[row], kind="stable")]
+    return Odd(row, z[row])

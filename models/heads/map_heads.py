@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.views import grid
-from models.heads.early_stopping import train_until_stale
-from models.heads.head import Array, Head, silent
+from models.heads.head import Array, Head, silent, train_until_stale
 from models.heads.linear import Logistic, probabilities
 
 SIDE = 7  # positions a side that heads look at; the last maps of most backbones

@@ -7,7 +7,6 @@ draw whole groups. Nothing here sees a model or an image, and nothing imports to
 """
 
 from models.metrics.bootstrap import Interval
-from models.metrics.by_group import AGGREGATES, predictions_by_group
 from models.metrics.calibration import (
     CALIBRATIONS,
     Calibration,
@@ -24,7 +23,6 @@ from models.metrics.calibration import (
     reliability_curve,
 )
 from models.metrics.delong import DeLong, delong
-from models.metrics.prevalence import at_prevalence, estimated_prevalence
 from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
@@ -37,8 +35,16 @@ from models.metrics.significance import (
     holm,
     score_of_the_chosen,
 )
-from models.metrics.subgroups import Subgroup, SubgroupTable, in_bins, subgroup_tables
-from models.metrics.thresholds import NetBenefit, RateAtRate, net_benefit, operating_points, rates
+from models.metrics.subgroups import AGGREGATES, Subgroup, SubgroupTable, in_bins, predictions_by_group, subgroup_tables
+from models.metrics.thresholds import (
+    NetBenefit,
+    RateAtRate,
+    at_prevalence,
+    estimated_prevalence,
+    net_benefit,
+    operating_points,
+    rates,
+)
 
 __all__ = [
     "AGGREGATES",

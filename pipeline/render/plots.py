@@ -16,7 +16,7 @@ from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural, with_interval
-from pipeline.render.curves import CURVES, Side, sides
+from pipeline.render.figures import CURVES, Side, sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
