@@ -163,8 +163,8 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     """When every image is broken the message shows the first reason."""
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
-        (tmp_path / "set" / name / "x.png").write_bytes(b"text")
-        (tmp_path / "set" / name / "y.png").write_bytes(b"text")
+        (tmp_path / "set" / name / "x.png").write_bytes(b"text x of " + name.encode())
+        (tmp_path / "set" / name / "y.png").write_bytes(b"text y of " + name.encode())
     with pytest.raises(BadImage, match="no image could be read"):
         run(tmp_path / "set", job(tmp_path / "set"))
 
