@@ -12,7 +12,7 @@ from test_datasets import group_of, label_of, many, put, split_of
 from test_images import dicom
 
 from features.datasets import Dataset, load_dataset
-from features.datasets.classes import class_order, is_guess
+from features.datasets.dataset import class_order, is_guess
 from features.datasets.file_facts import equal_bytes
 from features.datasets.image_list import find_images
 from features.datasets.listing import MASKS, THUMBNAILS

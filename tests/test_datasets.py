@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from features.datasets import DATASETS, SPLITS, Dataset, load_dataset
-from features.datasets.classes import class_order
+from features.datasets.dataset import class_order
 from features.datasets.image_folder import class_folders
 from features.datasets.listing import IMAGES, FileSource
 from features.datasets.load import name_of_path

@@ -34,9 +34,10 @@ from pydicom.uid import (
 )
 
 from features.errors import BadImage, FirnError, UnknownName
-from features.images import PREPROCESS, Geometry, ImageFacts, decode, describe, pixels, plain, raster
+from features.images import PREPROCESS, Geometry, ImageFacts, decode, describe, pixels, raster
 from features.images import decoding as decoding_module
 from features.images import dicom as dicom_module
+from features.images import raster as plain
 from features.images.image import Opened, without_copies
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,8 +19,40 @@ from torch.overrides import TorchFunctionMode
 from features.backbones import weights
 from features.backbones.registry import BACKBONES, Row, architecture
 from features.backbones.spec import Recipe
-from features.backbones.zoo import create_feature_extractor, get_graph_node_names, torchvision
 from features.errors import BadWeights, FirnError, UnknownName, unknown
+
+_SLOW = "torch._dynamo.utils"  # takes 1.3 s of processor time
+
+
+def _stand_in() -> ModuleType:
+    """Return a module that knows what torchvision asks for, and becomes the real one where it asks for more."""
+    module = ModuleType(_SLOW)
+
+    def real(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # for Python itself asks for some
+        sys.modules.pop(_SLOW, None)
+        return getattr(importlib.import_module(_SLOW), name)
+
+    vars(module).update(is_compile_supported=lambda device: False, __getattr__=real)
+    return module
+
+
+def _without_dynamo() -> ModuleType:
+    importlib.import_module("torch")
+    stand_in = sys.modules.setdefault(_SLOW, _stand_in())
+    try:
+        importlib.import_module("torchvision.models.feature_extraction")
+        return importlib.import_module("torchvision")
+    finally:
+        if sys.modules.get(_SLOW) is stand_in and "torch._dynamo" not in sys.modules:
+            del sys.modules[_SLOW]
+
+
+torchvision: Any = _without_dynamo()
+create_feature_extractor = torchvision.models.feature_extraction.create_feature_extractor
+get_graph_node_names = torchvision.models.feature_extraction.get_graph_node_names
+
 
 IMAGES = ""  # the boundary before the first layer: nothing stays frozen
 

@@ -35,7 +35,7 @@ def load_recipe(name: str, given: str | Path | None = None) -> Recipe:
 def make_recipe(name: str, given: str | Path | None = None) -> Recipe:
     """Build the recipe from the network itself, remembering nothing; imports torch. Raises UnknownName, BadWeights."""
     from features.backbones import build
-    from features.backbones.zoo import torchvision
+    from features.backbones.build import torchvision
 
     line = build.row(name)
     chosen = torchvision.models.get_weight(line.weights)

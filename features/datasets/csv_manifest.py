@@ -15,12 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.datasets.classes import class_order, is_guess, is_missing, same_class
-from features.datasets.dataset import Dataset, LeftOut, left_out
-from features.datasets.findings import read_labels
+from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, is_missing, left_out, same_class
 from features.datasets.listing import FileSource, Listing, list_images, refuse_link, sorted_stamps
 from features.datasets.splits import SPLIT_NAMES, split_names
-from features.datasets.table import LAYOUT, Table, read_table
+from features.datasets.table import LAYOUT, Table, read_labels, read_table
 from features.errors import BadDataset
 
 SPLIT_LISTS = {"test_list.txt": "test", "train_val_list.txt": "train"}  # of ChestX-ray14, beside its table

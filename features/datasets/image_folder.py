@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.datasets.classes import class_order, is_guess
-from features.datasets.dataset import Dataset, LeftOut, left_out
+from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, left_out
 from features.datasets.listing import IMAGES, FileSource, is_system, list_images
 from features.datasets.splits import split_names
 from features.errors import BadDataset, command

@@ -9,17 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from features.datasets.classes import is_missing, same_class, with_positive
 from features.datasets.csv_manifest import read_manifest
-from features.datasets.dataset import Dataset, left_out
+from features.datasets.dataset import Dataset, is_missing, left_out, same_class, with_positive
 from features.datasets.file_facts import grouped
-from features.datasets.findings import has_labels
 from features.datasets.image_folder import ClassFolder, class_folders, doubt, read_folders
 from features.datasets.medmnist import read_medmnist
 from features.datasets.packed import Packed, read_pack
 from features.datasets.registry import DATASETS, Row
 from features.datasets.splits import settle_splits
-from features.datasets.table import LAYOUT, TABLES, WORKBOOKS, Table, read_table
+from features.datasets.table import LAYOUT, TABLES, WORKBOOKS, Table, has_labels, read_table
 from features.errors import BadDataset, UnknownName, command, unknown
 from features.storage import slug
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from features.errors import BadImage
 from features.images import decoding as arrays
-from features.images import dicom, plain, raster
+from features.images import dicom, raster
+from features.images import raster as plain
 from features.images.augment import Pixels
 from features.images.image import MAX_BYTES, MAX_PIXELS, DecodedImage, ImageFacts, Opened, from_array
 from features.images.preprocess import Geometry, fit, layers

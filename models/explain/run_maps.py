@@ -22,9 +22,9 @@ from features.views import load_manifest
 from models.explain.class_maps import CLASS_MAPS, asked_maps
 from models.heads import HEADS, load_head
 from models.heads.linear import probabilities
-from models.runs.commands import extract_command, train_command
 from models.runs.current import manifest_digest
 from models.runs.record import FINETUNED, Run, RunRecord
+from models.runs.summary import extract_command, train_command
 
 if TYPE_CHECKING:
     from features.cache import Entry

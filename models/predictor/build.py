@@ -32,9 +32,9 @@ from models.predictor.loading import OUTLIERS, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
 from models.predictor.self_test import GOLDEN, draw_images
-from models.runs.commands import train_command
 from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
+from models.runs.summary import train_command
 
 
 def learn_outliers(contents: Contents, run: Run, cut: Mapping[int, Key]) -> tuple[list[list[Any]], Novelty | None]:

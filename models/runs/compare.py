@@ -23,11 +23,10 @@ from models.metrics import (
     holm,
     score_of_the_chosen,
 )
-from models.runs.commands import commands
 from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult, Verdict, ranked, stamped
 from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
-from models.runs.summary import protocol, summary
+from models.runs.summary import commands, protocol, summary
 from models.validation.predictions import Predictions
 
 

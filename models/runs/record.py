@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from features.cache.key import Key
-from features.datasets.classes import is_guess
+from features.datasets.dataset import is_guess
 from features.errors import CacheError
 from features.options import DatasetOptions, FeatureOptions
 from features.storage import artifacts_root, slug, write_whole
