@@ -127,6 +127,7 @@ BUDGETS = {
     ("cpu", "bfloat16"): Budget(0.01, 0.005),
     ("cpu", "float16"): Budget(0.01, 0.005),
     ("cuda", "float32"): Budget(0.01, 0.005),
+    ("cuda", "tf32"): Budget(0.01, 0.005),
     ("cuda", "bfloat16"): Budget(0.02, 0.01),
     ("cuda", "float16"): Budget(0.01, 0.005),
 }

@@ -90,7 +90,7 @@ def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explai
 
 
 def _coarseness(precision: str) -> int:
-    return ("float32", "float16", "bfloat16").index(precision)
+    return ("float32", "tf32", "float16", "bfloat16").index(precision)
 
 
 def read_bundle(folder: Path, where: str = "cpu") -> Loaded:

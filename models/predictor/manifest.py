@@ -150,7 +150,7 @@ def _network(values: Mapping[str, Any]) -> Network:
         raise _Fault(f"a network's key lacks or misspells a field ({error})") from None
     if not right:
         raise _Fault("expected texts as backbone, weights, preprocess and blocks of a network")
-    if key.precision not in ("float32", "bfloat16", "float16") or key.stored not in ("float32", "float16"):
+    if key.precision not in ("float32", "tf32", "bfloat16", "float16") or key.stored not in ("float32", "float16"):
         raise _Fault(f"unknown precision {key.precision!r}, or {key.stored!r} for what is stored")
     after = values.get("after")
     if after is not None and not isinstance(after, str):

@@ -18,7 +18,7 @@ MOST = 64  # samples
 # How far logits and outliers' distances, relative to themselves where they exceed 1, may be off: another processor sums
 # in another order, rounds another last bit to float16, and a tree may take the other branch there. A wrong file is off
 # by much more.
-TOLERANCES = {"float32": 2e-2, "float16": 0.1, "bfloat16": 0.1}
+TOLERANCES = {"float32": 2e-2, "tf32": 2e-2, "float16": 0.1, "bfloat16": 0.1}
 _LEAST = 1e-300  # a probability; of drawn images, unlike any training image, heads are often very sure
 
 
