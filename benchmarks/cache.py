@@ -21,7 +21,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache import Digests, Entry, Key, open_entry
 from features.cache.entry import cache_root, entries
 from features.cache.reader import FeatureRows
@@ -235,8 +235,8 @@ def no_op(folder: Path, n: int, limit: str) -> None:
     """Print wall time and memory of `extract` on a ready entry of `n` images, interpreter start included."""
     os.environ["FIRN_ARTIFACTS"] = str(folder / f"artifacts{n}")
     dataset = numbered_files(folder / f"images{n}", n)
-    recipe = load_recipe("squeezenet1_1")
-    entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32"))
+    spec = load_spec("squeezenet1_1")
+    entry = open_entry(dataset.name, spec.key(preprocess="squash", precision="float32"))
     stamps = dataset.source.stamps(dataset.ids)
     known = Digests.of(dataset.ids, stamps)
     known.sha256[:] = digests(n)

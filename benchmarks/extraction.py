@@ -236,7 +236,7 @@ def projection(bench: Bench) -> None:
 
     Time is that of the slowest stage: forward on 8 GPUs, decode and write on the cores beside them (16 per GPU here).
     """
-    from features.backbones import load_recipe
+    from features.backbones import load_spec
 
     if "decode" not in bench.rates:
         bench.backbones = [LIGHT]
@@ -247,7 +247,7 @@ def projection(bench: Bench) -> None:
         minutes[stage] = TEN_MILLION / bench.rates[stage] / (16 * GPUS) / 60
         print(f"{stage}: {bench.rates[stage]:,.0f} images/s and core, {minutes[stage]:,.1f} min on {16 * GPUS} cores")
     for name in GPU_BARS:
-        size = TEN_MILLION * 4 * sum(c for c, _, _ in load_recipe(name).blocks.values())  # two poolings of two bytes
+        size = TEN_MILLION * 4 * sum(c for c, _, _ in load_spec(name).blocks.values())  # two poolings of two bytes
         rate, forward = bench.rates.get(f"gpu {name}"), "needs a GPU rate: not measured yet"
         if rate:
             minutes["forward"] = TEN_MILLION / rate / GPUS / 60

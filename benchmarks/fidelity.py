@@ -64,12 +64,12 @@ def forward_rate(backbone: str, device: str, seconds: float = 5.0) -> float:
     """Return images per second of the forward stage alone, from pixels in memory to features on the device."""
     import torch
 
-    from features.backbones import load_recipe
+    from features.backbones import load_spec
     from features.extraction.forward import Forward
 
-    recipe = load_recipe(backbone)
-    network = Forward(recipe, device=device, precision="float16", batch_size=BATCH[device])
-    shape = (network.batch_size, 3, recipe.size, recipe.size)
+    spec = load_spec(backbone)
+    network = Forward(spec, device=device, precision="float16", batch_size=BATCH[device])
+    shape = (network.batch_size, 3, spec.size, spec.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     network(pixels)
     torch.cuda.synchronize()

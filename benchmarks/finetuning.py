@@ -25,7 +25,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.backbones.build import boundary, load_backbone, load_tail, network, row, truncated
 from features.cache import open_entry
 from features.datasets import load_dataset
@@ -34,7 +34,7 @@ from features.extraction.loop import extract
 from features.extraction.prefetch import ImageStream
 from features.views import map_rows
 from models.finetuning.batches import Inputs
-from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
+from models.finetuning.network import FinetunedNetwork, arithmetic, parameter_groups, set_mode
 from models.finetuning.settings import RECIPES, FinetuneOptions
 from models.finetuning.train import Task, train
 
@@ -73,13 +73,13 @@ class Case:
     """One network on the images, with both ways to train its last block."""
 
     def __init__(self, name: str, data: str, folder: Path, precision: str, device: str, files: bool) -> None:
-        self.recipe = load_recipe(name, weights(name, folder))
+        self.spec = load_spec(name, weights(name, folder))
         dataset = load_dataset(data)
-        self.after = boundary(self.recipe, "1")
-        entry = open_entry(f"{dataset.name}-{precision}", self.recipe.key(preprocess="squash", precision=precision))
-        extract(dataset, [Job(entry, self.recipe, "squash", (self.after,))], device=device)
+        self.after = boundary(self.spec, "1")
+        entry = open_entry(f"{dataset.name}-{precision}", self.spec.key(preprocess="squash", precision=precision))
+        extract(dataset, [Job(entry, self.spec, "squash", (self.after,))], device=device)
         self.maps = map_rows(entry, self.after)
-        self.stream = ImageStream(dataset.source, self.maps.ids.tolist(), self.recipe, "squash")
+        self.stream = ImageStream(dataset.source, self.maps.ids.tolist(), self.spec, "squash")
         n = len(self.maps.ids)
         self.pixels = None if files else self.stream.read(np.arange(n))
         self.y = np.array([int("PNEUMONIA" in i) for i in self.maps.ids])
@@ -87,9 +87,9 @@ class Case:
         self.settings = FinetuneOptions(epochs=1, **PLAIN).settings(precision=precision, seed=0)
         self.device = device
 
-    def thawed(self) -> Thawed:
+    def thawed(self) -> FinetunedNetwork:
         """Return the tail with its classifier."""
-        return Thawed(load_tail(self.recipe, self.after), list(self.recipe.blocks.values())[-1][0], 2)
+        return FinetunedNetwork(load_tail(self.spec, self.after), list(self.spec.blocks.values())[-1][0], 2)
 
     def from_cache(self) -> float:
         """Return the seconds from the start of Firn's training to its last step."""
@@ -108,7 +108,7 @@ class Case:
 
     def ordinary(self) -> float:
         """Return the seconds of one epoch as everyone writes it: trunk without gradients, tail with them."""
-        trunk = load_backbone(truncated(self.recipe, self.after)).to(self.device, memory_format=torch.channels_last)
+        trunk = load_backbone(truncated(self.spec, self.after)).to(self.device, memory_format=torch.channels_last)
         net: Any = self.thawed().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = RECIPES["adamw"].optimiser(parameter_groups(net, self.settings.decay), self.settings.rate)
         set_mode(net, training=True, norm="frozen")
@@ -129,8 +129,8 @@ class Case:
 
     def limit(self) -> float:
         """Return what the operation counts allow, and no more."""
-        side, (c, h, w) = self.recipe.size, self.recipe.blocks[self.after]
-        trunk = _operations(load_backbone(truncated(self.recipe, self.after)), torch.zeros(1, 3, side, side))
+        side, (c, h, w) = self.spec.size, self.spec.blocks[self.after]
+        trunk = _operations(load_backbone(truncated(self.spec, self.after)), torch.zeros(1, 3, side, side))
         tail = _operations(self.thawed().eval(), torch.zeros(1, c, h, w))
         return (trunk + 3 * tail) / (3 * tail)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache import Digests, Entry, open_entry
 from features.datasets import Dataset, load_dataset
 from features.devices import BATCH
@@ -98,9 +98,9 @@ def everyones_loop(folder: Path, name: str, file: Path, device: str, workers: in
     import torchvision
     from torchvision.models.feature_extraction import create_feature_extractor
 
-    line, recipe = _row(name), load_recipe(name)
+    line, spec = _row(name), load_spec(name)
     model = torchvision.models.get_model(line.architecture, weights=None, **line.options)
-    model.load_state_dict(torch.load(recipe.file, weights_only=True), strict=False)
+    model.load_state_dict(torch.load(spec.file, weights_only=True), strict=False)
     model = create_feature_extractor(model.eval(), {list(line.blocks.values())[-1]: "last"}).to(device)
     rows = []
     with torch.no_grad():
@@ -142,10 +142,8 @@ def artifacts(folder: Path) -> Iterator[Path]:
 
 def jobs(dataset: Dataset, names: list[str], precision: str) -> list[Job]:
     """Return one job per backbone."""
-    recipes = [load_recipe(name) for name in names]
-    return [
-        Job(open_entry(dataset.name, r.key(preprocess="squash", precision=precision)), r, "squash") for r in recipes
-    ]
+    specs = [load_spec(name) for name in names]
+    return [Job(open_entry(dataset.name, r.key(preprocess="squash", precision=precision)), r, "squash") for r in specs]
 
 
 def firn(folder: Path, names: list[str], precision: str, device: str) -> Entry:
@@ -168,7 +166,7 @@ class Alone:
         self.batch = BATCH[device]
         self.pool = WorkerPool(device)
         self.networks = [
-            Forward(job.recipe, device=device, precision=precision, batch_size=self.batch) for job in self.jobs
+            Forward(job.spec, device=device, precision=precision, batch_size=self.batch) for job in self.jobs
         ]
         prepared = list(self._prepared())
         self._digests = np.array([p.sha256 for p in prepared], "S64")
@@ -181,7 +179,7 @@ class Alone:
         from features.extraction.prefetch import prepare
 
         source, ids = self.dataset.source, self.dataset.ids
-        geometries = tuple(dict.fromkeys(job.recipe.geometry(job.preprocess) for job in self.jobs))
+        geometries = tuple(dict.fromkeys(job.spec.geometry(job.preprocess) for job in self.jobs))
         yield from prepare(
             source,
             ids,

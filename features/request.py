@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from features.backbones import Recipe, load_recipe
+from features.backbones import BackboneSpec, load_spec
 from features.cache import Digests, Entry, State, open_entry
 from features.cache.entry import cache_root, note_use
 from features.cache.pack import Pack
@@ -26,7 +26,7 @@ class Request:
     """One backbone on one data set, as asked for."""
 
     dataset: Dataset
-    recipe: Recipe
+    spec: BackboneSpec
     preprocess: str
     device: str
     entry: Entry
@@ -43,7 +43,7 @@ class Request:
 
     def command(self, *blocks: str) -> str:
         """Return the command that fills the entry, and keeps the maps of some blocks."""
-        return make_command("extract", self.options, backbone=self.recipe.name, maps=" ".join(blocks))
+        return make_command("extract", self.options, backbone=self.spec.name, maps=" ".join(blocks))
 
     def ready(self, parts: tuple[str, ...] = ("pooled",)) -> Entry:
         """Return the entry. CacheError, saying why and what to type, unless it is ready."""
@@ -51,14 +51,14 @@ class Request:
         if state.word == "ready":
             return self.entry
         near = self.why() if state.word == "missing" else ""
-        place = f"{self.dataset.name} with {self.recipe.name}"
+        place = f"{self.dataset.name} with {self.spec.name}"
         maps = (part.removeprefix("maps/") for part in parts if part.startswith("maps/"))
         raise CacheError(f"features of {place} are {state.word}: {state.why}{near}; run: {self.command(*maps)}")
 
     def why(self) -> str:
         """Say how the request differs from the nearest entry of the same backbone, if there is one."""
         for nearest in self.nearest():
-            if nearest.key.backbone == self.recipe.name:
+            if nearest.key.backbone == self.spec.name:
                 differences = "; ".join(nearest.key.differences(self.entry.key))
                 return f" (the nearest entry is {nearest.folder.name}: {differences})"
         return ""
@@ -79,11 +79,11 @@ def resolve(dataset: Dataset, options: FeatureOptions) -> list[Request]:
     if (way := options.preprocess or DEFAULT_PREPROCESS) not in PREPROCESS:
         raise unknown("preprocess", way, PREPROCESS)
     where = device(options.device)
-    recipes = [load_recipe(name, options.weights or None) for name in names]
-    keys = [r.key(preprocess=way, precision=precision(options.precision, where, r.largest)) for r in recipes]
+    specs = [load_spec(name, options.weights or None) for name in names]
+    keys = [r.key(preprocess=way, precision=precision(options.precision, where, r.largest)) for r in specs]
     return [
-        Request(dataset, recipe, way, where, open_entry(dataset.name, key), options)
-        for recipe, key in zip(recipes, keys, strict=True)
+        Request(dataset, spec, way, where, open_entry(dataset.name, key), options)
+        for spec, key in zip(specs, keys, strict=True)
     ]
 
 

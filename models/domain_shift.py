@@ -45,7 +45,7 @@ def measure(
 ) -> Distances:
     """Return the distances between source features X (n, d) and target features Z (m, d), with the group of each image.
 
-    `after` (m, e) are features of the target's images from the backbone that was thawed on the source. At most 2,000
+    `after` (m, e) are features of the target's images from the backbone fine-tuned on the source. At most 2,000
     images a side are looked at, drawn one by one: that keeps more groups, and so tells more, than whole groups would,
     and folds keep what was drawn of a group together all the same. Raises BadDataset for a side of a single group.
     """

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from features.backbones import BACKBONES, load_recipe, weights
+from features.backbones import BACKBONES, load_spec, weights
 from features.cache import Digests, Entry
 from features.cache.entry import cache_root, changes, last_used, read_unknown
 from features.cache.gc import Survey, Waste, abandoned, bytes_below, remove, survey
@@ -133,12 +133,12 @@ def cache_repair(features: Machine, how: Annotated[ExtractOptions, Taking("worke
             lines.append(f"whole: {entry.folder.name}")
             continue
         way = entry.key.preprocess_mode
-        recipe = load_recipe(entry.key.backbone)
-        for_thawing = entry.key.blocks != tuple(recipe.blocks)
-        asked = recipe.key(preprocess=way, precision=entry.key.precision, stored=entry.key.stored)
+        spec = load_spec(entry.key.backbone)
+        for_thawing = entry.key.blocks != tuple(spec.blocks)
+        asked = spec.key(preprocess=way, precision=entry.key.precision, stored=entry.key.stored)
         if asked != entry.key and not for_thawing:
             raise CacheError(
-                f"{entry.folder} was filled with other weights or preprocessing than {recipe.name} has now; "
+                f"{entry.folder} was filled with other weights or preprocessing than {spec.name} has now; "
                 f"give those weights back (FIRN_WEIGHTS), or remove the folder and run: make extract"
             )
         for damage in damages:
@@ -147,7 +147,7 @@ def cache_repair(features: Machine, how: Annotated[ExtractOptions, Taking("worke
         if for_thawing:
             lines.append(f"taken out: {entry.folder.name}, {len(damages)} files; make finetune computes them again")
             continue
-        fill([(Request(images, recipe, way, device(features.device), entry, features), blocks)], how)
+        fill([(Request(images, spec, way, device(features.device), entry, features), blocks)], how)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
     return lines or [f"no entries of {images.name}"]
 
@@ -299,10 +299,10 @@ def cache_pack(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("
 
 
 def _packed(request: Request, path: Path, maps: str) -> str:
-    blocks = choose_blocks(list(request.recipe.blocks), maps) if maps else ()
+    blocks = choose_blocks(list(request.spec.blocks), maps) if maps else ()
     parts = ("pooled", *(f"maps/{block}" for block in blocks))
     entry = request.ready(parts)
-    with shown(f"pack {request.dataset.name} with {request.recipe.name}", "bytes") as progress:
+    with shown(f"pack {request.dataset.name} with {request.spec.name}", "bytes") as progress:
         manifest = write_pack(entry, path, parts, progress=progress)
     return f"packed: {len(manifest.ids):,} images, {', '.join(parts)}, {megabytes(bytes_below(path))} {path}"
 
@@ -332,7 +332,7 @@ def cache_why(features: FeatureOptions) -> list[str]:
     lines = []
     for request in resolve(features.data.load(), features):
         state = request.state()
-        lines.append(f"{state.word}: {request.dataset.name} {request.recipe.name} {state.why}")
+        lines.append(f"{state.word}: {request.dataset.name} {request.spec.name} {state.why}")
         if state.word == "missing":
             lines += _other_entries(request)
         elif state.word != "ready":
@@ -345,7 +345,7 @@ def cache_why(features: FeatureOptions) -> list[str]:
 def _other_entries(request: Request) -> list[str]:
     """Compare the key asked for with those of the nearest entries."""
     near = request.nearest()
-    same = [entry for entry in near if entry.key.backbone == request.recipe.name]
+    same = [entry for entry in near if entry.key.backbone == request.spec.name]
     lines = []
     for entry in (same or near)[:_NEAREST]:
         lines.append(f"  {entry.folder.name} is there, but")

@@ -61,11 +61,11 @@ def doctor(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("maps
         cost: _Cost | None = _cost(images, requests, how.maps, seed)
     except FirnError as error:
         requests, cost, troubles = [], None, [str(error)]
-    geometry = requests[0].recipe.geometry(way) if requests else Geometry(DEFAULT_PREPROCESS, 224, 256, "bilinear")
+    geometry = requests[0].spec.geometry(way) if requests else Geometry(DEFAULT_PREPROCESS, 224, 256, "bilinear")
     with shown(f"look at {images.name}") as progress:
         limits: dict[str, Any] = {"headers": HEADERS, "images": IMAGES, "shown": SHOWN, "most_seconds": PATIENCE}
         found = examine(images, geometry, **limits, seed=seed, progress=progress)
-    size, free = max((r.recipe.size for r in requests), default=0), _free(artifacts_root())
+    size, free = max((r.spec.size for r in requests), default=0), _free(artifacts_root())
     case = Case(images, found, size, geometry.how, cost.asked if cost else 0, free, troubles)
     diagnoses = diagnose(case)
     folder = artifacts_root() / "doctor" / images.name
@@ -85,18 +85,16 @@ def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -
     from features.inspection.throughput import measure_rate
 
     def size(request: Request, kept: Sequence[str]) -> int:
-        return len(dataset) * (Job(request.entry, request.recipe, request.preprocess, tuple(kept)).row_bytes() + ROW)
+        return len(dataset) * (Job(request.entry, request.spec, request.preprocess, tuple(kept)).row_bytes() + ROW)
 
     first = requests[0]
-    wanted = [choose_blocks(list(r.recipe.blocks), maps) if maps else () for r in requests]
-    pooled, last = (
-        sum(size(r, kept(r)) for r in requests) for kept in (lambda r: (), lambda r: [*r.recipe.blocks][-1:])
-    )
+    wanted = [choose_blocks(list(r.spec.blocks), maps) if maps else () for r in requests]
+    pooled, last = (sum(size(r, kept(r)) for r in requests) for kept in (lambda r: (), lambda r: [*r.spec.blocks][-1:]))
     rows = sample(dataset, TIMED, seed=seed + 1)  # others than are looked at: these are in the system's memory by then
     rate = measure_rate(
         dataset.source,
         [dataset.ids[row] for row in rows.tolist()],
-        [r.recipe for r in requests],
+        [r.spec for r in requests],
         first.preprocess,
         device=checked(first.device),
         precision=first.entry.key.precision,
@@ -204,7 +202,7 @@ def _of_files(found: Examination) -> list[str]:
 def _of_cost(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[str]:
     if cost is None:
         return []
-    names = ", ".join(f"{r.recipe.name} ({r.recipe.size} pixels, {case.preprocess})" for r in requests)
+    names = ", ".join(f"{r.spec.name} ({r.spec.size} pixels, {case.preprocess})" for r in requests)
     lines = [
         f"network   {names}; {cost.device}, {os.cpu_count()} cores, {cost.precision}",
         f"cache     about {cost.pooled / 1e6:,.0f} MB, {(cost.pooled + cost.maps) / 1e6:,.0f} MB with the maps of the "

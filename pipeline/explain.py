@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.datasets import Dataset
 from features.errors import CacheError, FirnError, unknown
 from features.options import FeatureOptions, Taking, names_in, option
@@ -76,10 +76,10 @@ def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     found, classes = judged(run), run.record.classes
     lines = outcomes(found, classes, per_row)
     at = np.array([place for line in lines for place in line.at], dtype=np.intp)
-    recipe = load_recipe(run.record.backbone, weights or None)
-    case = Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(classes)))
+    spec = load_spec(run.record.backbone, weights or None)
+    case = Case(run, dataset, spec, found.ids[at], asked_of(found.called[at], len(classes)))
     evidence = evidence_of(case, None if found.seen else found.proba[at])
-    geometry = recipe.geometry(run.record.keys[0].preprocess_mode)
+    geometry = spec.geometry(run.record.keys[0].preprocess_mode)
     seen = [image_seen(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
     root = run.record.root
     stem = slug("-".join(run.folder.relative_to(root).parts))

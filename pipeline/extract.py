@@ -21,12 +21,10 @@ def extract(features: FeatureOptions, how: ExtractOptions) -> list[str]:
     dataset = features.data.load()
     for record in dataset.left_out:
         say(str(record))
-    wanted = [
-        (r, choose_blocks(list(r.recipe.blocks), how.maps) if how.maps else ()) for r in resolve(dataset, features)
-    ]
+    wanted = [(r, choose_blocks(list(r.spec.blocks), how.maps) if how.maps else ()) for r in resolve(dataset, features)]
     states = [r.state(_parts(blocks)) for r, blocks in wanted]
     for (r, _), state in zip(wanted, states, strict=True):
-        say(f"{dataset.name} with {r.recipe.name}: {state.word} ({state.why})")
+        say(f"{dataset.name} with {r.spec.name}: {state.word} ({state.why})")
     if todo := [one for one, state in zip(wanted, states, strict=True) if state.word != "ready"]:
         fill(todo, how)
     return [_line(r, r.state(_parts(blocks))) for r, blocks in wanted]
@@ -37,4 +35,4 @@ def _parts(blocks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _line(request: Request, state: State) -> str:
-    return f"{state.word}: {request.dataset.name} {request.recipe.name} {state.why} {request.entry.master}"
+    return f"{state.word}: {request.dataset.name} {request.spec.name} {state.why} {request.entry.master}"

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from features.backbones.registry import domains
-from features.backbones.weights import thawed_root
+from features.backbones.weights import finetuned_root
 from features.datasets.packed import Packed
 from features.devices import device, precision
 from features.errors import CacheError
@@ -32,11 +32,11 @@ from models.runs.scores import shown
 
 @contextmanager
 def elsewhere(folder: Path, backbones: Sequence[str]) -> Iterator[None]:
-    """Let all that Firn writes go below `folder`; backbones that were thawed here are taken along."""
+    """Let all that Firn writes go below `folder`; backbones that were fine-tuned here are taken along."""
     for name in backbones:
         if domains(name):
             (folder / "backbones").mkdir(parents=True, exist_ok=True)
-            shutil.copy(thawed_root() / f"{name}.safetensors", folder / "backbones")
+            shutil.copy(finetuned_root() / f"{name}.safetensors", folder / "backbones")
     before = os.environ.get("FIRN_ARTIFACTS")
     os.environ["FIRN_ARTIFACTS"] = str(folder)
     try:
@@ -121,7 +121,7 @@ class Budget(NamedTuple):
 
 # By device and arithmetic of the forward pass. On one machine and its versions the same numbers come out, on a CPU to
 # the last bit; other processors sum in another order, and a head may choose another strength for it. A GPU multiplies
-# float32 in convolutions as TF32. A thawed network is trained through all of that, epoch by epoch.
+# float32 in convolutions as TF32. A fine-tuned network is trained through all of that, epoch by epoch.
 BUDGETS = {
     ("cpu", "float32"): Budget(0.002, 0.002),
     ("cpu", "bfloat16"): Budget(0.01, 0.005),
@@ -131,7 +131,7 @@ BUDGETS = {
     ("cuda", "bfloat16"): Budget(0.02, 0.01),
     ("cuda", "float16"): Budget(0.01, 0.005),
 }
-TRAINED = 5  # times as much for networks that were thawed
+TRAINED = 5  # times as much for networks that were fine-tuned
 _SAME = 1e-9
 
 
@@ -170,7 +170,7 @@ def budget_of(run: Run, bases: list[Run], where: str) -> tuple[str, Budget]:
     rows = [BUDGETS[kind, name if name != "auto" else precision("auto", where)] for name in arithmetic]
     trained = TRAINED if any(base.record.head == FINETUNED for base in bases) else 1
     widest = Budget(*(trained * max(values) for values in zip(*rows, strict=True)))
-    return f"{kind} in {'/'.join(sorted(arithmetic))}{', thawed' if trained > 1 else ''}", widest
+    return f"{kind} in {'/'.join(sorted(arithmetic))}{', fine-tuned' if trained > 1 else ''}", widest
 
 
 def compared(run: Run, again: Run, budget: tuple[str, Budget]) -> tuple[list[str], bool]:

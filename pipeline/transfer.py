@@ -176,7 +176,7 @@ def _check_apart(titles: Sequence[str], found: Sequence[tuple[Cached, View]]) ->
     for title, digests in zip(titles, domains, strict=False):
         if both := len(digests & target):
             raise BadDataset(
-                f"{both} images of {titles[-1]} are in {title} too, so that a network thawed there has seen their "
+                f"{both} images of {titles[-1]} are in {title} too, so that a network fine-tuned there has seen their "
                 f"labels; take them out of one of the two"
             )
 

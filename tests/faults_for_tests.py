@@ -132,7 +132,7 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
     """Run one extraction as ordered, under sabotage; return what it did."""
     import h5py
 
-    from features.backbones import load_recipe
+    from features.backbones import load_spec
     from features.cache import open_entry
     from features.datasets import load_dataset
     from features.extraction import shard_writer as writer
@@ -146,9 +146,9 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_REAL, fault.at / 1000)  # not handled, so it ends the process as SIGKILL does
     if order["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"],) * 2)
-    recipe = load_recipe("squeezenet1_1")
+    spec = load_spec("squeezenet1_1")
     dataset = load_dataset(order["images"])
-    entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32"))
+    entry = open_entry(dataset.name, spec.key(preprocess="squash", precision="float32"))
     saboteur = _Saboteur(fault, Path(order["journal"]))
     for name in CALLS[:-1]:
         setattr(os, name, saboteur.patched(name, getattr(os, name)))
@@ -163,7 +163,7 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
     Forward._run = failing  # type: ignore[method-assign]
     done = extract(
         dataset,
-        [Job(entry, recipe, "squash", (MAPS,))],
+        [Job(entry, spec, "squash", (MAPS,))],
         batch_size=BATCH,
         shard_rows=ROWS,
         workers=2,
@@ -190,10 +190,10 @@ def _nursery() -> None:
     import torch
 
     import features.extraction.loop  # noqa: F401
-    from features.backbones import load_recipe
+    from features.backbones import load_spec
 
     torch.set_num_threads(1)  # no threads before the fork; and the same sums in every child
-    load_recipe("squeezenet1_1")  # remembered, so that the children need not digest the weights
+    load_spec("squeezenet1_1")  # remembered, so that the children need not digest the weights
     for line in sys.stdin:
         order = json.loads(line)
         if not (child := os.fork()):

@@ -15,7 +15,7 @@ from conftest import SHARED, needs_weights
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from features.backbones import BACKBONES, load_recipe, make_recipe, recipe_of_digest
+from features.backbones import BACKBONES, load_spec, make_spec, spec_of_digest
 from features.backbones.build import cut, load_backbone, network, row
 from features.backbones.weights import read_state
 from features.devices import precision
@@ -49,8 +49,8 @@ def random_weights(name: str, folder: Path) -> nn.Module:
 
 def expected(model: nn.Module, name: str, pixels: np.ndarray) -> dict[str, torch.Tensor]:
     """Return what torchvision's create_feature_extractor gives on the same images, pooled."""
-    recipe = load_recipe(name)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
+    spec = load_spec(name)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
     extractor = create_feature_extractor(
         model.eval(), {node: block for block, node in row(name).blocks.items()}, suppress_diff_warning=True
     )
@@ -63,15 +63,15 @@ def expected(model: nn.Module, name: str, pixels: np.ndarray) -> dict[str, torch
 
 def assert_same_features(model: nn.Module, name: str, channels: int) -> None:
     """Compare the float32 forward stage with torchvision's extractor: 1e-5 relative to each block's size."""
-    recipe = load_recipe(name)
+    spec = load_spec(name)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, channels, SIDE, SIDE), dtype=np.uint8)
-    last = list(recipe.blocks)[-1]
-    forward = Forward(recipe, maps=[last], stored="float32", batch_size=2)
+    last = list(spec.blocks)[-1]
+    forward = Forward(spec, maps=[last], stored="float32", batch_size=2)
     got = to_arrays(forward(pixels))
     wanted = expected(model, name, pixels)
     assert set(got) == {n for n in wanted if n.startswith("pooled/")} | {f"maps/{last}"}
-    for block, shape in recipe.blocks.items():
+    for block, shape in spec.blocks.items():
         assert wanted[f"maps/{block}"].shape[1] == shape[0]
     for key, array in got.items():
         reference = wanted[key].numpy()
@@ -81,7 +81,7 @@ def assert_same_features(model: nn.Module, name: str, channels: int) -> None:
 def assert_close_in_half(model: nn.Module, name: str) -> None:
     """Compare the last block in bfloat16 with torchvision's float32: cosine 0.999; on a CPU that can, all is packed."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, SIDE, SIDE), dtype=np.uint8)
-    forward, key = Forward(load_recipe(name), precision="bfloat16", batch_size=2), f"pooled/{row_end(name)}/avg"
+    forward, key = Forward(load_spec(name), precision="bfloat16", batch_size=2), f"pooled/{row_end(name)}/avg"
     got, wanted = to_arrays(forward(pixels))[key].astype(np.float32), expected(model, name, pixels)[key].numpy()
     cosine = (got * wanted).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
     assert cosine.min() >= 0.999
@@ -100,7 +100,7 @@ def test_random_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = random_weights(name, tmp_path)
     assert_same_features(model, name, channels=3)
     assert_close_in_half(model, name)
-    frozen = load_backbone(load_recipe(name))
+    frozen = load_backbone(load_spec(name))
     assert not frozen.training
     assert not any(p.requires_grad for p in frozen.parameters())
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
@@ -149,22 +149,22 @@ def test_other_torchvision_networks(name: str, blocks: list[str]) -> None:
 def test_unknown_and_transformer_names() -> None:
     """A typing error is answered with a guess, a transformer with a word."""
     with pytest.raises(UnknownName, match="did you mean resnet50"):
-        load_recipe("resnet05")
+        load_spec("resnet05")
     with pytest.raises(UnknownName, match="vit_b_16 is a transformer"):
-        load_recipe("vit_b_16")
+        load_spec("vit_b_16")
 
 
 def test_bundled_weights_need_no_download() -> None:
-    """squeezenet1_1 is in the repository; its recipe is remembered and then needs no torch."""
-    recipe = load_recipe("squeezenet1_1")
-    assert recipe.file.is_relative_to(Path(__file__).parents[1])
-    assert list(recipe.blocks.values())[-1] == (512, 13, 13)
-    assert load_recipe("squeezenet1_1") == recipe
+    """squeezenet1_1 is in the repository; its spec is remembered and then needs no torch."""
+    spec = load_spec("squeezenet1_1")
+    assert spec.file.is_relative_to(Path(__file__).parents[1])
+    assert list(spec.blocks.values())[-1] == (512, 13, 13)
+    assert load_spec("squeezenet1_1") == spec
 
 
 def test_same_numbers_in_another_file_have_the_same_digest(tmp_path: Path) -> None:
     """The digest is of tensors: bare, wrapped under `model`, or with a DataParallel prefix."""
-    bundled = load_recipe("squeezenet1_1")
+    bundled = load_spec("squeezenet1_1")
     from safetensors.torch import load_file
 
     state = load_file(bundled.file)
@@ -173,11 +173,11 @@ def test_same_numbers_in_another_file_have_the_same_digest(tmp_path: Path) -> No
         (state, {"model": state, "epoch": 3}, {"state_dict": {f"module.{k}": v.float() for k, v in state.items()}})
     ):
         torch.save(content, tmp_path / f"{number}.pth")
-        digests.add(load_recipe("squeezenet1_1", tmp_path / f"{number}.pth").weights)
+        digests.add(load_spec("squeezenet1_1", tmp_path / f"{number}.pth").weights)
     assert digests == {bundled.weights}
     state["features.0.bias"][0] += 0.5
     torch.save(state, tmp_path / "changed.pth")
-    assert load_recipe("squeezenet1_1", tmp_path / "changed.pth").weights != bundled.weights
+    assert load_spec("squeezenet1_1", tmp_path / "changed.pth").weights != bundled.weights
 
 
 class Harmful:
@@ -201,50 +201,50 @@ def test_weights_that_do_not_fit(tmp_path: Path, content: object, message: str) 
     """The message counts and names what is missing, unexpected or misshapen."""
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(BadWeights, match=message):
-        load_recipe("squeezenet1_1", tmp_path / "w.pth")
+        load_spec("squeezenet1_1", tmp_path / "w.pth")
 
 
 def test_unsafe_and_broken_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A pickle with code is refused without running it; text, a cut file and a missing file are told apart."""
     torch.save({"model": Harmful()}, tmp_path / "unsafe.pth")
     with pytest.raises(BadWeights, match="would have to run code"):
-        load_recipe("squeezenet1_1", tmp_path / "unsafe.pth")
+        load_spec("squeezenet1_1", tmp_path / "unsafe.pth")
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(BadWeights):
-        load_recipe("squeezenet1_1", tmp_path / "bare.pth")
+        load_spec("squeezenet1_1", tmp_path / "bare.pth")
     assert "run" not in capfd.readouterr().out
     for name in ("text.pth", "text.safetensors"):
         (tmp_path / name).write_text("hello")
         with pytest.raises(BadWeights, match=f"{name}"):
-            load_recipe("squeezenet1_1", tmp_path / name)
+            load_spec("squeezenet1_1", tmp_path / name)
     with pytest.raises(BadWeights, match="no weights file"):
-        load_recipe("squeezenet1_1", tmp_path / "none.pth")
+        load_spec("squeezenet1_1", tmp_path / "none.pth")
 
 
 def test_weights_are_found_by_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever weights are looked for, those of the digest are taken, also behind others of the same name."""
-    ours = make_recipe("squeezenet1_1")
+    ours = make_spec("squeezenet1_1")
     state = read_state(ours.file)
     torch.save({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "squeezenet1_1.pth")
     monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
-    other = make_recipe("squeezenet1_1")
+    other = make_spec("squeezenet1_1")
     assert other.weights != ours.weights
-    assert recipe_of_digest("squeezenet1_1", ours.weights) == ours
-    assert recipe_of_digest("squeezenet1_1", other.weights).file == tmp_path / "squeezenet1_1.pth"
+    assert spec_of_digest("squeezenet1_1", ours.weights) == ours
+    assert spec_of_digest("squeezenet1_1", other.weights).file == tmp_path / "squeezenet1_1.pth"
     with pytest.raises(BadWeights, match=rf"digest abab.*got .*has {other.weights[:12]}; .*{ours.weights[:12]}"):
-        recipe_of_digest("squeezenet1_1", "ab" * 32)
+        spec_of_digest("squeezenet1_1", "ab" * 32)
 
 
 def test_networks_that_overflow_float16_take_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU "auto" goes by the largest value of the weights at hand, before any image is read."""
-    bundled = load_recipe("squeezenet1_1")
+    bundled = load_spec("squeezenet1_1")
     assert 1 < bundled.largest < 8000
     assert precision("auto", "cuda", bundled.largest) == "float16"
     state = read_state(bundled.file)
     state["features.3.squeeze.weight"] = state["features.3.squeeze.weight"].float() * 1e4
     torch.save(state, tmp_path / "squeezenet1_1.pth")
     monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
-    assert precision("auto", "cuda", load_recipe("squeezenet1_1").largest) == "bfloat16"
+    assert precision("auto", "cuda", load_spec("squeezenet1_1").largest) == "bfloat16"
     assert precision("float16", "cuda", 1e9) == "float16"
     assert precision("auto", "cpu", 1e9) in ("bfloat16", "float32")
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 import features.cache.content
 import features.extraction.loop
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache import Digests, Entry, open_entry
 from features.cache.entry import cache_root
 from features.cache.verify import verify
@@ -38,8 +38,8 @@ from features.extraction.loop import extract
 from features.images import pixels
 from features.views import load_manifest, pooled_view
 
-RECIPE = load_recipe("squeezenet1_1")
-BLOCKS = list(RECIPE.blocks)
+SPEC = load_spec("squeezenet1_1")
+BLOCKS = list(SPEC.blocks)
 
 
 class Drawn(NamedTuple):
@@ -98,7 +98,7 @@ class Life(RuleBasedStateMachine):
         noise = np.random.default_rng(seed).integers(0, 256, (6 + seed, 9), dtype=np.uint8)
         Image.fromarray(noise).save(path)
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.wanted[content] = features_of(pixels(path.read_bytes(), RECIPE.geometry("squash"), name=name))
+        self.wanted[content] = features_of(pixels(path.read_bytes(), SPEC.geometry("squash"), name=name))
         return content
 
     def write(self) -> None:
@@ -179,7 +179,7 @@ class Life(RuleBasedStateMachine):
 
     def entry(self) -> Entry:
         """Return the entry."""
-        return open_entry(self.dataset().name, RECIPE.key(preprocess="squash", precision="float32"))
+        return open_entry(self.dataset().name, SPEC.key(preprocess="squash", precision="float32"))
 
     def state(self) -> str:
         """Return the state of the entry in a word."""
@@ -195,7 +195,7 @@ class Life(RuleBasedStateMachine):
             if done == stop:
                 raise KeyboardInterrupt
 
-        job = Job(self.entry(), RECIPE, "squash")
+        job = Job(self.entry(), SPEC, "squash")
         return extract(self.dataset(), [job], batch_size=2, shard_rows=3, workers=1, progress=progress)
 
     @rule()

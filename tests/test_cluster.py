@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import draw
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.errors import FirnError
@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 
 def job(name: str) -> Job:
     """Return the job of filling a squeezenet1_1 entry."""
-    recipe = load_recipe("squeezenet1_1")
-    return Job(open_entry(name, recipe.key(preprocess="squash", precision="float32")), recipe, "squash")
+    spec = load_spec("squeezenet1_1")
+    return Job(open_entry(name, spec.key(preprocess="squash", precision="float32")), spec, "squash")
 
 
 def everything(entry: Entry) -> list[np.ndarray]:

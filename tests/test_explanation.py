@@ -18,14 +18,14 @@ from torch import nn
 from verbs_for_tests import explain, extract, finetune, train_heads
 from verbs_for_tests import pack as cache_pack
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.backbones.build import load_tail
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries
 from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import map_view
 from models.explain.class_maps import asked_maps, grad_cam, hires_cam, linear_class_maps, network_class_maps
-from models.finetuning.network import Thawed
+from models.finetuning.network import FinetunedNetwork
 from models.heads import load_head, make_head
 from models.heads.linear import probabilities
 from models.runs.outcomes import judged, outcomes
@@ -90,16 +90,16 @@ def test_cached_maps_give_the_logits_of_cached_features(spots: Path) -> None:
 
 
 @pytest.fixture
-def thawed() -> tuple[Thawed, np.ndarray[Any, Any]]:
-    """Return a thawed network and some maps at its boundary."""
-    recipe = load_recipe(NET)
-    shape = recipe.blocks["features.8"]
+def thawed() -> tuple[FinetunedNetwork, np.ndarray[Any, Any]]:
+    """Return a fine-tuned network and some maps at its boundary."""
+    spec = load_spec(NET)
+    shape = spec.blocks["features.8"]
     maps = np.random.default_rng(0).random((3, *shape)).astype(np.float16)
-    return Thawed(load_tail(recipe, "features.8"), 512, 3, seed=1).eval(), maps
+    return FinetunedNetwork(load_tail(spec, "features.8"), 512, 3, seed=1).eval(), maps
 
 
-def test_exact_class_maps_of_a_network(thawed: tuple[Thawed, Any]) -> None:
-    """A thawed network ends in a mean and a linear layer, so its class maps are exact too."""
+def test_exact_class_maps_of_a_network(thawed: tuple[FinetunedNetwork, Any]) -> None:
+    """A fine-tuned network ends in a mean and a linear layer, so its class maps are exact too."""
     network, maps = thawed
     found = network_class_maps(network, maps)
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_exact_class_maps_of_a_network(thawed: tuple[Thawed, Any]) -> None:
     assert np.ptp(found.evidence[0, 0]) > 0
 
 
-def test_grad_cam_against_torch(thawed: tuple[Thawed, Any]) -> None:
+def test_grad_cam_against_torch(thawed: tuple[FinetunedNetwork, Any]) -> None:
     """Backward on each image's own logit, weights and sums by hand."""
     network, maps = thawed
     called = [2, 0, 1]
@@ -130,7 +130,7 @@ def test_grad_cam_against_torch(thawed: tuple[Thawed, Any]) -> None:
 
 def test_without_blocks_in_between_all_ways_are_one() -> None:
     """Where the tail does nothing, Grad-CAM is the positive part of the class map by a constant, HiResCAM all of it."""
-    network = Thawed(nn.Identity(), 6, 2, seed=0).eval()
+    network = FinetunedNetwork(nn.Identity(), 6, 2, seed=0).eval()
     maps = np.random.default_rng(1).normal(size=(4, 6, 5, 5)).astype(np.float32)
     asked = np.repeat(ODDS, 4, axis=0)
     exact = asked_maps(network_class_maps(network, maps).evidence, asked)

@@ -22,7 +22,7 @@ from conftest import draw
 from PIL import Image
 from verbs_for_tests import verb
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
@@ -43,9 +43,9 @@ ROOT = Path(__file__).parents[1]
 
 def job(folder: Path, *, precision: str = "float32", maps: tuple[str, ...] = (), name: str = "", view: int = 0) -> Job:
     """Return the job of filling a squeezenet1_1 entry, of a view of the images where `view` is not 0."""
-    recipe = replace(load_recipe("squeezenet1_1"), augmentation=Augmentation(view) if view else None)
-    entry = open_entry(name or load_dataset(str(folder)).name, recipe.key(preprocess="squash", precision=precision))
-    return Job(entry, recipe, "squash", maps)
+    spec = replace(load_spec("squeezenet1_1"), augmentation=Augmentation(view) if view else None)
+    entry = open_entry(name or load_dataset(str(folder)).name, spec.key(preprocess="squash", precision=precision))
+    return Job(entry, spec, "squash", maps)
 
 
 def run(folder: Path, one: Job, **options: object) -> Outcome:
@@ -71,9 +71,9 @@ def test_features_are_those_of_the_network(spots: Path) -> None:
     outcome = run(spots, one)
     assert outcome.images == 32
     view, maps = pooled_view(one.entry, ["features.5", "features.12"]), map_view(one.entry, "features.12")
-    recipe, dataset = one.recipe, load_dataset(str(spots))
-    network = load_backbone(recipe)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (recipe.mean, recipe.std))
+    spec, dataset = one.spec, load_dataset(str(spots))
+    network = load_backbone(spec)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
     for i in (0, 13, 31):
         data = (spots / dataset.ids[i]).read_bytes()
         image = torch.from_numpy(pixels(data, Geometry("squash", 224, 256, "bilinear"), name="x")).float()
@@ -216,7 +216,7 @@ def test_what_cannot_be_recorded_is_run() -> None:
     """Where no CUDA graph can be made (here for want of CUDA), the step gives the same features unrecorded."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, and records")
-    forward = Forward(load_recipe("squeezenet1_1"), batch_size=4)
+    forward = Forward(load_spec("squeezenet1_1"), batch_size=4)
     batch = np.random.default_rng(0).integers(0, 256, (4, 1, 64, 64), dtype=np.uint8)
     with torch.inference_mode():
         found = to_arrays(forward._recorded(torch.from_numpy(batch))(torch.from_numpy(batch)))
@@ -225,7 +225,7 @@ def test_what_cannot_be_recorded_is_run() -> None:
 
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that takes only two images at once still gives all features, and the smaller size stays."""
-    forward = Forward(load_recipe("squeezenet1_1"), batch_size=8, stored="float32")
+    forward = Forward(load_spec("squeezenet1_1"), batch_size=8, stored="float32")
     batch = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64), dtype=np.uint8)
     wanted = to_arrays(forward(batch))
     real = forward._run
@@ -245,7 +245,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
     """The same image at another place of another batch, full or not, has the same features bit for bit."""
-    forward = Forward(load_recipe("squeezenet1_1"), precision=precision, batch_size=4)
+    forward = Forward(load_spec("squeezenet1_1"), precision=precision, batch_size=4)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 1, 224, 224), dtype=np.uint8)
     first, later, alone = (to_arrays(forward(pixels[at])) for at in (slice(0, 4), slice(2, 6), slice(3, 4)))
     for name in first:
@@ -256,7 +256,7 @@ def test_a_row_does_not_depend_on_its_batch(precision: str) -> None:
 def test_rows_that_wait_hold_no_larger_memory(spots: Path) -> None:
     """Features that wait for the rest of their partition are copies, not views of what the network gave."""
     one = job(spots)
-    writer = ShardWriter(one, Forward(one.recipe, batch_size=4), 0, WorkerPool("cpu"))
+    writer = ShardWriter(one, Forward(one.spec, batch_size=4), 0, WorkerPool("cpu"))
     for i in range(4):
         writer.add(0, f"{i:064x}".encode(), np.zeros((1, 224, 224), np.uint8))
     writer._behind.pop().result()
@@ -306,7 +306,7 @@ def test_a_crew_works_on_one_core_each() -> None:
 
 def test_grey_is_looked_up() -> None:
     """Grey pixels out of the table are the numbers that computing them gives."""
-    forward = Forward(load_recipe("squeezenet1_1"), precision="bfloat16", batch_size=1)
+    forward = Forward(load_spec("squeezenet1_1"), precision="bfloat16", batch_size=1)
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(forward._entering(pixels), forward._entering(pixels.expand(-1, 3, -1, -1)))
 

@@ -1,4 +1,4 @@
-"""Thawing: what is trained from the cache is what would be trained on images, and a kill changes nothing."""
+"""FinetuneJob: what is trained from the cache is what would be trained on images, and a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conftest import SHARED, needs_images, needs_weights
 from torch import nn
 from verbs_for_tests import choose_settings
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.backbones.build import boundary, load_tail, network, row
 from features.cache.entry import open_entry
 from features.datasets import load_dataset
@@ -24,7 +24,7 @@ from features.extraction.loop import extract
 from features.extraction.prefetch import ImageStream
 from features.views import View, map_rows
 from models.finetuning.batches import Inputs, batches, epoch_plan
-from models.finetuning.network import Convolution, Thawed, set_mode, start_from_probe, use_products
+from models.finetuning.network import Convolution, FinetunedNetwork, set_mode, start_from_probe, use_products
 from models.finetuning.settings import RECIPES
 from models.finetuning.train import Epoch, Task, best_epoch, predict, train
 
@@ -62,7 +62,7 @@ def weights_of(name: str, folder: Path) -> Path:
 
 def cached(data: Path, name: str, folder: Path, stored: str) -> tuple[Any, str, View, ImageStream]:
     """Extract the boundary's maps in float32; return recipe, boundary, and both ways to the same images."""
-    recipe = load_recipe(name, weights_of(name, folder))
+    recipe = load_spec(name, weights_of(name, folder))
     dataset, after = load_dataset(str(data)), boundary(recipe, "1")
     entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32", stored=stored))
     extract(dataset, [Job(entry, recipe, "squash", (after,))], batch_size=8)
@@ -70,7 +70,9 @@ def cached(data: Path, name: str, folder: Path, stored: str) -> tuple[Any, str, 
     return recipe, after, maps, ImageStream(dataset.source, maps.ids.tolist(), recipe, "squash")
 
 
-def on_images(recipe: Any, images: ImageStream, task: Task, settings: Any, start: Thawed) -> dict[str, torch.Tensor]:
+def on_images(
+    recipe: Any, images: ImageStream, task: Task, settings: Any, start: FinetunedNetwork
+) -> dict[str, torch.Tensor]:
     """Take the same steps the ordinary way, written without Firn's training: whole network, frozen trunk, images."""
     whole = load_tail(recipe, "")
     trained = set(start.tail.state_dict())
@@ -100,7 +102,7 @@ def on_images(recipe: Any, images: ImageStream, task: Task, settings: Any, start
     }
 
 
-def plain(network: Thawed) -> dict[str, torch.Tensor]:
+def plain(network: FinetunedNetwork) -> dict[str, torch.Tensor]:
     """Return copies of a network's tensors, the tail's under torchvision's names."""
     return {name.removeprefix("tail."): tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -120,7 +122,7 @@ def test_ten_steps_from_the_cache_are_ten_steps_on_images(name: str, few: Path, 
     # a larger rate or smaller batches would amplify the rounding of folded batch normalisation: training is chaotic
     settings = choose_settings("article", rate=1e-4, epochs=5, batch=5)
     task = Task(Inputs([maps]), LABELS, LEARNED, WATCHED, 1)
-    start = Thawed(load_tail(recipe, after), list(recipe.blocks.values())[-1][0], 2, seed=3)
+    start = FinetunedNetwork(load_tail(recipe, after), list(recipe.blocks.values())[-1][0], 2, seed=3)
     expected = on_images(recipe, images, task, settings, start)
     before = plain(start)
     last: dict[str, torch.Tensor] = {}
@@ -136,7 +138,7 @@ def test_half_precision_maps_cost_little(few: Path, tmp_path: Path) -> None:
     recipe, after, maps, images = cached(few, "resnet18", tmp_path, "float16")
     task = Task(Inputs([maps]), LABELS, LEARNED, WATCHED, 1)
     settings = choose_settings("adamw", epochs=2, batch=2, mixup=0.0, dropout=0.0, average="none", decay=0.0)
-    start = Thawed(load_tail(recipe, after), 512, 2, seed=3)
+    start = FinetunedNetwork(load_tail(recipe, after), 512, 2, seed=3)
     expected = on_images(recipe, images, task, settings, start)
     last: dict[str, torch.Tensor] = {}
     train(start, task, settings, tell=lambda _: last.update(plain(start)))
@@ -161,10 +163,12 @@ def toy(n: int = 60, classes: int = 2, seed: int = 0) -> tuple[Rows, np.ndarray]
     return Rows(X.astype(np.float16)), y
 
 
-def small(classes: int = 2, seed: int = 0) -> Thawed:
-    """Return a thawed network of one convolution with batch normalisation."""
+def small(classes: int = 2, seed: int = 0) -> FinetunedNetwork:
+    """Return a fine-tuned network of one convolution with batch normalisation."""
     torch.manual_seed(seed)
-    return Thawed(nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()), 6, classes, seed=seed)
+    return FinetunedNetwork(
+        nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()), 6, classes, seed=seed
+    )
 
 
 TASK = {"rows": np.arange(40), "watched": np.arange(40, 60), "draw": 1}
@@ -310,7 +314,7 @@ def test_the_probe_is_where_training_starts(classes: int) -> None:
     y = np.arange(90) % classes
     X = (rng.normal(size=(90, 6)) + np.eye(6)[y]).astype(np.float32)
     head: Any = make_head("logistic").fit(X, y)
-    network = Thawed(nn.Identity(), 6, classes)
+    network = FinetunedNetwork(nn.Identity(), 6, classes)
     start_from_probe(network, head.coef_, head.intercept_)
     proba = torch.softmax(network(torch.from_numpy(X)[:, :, None, None]), 1).detach().numpy()
     np.testing.assert_allclose(proba, head.predict_proba(X), atol=1e-5)

@@ -13,7 +13,7 @@ import torch
 from test_backbones import random_weights
 from test_extraction import ROOT, everything, job
 
-from features.backbones import BACKBONES, load_recipe
+from features.backbones import BACKBONES, load_spec
 from features.cache import entries
 from features.datasets import load_dataset
 from features.errors import FirnError
@@ -41,9 +41,9 @@ def test_features_are_those_of_the_cpu(
     """Every row of BACKBONES in every precision, within the tolerance; grey and colour; again, the same bits."""
     random_weights(name, tmp_path)
     monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
-    recipe = load_recipe(name)
-    on_cpu, forward = Forward(recipe, batch_size=4), Forward(recipe, device="cuda", precision=precision, batch_size=4)
-    for pixels in (images(6, 1, recipe.size), images(6, 3, recipe.size)):
+    spec = load_spec(name)
+    on_cpu, forward = Forward(spec, batch_size=4), Forward(spec, device="cuda", precision=precision, batch_size=4)
+    for pixels in (images(6, 1, spec.size), images(6, 3, spec.size)):
         expected, found = to_arrays(on_cpu(pixels)), to_arrays(forward(pixels))
         for key, array in expected.items():
             error = np.linalg.norm(found[key].astype(np.float64) - array) / np.linalg.norm(array.astype(np.float64))
@@ -55,8 +55,8 @@ def test_features_are_those_of_the_cpu(
 @on_gpu
 def test_compiled_kernels_round_alike() -> None:
     """What torch.compile makes is recorded too, and is the same within the tolerance."""
-    recipe = load_recipe("squeezenet1_1")
-    plain, compiled = (Forward(recipe, device="cuda", batch_size=4, compiled=c) for c in (False, True))
+    spec = load_spec("squeezenet1_1")
+    plain, compiled = (Forward(spec, device="cuda", batch_size=4, compiled=c) for c in (False, True))
     for key, array in to_arrays(plain(images(8))).items():
         np.testing.assert_allclose(to_arrays(compiled(images(8)))[key], array, rtol=2e-3, atol=1e-3)
     assert compiled.replays > 0
@@ -65,7 +65,7 @@ def test_compiled_kernels_round_alike() -> None:
 @on_gpu
 def test_out_of_memory_halves_the_batch() -> None:
     """With little memory the batch shrinks and all rows are those of a run that has enough."""
-    forward = Forward(load_recipe("squeezenet1_1"), device="cuda", batch_size=2048)
+    forward = Forward(load_spec("squeezenet1_1"), device="cuda", batch_size=2048)
     torch.cuda.empty_cache()
     share = (torch.cuda.memory_allocated() + (1 << 30)) / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(share)
@@ -74,7 +74,7 @@ def test_out_of_memory_halves_the_batch() -> None:
         assert forward.batch_size < 2048
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    expected = to_arrays(Forward(load_recipe("squeezenet1_1"), device="cuda", batch_size=32)(images(40)))
+    expected = to_arrays(Forward(load_spec("squeezenet1_1"), device="cuda", batch_size=32)(images(40)))
     for key, array in expected.items():
         np.testing.assert_allclose(found[key], array, rtol=2e-3, atol=1e-3)
 
@@ -97,8 +97,8 @@ def test_a_run_is_resumed_to_the_same_bits(spots: Path) -> None:
 def test_a_gpu_by_its_number() -> None:
     """cuda:0 and the last one are both at work where there are several; features are the same."""
     names = {"cuda:0", f"cuda:{torch.cuda.device_count() - 1}"}
-    recipe = load_recipe("squeezenet1_1")
-    found = [to_arrays(Forward(recipe, device=name, batch_size=4)(images(4))) for name in sorted(names)]
+    spec = load_spec("squeezenet1_1")
+    found = [to_arrays(Forward(spec, device=name, batch_size=4)(images(4))) for name in sorted(names)]
     assert all(np.array_equal(found[0][key], other[key]) for other in found for key in other)
 
 
@@ -111,7 +111,7 @@ def test_overflow_is_an_error_not_a_number(tmp_path: Path, monkeypatch: pytest.M
     torch.save(state, tmp_path / "resnet18.pth")
     monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
     with pytest.raises(FirnError, match="not finite in this precision"):
-        to_arrays(Forward(load_recipe("resnet18"), device="cuda", precision="float16", batch_size=4)(images(4)))
+        to_arrays(Forward(load_spec("resnet18"), device="cuda", precision="float16", batch_size=4)(images(4)))
 
 
 @on_gpu

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import draw
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache import Digests, Entry, Key, open_entry
 from features.cache.entry import cache_root
 from features.cache.lease import Leases
@@ -31,13 +31,13 @@ import json, sys
 import torch
 torch.set_num_threads(1)
 import features.extraction.loop as run
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache import open_entry
 from features.datasets import load_dataset
 
 run._REFRESH_EVERY, run._POLL = 0.05, 0.05
-dataset, recipe = load_dataset(sys.argv[1]), load_recipe("squeezenet1_1")
-entry = open_entry(dataset.name, recipe.key(preprocess="squash", precision="float32"))
+dataset, spec = load_dataset(sys.argv[1]), load_spec("squeezenet1_1")
+entry = open_entry(dataset.name, spec.key(preprocess="squash", precision="float32"))
 stop = int(sys.argv[2])
 
 def progress(done, total):
@@ -47,7 +47,7 @@ def progress(done, total):
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    job = run.Job(entry, recipe, "squash")
+    job = run.Job(entry, spec, "squash")
     done = run.extract(dataset, [job], batch_size=4, shard_rows=8, workers=1, progress=progress)
     print(json.dumps([done.images, done.skipped]), flush=True)
 except KeyboardInterrupt:
@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def key() -> Key:
     """Return the key of the entry that the writers fill."""
-    return load_recipe("squeezenet1_1").key(preprocess="squash", precision="float32")
+    return load_spec("squeezenet1_1").key(preprocess="squash", precision="float32")
 
 
 @pytest.fixture(scope="module")

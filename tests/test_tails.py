@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import SHARED, needs_weights
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, network, row, truncated
 from features.errors import FirnError, UnknownName
 
@@ -25,7 +25,7 @@ def scrambled(tmp_path, monkeypatch):
                 tensor.normal_(0, 0.1)
         torch.save(whole.state_dict(), tmp_path / f"{name}.pth")
         monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
-        return load_recipe(name)
+        return load_spec(name)
 
     return make
 
@@ -45,7 +45,7 @@ def scrambled(tmp_path, monkeypatch):
 )
 def test_a_cut_has_many_names(name, wanted, after) -> None:
     """Numbers of last blocks, blocks, several blocks, and modules inside a block."""
-    assert boundary(load_recipe(name), wanted) == after
+    assert boundary(load_spec(name), wanted) == after
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_a_cut_has_many_names(name, wanted, after) -> None:
 )
 def test_residual_blocks(scrambled, wanted, after, first) -> None:
     """A single residual block can be named, and the cut lies right before it."""
-    recipe = scrambled("resnet18")
-    assert boundary(recipe, wanted) == after
-    trained = sorted(load_tail(recipe, after).state_dict())
+    spec = scrambled("resnet18")
+    assert boundary(spec, wanted) == after
+    trained = sorted(load_tail(spec, after).state_dict())
     assert trained[0].startswith(f"{first}.")
 
 
@@ -66,49 +66,49 @@ def test_residual_blocks(scrambled, wanted, after, first) -> None:
 )
 def test_trunk_and_tail_are_the_network(scrambled, name, wanted) -> None:
     """The tail on the trunk's maps gives what the whole network gives; only the tail's tensors are in it."""
-    recipe = scrambled(name)
-    after = boundary(recipe, wanted)
-    images = torch.rand(2, 3, recipe.size, recipe.size)
+    spec = scrambled(name)
+    after = boundary(spec, wanted)
+    images = torch.rand(2, 3, spec.size, spec.size)
     with torch.inference_mode():
-        maps = load_backbone(truncated(recipe, after))(images)[after]
-        found = load_tail(recipe, after)(maps)
-        whole = load_backbone(recipe)(images)
-        everything = load_tail(recipe, IMAGES)(images)
-    expected = whole[list(recipe.blocks)[-1]]
+        maps = load_backbone(truncated(spec, after))(images)[after]
+        found = load_tail(spec, after)(maps)
+        whole = load_backbone(spec)(images)
+        everything = load_tail(spec, IMAGES)(images)
+    expected = whole[list(spec.blocks)[-1]]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(everything, expected, rtol=1e-5, atol=1e-5)
-    tail, trunk = load_tail(recipe, after).state_dict(), load_backbone(truncated(recipe, after)).state_dict()
+    tail, trunk = load_tail(spec, after).state_dict(), load_backbone(truncated(spec, after)).state_dict()
     assert tail
     assert not set(tail) & set(trunk)
-    assert set(tail) | set(trunk) == set(load_backbone(recipe).state_dict())
+    assert set(tail) | set(trunk) == set(load_backbone(spec).state_dict())
 
 
 def test_a_trunk_has_a_digest_of_its_own() -> None:
     """Weights after the boundary do not change the boundary's maps, so they are not in its key."""
-    recipe = load_recipe("squeezenet1_1")
-    trunk = truncated(recipe, "features.8")
-    assert trunk.weights != recipe.weights
-    assert trunk.blocks == {"features.8": recipe.blocks["features.8"]}
+    spec = load_spec("squeezenet1_1")
+    trunk = truncated(spec, "features.8")
+    assert trunk.weights != spec.weights
+    assert trunk.blocks == {"features.8": spec.blocks["features.8"]}
 
 
 def test_what_cannot_be_cut() -> None:
     """An unknown module, blocks that are not the last ones, and a branch, across which two maps run."""
-    recipe = load_recipe("squeezenet1_1")
+    spec = load_spec("squeezenet1_1")
     with pytest.raises(UnknownName, match=r"features\.99"):
-        boundary(recipe, "features.99")
+        boundary(spec, "features.99")
     with pytest.raises(FirnError, match="expected the last blocks"):
-        boundary(recipe, "features.5 features.12")
-    after = boundary(recipe, "features.12.expand3x3")
+        boundary(spec, "features.5 features.12")
+    after = boundary(spec, "features.12.expand3x3")
     with pytest.raises(FirnError, match="more than one map crosses"):
-        load_tail(recipe, after)
+        load_tail(spec, after)
 
 
 @needs_weights
 def test_real_weights(monkeypatch) -> None:
     """The tail has the numbers of the weights file."""
     monkeypatch.setenv("FIRN_WEIGHTS", str(SHARED / "weights"))
-    recipe = load_recipe("resnet18")
-    stored = torch.load(recipe.file, weights_only=True)
-    for name, tensor in load_tail(recipe, "layer3").state_dict().items():
+    spec = load_spec("resnet18")
+    stored = torch.load(spec.file, weights_only=True)
+    for name, tensor in load_tail(spec, "layer3").state_dict().items():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(tensor, stored[name].float(), rtol=0, atol=0)

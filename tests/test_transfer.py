@@ -14,7 +14,7 @@ import pytest
 from conftest import draw, stored
 from verbs_for_tests import train_heads, transfer
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries
 from features.datasets import load_dataset
@@ -59,7 +59,7 @@ def test_the_detour_is_compared_on_the_same_images(domains: list[str]) -> None:
     detour = f"{NET}@{names[0]}@{names[1]}"
     assert (found["passed"], found["target"], found["detour"]) == (names[:2], names[2], detour)
     assert [step["backbone"] for step in found["steps"]] == [f"{NET}@{names[0]}", detour]
-    assert load_recipe(detour).weights != load_recipe(f"{NET}@{names[0]}").weights != load_recipe(NET).weights
+    assert load_spec(detour).weights != load_spec(f"{NET}@{names[0]}").weights != load_spec(NET).weights
     assert [row["head"] for row in found["rows"]] == ["lda", "knn"]
     assert (found["images"], found["groups"]) == (8, 8)  # the test images, on which the scores are
     p_values = []
@@ -90,7 +90,7 @@ def test_only_thawed_blocks_have_changed(domains: list[str]) -> None:
         next(entry for entry in find_entries(cache_root(stored("third"))) if entry.key.backbone == name)
         for name in (NET, f"{NET}@{stored('first')}")
     )
-    blocks = list(load_recipe(NET).blocks)
+    blocks = list(load_spec(NET).blocks)
     for block in blocks[:-1]:
         assert np.array_equal(pooled_view(direct, [block]).X, pooled_view(detour, [block]).X)
     before, after = (pooled_view(entry, blocks[-1:]).X for entry in (direct, detour))
@@ -100,7 +100,7 @@ def test_only_thawed_blocks_have_changed(domains: list[str]) -> None:
 
 
 def test_the_target_can_be_thawed_too(domains: list[str]) -> None:
-    """From the command line: networks thawed on the target stand in the same table as its heads."""
+    """From the command line: networks fine-tuned on the target stand in the same table as its heads."""
     first, _, third = domains
     flags = ["--source", first, "--target", third, "--backbone", NET, "--heads", "lda", "--thaw", "--epochs", "1"]
     command = [sys.executable, "-W", "error", "-m", "pipeline", "transfer", *flags, "--protocol", "split"]

@@ -7,8 +7,8 @@ build     the network in torch, cut after its last tap: images -> {block: featur
 load      the spec of a backbone by its name, remembered between runs
 """
 
-from features.backbones.load import load_recipe, make_recipe, recipe_of_digest
+from features.backbones.load import load_spec, make_spec, spec_of_digest
 from features.backbones.registry import BACKBONES, Row
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 
-__all__ = ["BACKBONES", "Recipe", "Row", "load_recipe", "make_recipe", "recipe_of_digest"]
+__all__ = ["BACKBONES", "BackboneSpec", "Row", "load_spec", "make_spec", "spec_of_digest"]

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from features.backbones import weights
 from features.backbones.registry import BACKBONES, Row, architecture
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 from features.errors import BadWeights, FirnError, UnknownName, unknown
 
 _SLOW = "torch._dynamo.utils"  # takes 1.3 s of processor time
@@ -108,16 +108,16 @@ def block_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, int, int]]
     return {block: (int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for block, m in out.items()}
 
 
-def load_backbone(recipe: Recipe) -> fx.GraphModule:
-    """Return the frozen float32 network of a recipe, in eval mode on the CPU: (B, 3, S, S) -> {block: (B, C, H, W)}.
+def load_backbone(spec: BackboneSpec) -> fx.GraphModule:
+    """Return the frozen float32 network of a spec, in eval mode on the CPU: (B, 3, S, S) -> {block: (B, C, H, W)}.
 
-    Raises BadWeights where the file changed since the recipe was made.
+    Raises BadWeights where the file changed since the spec was made.
     """
-    whole = network(row(recipe.name), "meta")
-    module = cut(whole, _nodes(recipe))
-    state = load_weights(module, whole, recipe.file)
-    if weights.digest(state) != recipe.weights:
-        raise BadWeights(f"{recipe.file} changed while it was in use; run the command again")
+    whole = network(row(spec.name), "meta")
+    module = cut(whole, _nodes(spec))
+    state = load_weights(module, whole, spec.file)
+    if weights.digest(state) != spec.weights:
+        raise BadWeights(f"{spec.file} changed while it was in use; run the command again")
     return module.requires_grad_(False).eval()
 
 
@@ -164,21 +164,21 @@ def largest_value(network: fx.GraphModule, mean: Sequence[float], std: Sequence[
     return largest
 
 
-def truncated(recipe: Recipe, block: str) -> Recipe:
-    """Return the recipe of the part of a network that ends after one block or module: of a trunk."""
-    whole, node = network(row(recipe.name), "meta"), _node(recipe, block)
+def truncated(spec: BackboneSpec, block: str) -> BackboneSpec:
+    """Return the spec of the part of a network that ends after one block or module: of a trunk."""
+    whole, node = network(row(spec.name), "meta"), _node(spec, block)
     module = cut(whole, {block: node})
-    shapes = block_shapes(module, recipe.size)
-    return replace(recipe, blocks=shapes, weights=weights.digest(load_weights(module, whole, recipe.file)))
+    shapes = block_shapes(module, spec.size)
+    return replace(spec, blocks=shapes, weights=weights.digest(load_weights(module, whole, spec.file)))
 
 
-def _node(recipe: Recipe, block: str) -> str:
+def _node(spec: BackboneSpec, block: str) -> str:
     """Return the graph node after which a block ends; a module that is no block of the table ends after itself."""
-    return row(recipe.name).blocks.get(block, block)
+    return row(spec.name).blocks.get(block, block)
 
 
-def _nodes(recipe: Recipe) -> dict[str, str]:
-    return {block: _node(recipe, block) for block in recipe.blocks}
+def _nodes(spec: BackboneSpec) -> dict[str, str]:
+    return {block: _node(spec, block) for block in spec.blocks}
 
 
 def _stages(name: str, model: nn.Module, size: int) -> dict[str, str]:
@@ -213,13 +213,13 @@ def _module_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def boundary(recipe: Recipe, wanted: str) -> str:
+def boundary(spec: BackboneSpec, wanted: str) -> str:
     """Return after which block, or other module, the network is cut so that what is `wanted` can be trained.
 
     `wanted` is a number of last blocks, names of blocks up to the last one, one dotted module ("layer4.2": from this
     module on), or "all" (IMAGES). Raises UnknownName; FirnError where more than one map crosses the cut.
     """
-    blocks, names = list(recipe.blocks), wanted.replace(",", " ").split()
+    blocks, names = list(spec.blocks), wanted.replace(",", " ").split()
     if wanted == "all":
         return IMAGES
     if wanted.isdigit() and 0 < int(wanted) <= len(blocks):
@@ -230,7 +230,7 @@ def boundary(recipe: Recipe, wanted: str) -> str:
         return ([IMAGES, *blocks])[blocks.index(names[0])]
     if len(names) != 1:
         raise FirnError(f"expected the last blocks of {' '.join(blocks)} as BLOCKS=, got {wanted!r}")
-    return _before(row(recipe.name), names[0], blocks)
+    return _before(row(spec.name), names[0], blocks)
 
 
 def _before(line: Row, module: str, blocks: Sequence[str]) -> str:
@@ -255,16 +255,16 @@ def _last(names: Sequence[str], prefix: str) -> str:
     return next((n for n in reversed(names) if n == prefix or n.startswith(f"{prefix}.")), "")
 
 
-def load_tail(recipe: Recipe, after: str) -> nn.Module:
-    """Return the float32 network after a boundary with the weights of the recipe, in eval mode on the CPU.
+def load_tail(spec: BackboneSpec, after: str) -> nn.Module:
+    """Return the float32 network after a boundary with the weights of the spec, in eval mode on the CPU.
 
     It maps the boundary's maps (B, C, H, W), or images (B, 3, S, S) for IMAGES, to the last block's
     (B, C', H', W'). Names of its tensors are torchvision's. Raises FirnError where the network cannot be cut there.
     """
-    line = row(recipe.name)
+    line = row(spec.name)
     whole = network(line, "meta")
-    module = _tail(whole, line.blocks.get(after, after), line.blocks[list(recipe.blocks)[-1]])
-    load_weights(module, whole, recipe.file)
+    module = _tail(whole, line.blocks.get(after, after), line.blocks[list(spec.blocks)[-1]])
+    load_weights(module, whole, spec.file)
     return module.eval()
 
 

@@ -1,4 +1,4 @@
-"""The recipe of a backbone, from memory where its weights file is as it was, else out of the network itself."""
+"""The spec of a backbone, from memory where its weights file is as it was, else out of the network itself."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from features.backbones import weights
 from features.backbones.registry import BACKBONES, architecture, domains
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 from features.errors import BadWeights
 from features.storage import artifacts_root, write_whole
 
-_FORMAT = 2  # raised when a recipe has another field
+_FORMAT = 2  # raised when a spec has another field
 
 
-def load_recipe(name: str, given: str | Path | None = None) -> Recipe:
-    """Return the recipe of a backbone, from memory where the weights file is as it was, else through torch.
+def load_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
+    """Return the spec of a backbone, from memory where the weights file is as it was, else through torch.
 
-    "resnet18@pneumonia" is resnet18 as it was thawed on pneumonia. `given` is a weights file of the user's. Raises
+    "resnet18@pneumonia" is resnet18 as it was fine-tuned on pneumonia. `given` is a weights file of the user's. Raises
     UnknownName or BadWeights.
     """
     line = BACKBONES.get(architecture(name))
     file = weights.find(name, line.file, given) if line else None
     if file is not None and (known := _remembered(_stamp(name, file))):
         return known
-    recipe = make_recipe(name, given)
-    _remember(_stamp(name, recipe.file), recipe)
-    return recipe
+    spec = make_spec(name, given)
+    _remember(_stamp(name, spec.file), spec)
+    return spec
 
 
-def make_recipe(name: str, given: str | Path | None = None) -> Recipe:
-    """Build the recipe from the network itself, remembering nothing; imports torch. Raises UnknownName, BadWeights."""
+def make_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
+    """Build the spec from the network itself, remembering nothing; imports torch. Raises UnknownName, BadWeights."""
     from features.backbones import build
     from features.backbones.build import torchvision
 
@@ -48,13 +48,13 @@ def make_recipe(name: str, given: str | Path | None = None) -> Recipe:
     digest = weights.digest(build.load_weights(module, whole, file))
     blocks = {block: shapes[block] for block in line.blocks}
     largest = build.largest_value(module, mean, std, size)
-    return Recipe(
+    return BackboneSpec(
         name, file, digest, blocks, size, preset.resize_size[0], preset.interpolation.value, mean, std, largest
     )
 
 
-def recipe_of_digest(name: str, digest: str) -> Recipe:
-    """Return the recipe of a backbone with the weights of a digest, wherever `weights.find` would look for them.
+def spec_of_digest(name: str, digest: str) -> BackboneSpec:
+    """Return the spec of a backbone with the weights of a digest, wherever `weights.find` would look for them.
 
     Nothing is remembered. Raises UnknownName; BadWeights, saying which weights are there, where those are not.
     """
@@ -62,15 +62,15 @@ def recipe_of_digest(name: str, digest: str) -> Recipe:
 
     file, seen = build.row(name).file, []
     for path in weights.candidates(name, file):
-        recipe = make_recipe(name, path)
-        if recipe.weights == digest:
-            return recipe
-        seen.append(f"{path} has {recipe.weights[:12]}")
+        spec = make_spec(name, path)
+        if spec.weights == digest:
+            return spec
+        seen.append(f"{path} has {spec.weights[:12]}")
     if not seen and not domains(name):
-        recipe = make_recipe(name)  # torchvision's download
-        if recipe.weights == digest:
-            return recipe
-        seen.append(f"torchvision's have {recipe.weights[:12]}")
+        spec = make_spec(name)  # torchvision's download
+        if spec.weights == digest:
+            return spec
+        seen.append(f"torchvision's have {spec.weights[:12]}")
     raise BadWeights(
         f"expected weights of {name} with the digest {digest[:12]}, got {'; '.join(seen) or 'none'}; "
         f"put the right file into the folder FIRN_WEIGHTS, or ask for a bundle that was made WITH_WEIGHTS=1"
@@ -82,7 +82,7 @@ def _memo() -> Path:
 
 
 def _stamp(name: str, file: Path) -> str:
-    """Return what must be as it was for a remembered recipe to hold."""
+    """Return what must be as it was for a remembered spec to hold."""
     stat = file.stat()
     return f"{_FORMAT}|{name}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|torchvision {version('torchvision')}"
 
@@ -95,17 +95,17 @@ def _all_remembered() -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _remembered(stamp: str) -> Recipe | None:
-    """Return the recipe remembered under a stamp; a memo that does not read is no memo."""
+def _remembered(stamp: str) -> BackboneSpec | None:
+    """Return the spec remembered under a stamp; a memo that does not read is no memo."""
     try:
         values = _all_remembered()[stamp]
         blocks = {block: (int(c), int(h), int(w)) for block, (c, h, w) in values.pop("blocks")}
         file, mean, std = Path(values.pop("file")), tuple(values.pop("mean")), tuple(values.pop("std"))
-        return Recipe(**values, blocks=blocks, file=file, mean=mean, std=std)
+        return BackboneSpec(**values, blocks=blocks, file=file, mean=mean, std=std)
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _remember(stamp: str, recipe: Recipe) -> None:
-    values = asdict(recipe) | {"file": str(recipe.file), "blocks": [[b, list(s)] for b, s in recipe.blocks.items()]}
+def _remember(stamp: str, spec: BackboneSpec) -> None:
+    values = asdict(spec) | {"file": str(spec.file), "blocks": [[b, list(s)] for b, s in spec.blocks.items()]}
     write_whole(_memo(), [json.dumps(_all_remembered() | {stamp: values}, indent=1).encode()])

@@ -34,7 +34,7 @@ def architecture(name: str) -> str:
 
 
 def domains(name: str) -> tuple[str, ...]:
-    """Return the data sets on which a backbone was thawed, first the first: ("pneumonia",) of "resnet18@pneumonia"."""
+    """Return the data sets that a backbone was fine-tuned on, in turn: ("pneumonia",) of "resnet18@pneumonia"."""
     return tuple(name.split("@")[1:])
 
 

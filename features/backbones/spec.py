@@ -1,4 +1,4 @@
-"""A recipe: everything about a backbone that stage one needs to know before it runs, in plain values without torch."""
+"""The specification of a backbone: all that stage one needs to know before it runs, in plain values without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from features.images import Augmentation, Geometry
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BackboneSpec:
     """A backbone with its weights, blocks and preprocessing."""
 
     name: str
@@ -31,6 +31,6 @@ class Recipe:
         return Geometry(preprocess, self.size, self.resize, self.interpolation, self.augmentation)
 
     def key(self, *, preprocess: str, precision: str, stored: str = "float16") -> Key:
-        """Return the key of the cache entry that this recipe fills."""
+        """Return the key of the cache entry that this spec fills."""
         line = f"{self.geometry(preprocess).describe()}; mean {list(self.mean)}, std {list(self.std)}"
         return Key(self.name, self.weights, tuple(self.blocks), line, precision, stored)

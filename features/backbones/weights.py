@@ -33,7 +33,9 @@ def find(name: str, file: str, given: str | Path | None = None) -> Path | None:
     found = next(iter(candidates(name, file)), None)
     if (passed := domains(name)) and found is None:
         first, command = architecture(name), f"make finetune DATASET={passed[-1]} BACKBONE={name.rpartition('@')[0]}"
-        raise BadWeights(f"{name} is {first} as it was thawed on {passed[-1]}, which was not done yet; run: {command}")
+        raise BadWeights(
+            f"{name} is {first} as it was fine-tuned on {passed[-1]}, which was not done yet; run: {command}"
+        )
     return found
 
 
@@ -42,7 +44,7 @@ def candidates(name: str, file: str) -> list[Path]:
 
     Raises BadWeights where FIRN_WEIGHTS is no folder.
     """
-    folders = [thawed_root(), BUNDLED]
+    folders = [finetuned_root(), BUNDLED]
     if chosen := os.environ.get("FIRN_WEIGHTS"):
         if not Path(chosen).is_dir():
             raise BadWeights(f"FIRN_WEIGHTS={chosen} is no folder; unset it or point it at <backbone>.pth files")
@@ -52,8 +54,8 @@ def candidates(name: str, file: str) -> list[Path]:
     return [path for path in [*named, *downloaded] if path.is_file()]
 
 
-def thawed_root() -> Path:
-    """Return the folder of backbones that were thawed on a data set: <backbone>@<data set>.safetensors."""
+def finetuned_root() -> Path:
+    """Return the folder of backbones that were fine-tuned on a data set: <backbone>@<data set>.safetensors."""
     return artifacts_root() / "backbones"
 
 

@@ -43,10 +43,10 @@ def fill(todo: list[tuple[Request, tuple[str, ...]]], how: ExtractOptions) -> No
     from features.extraction.job import Job
 
     run = ENGINES[how.engine]()
-    jobs = [Job(r.entry, r.recipe, r.preprocess, blocks) for r, blocks in todo]
+    jobs = [Job(r.entry, r.spec, r.preprocess, blocks) for r, blocks in todo]
     first = todo[0][0]
     size = how.batch_size or BATCH[first.device.partition(":")[0]]
-    names = ", ".join(r.recipe.name for r, _ in todo)
+    names = ", ".join(r.spec.name for r, _ in todo)
     with shown(f"extract {first.dataset.name} with {names}") as progress:
         outcome = run(
             first.dataset,

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import embedding, max_pool2d
 
 from features.backbones.build import fold_batch_norm, load_backbone
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 from features.errors import FirnError
 from features.extraction.cuda_graph import Replay, fetched
 from features.extraction.onednn import pack, packs
@@ -47,7 +47,7 @@ class Forward:
 
     def __init__(
         self,
-        recipe: Recipe,
+        spec: BackboneSpec,
         *,
         maps: Sequence[str] = (),
         device: str = "cpu",
@@ -61,10 +61,10 @@ class Forward:
         self._device, self._dtype = torch.device(device), _DTYPES[precision]
         self._products = "tf32" if precision == "tf32" else "ieee"  # of float32 numbers, on a GPU
         self._stored = _DTYPES[stored]
-        self._mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
         self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, 3)
-        self._module = self._fast(load_backbone(recipe), recipe.size)
+        self._module = self._fast(load_backbone(spec), spec.size)
         self._steps: dict[object, Step] = {}  # on a GPU, by the shape and type of pixels
         self._one_step: Step = torch.compile(self._features, dynamic=False) if compiled else self._features
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 from features.cache.entry import Entry
 
 _SHARD_BYTES = 128 << 20
@@ -21,7 +21,7 @@ class Job:
     """One entry to fill: which backbone, how images come in, which maps are kept beside the pooled features."""
 
     entry: Entry
-    recipe: Recipe
+    spec: BackboneSpec
     preprocess: str
     maps: tuple[str, ...] = ()
 
@@ -33,8 +33,8 @@ class Job:
     def row_bytes(self) -> int:
         """Return the bytes that one image takes in the entry."""
         item = int(np.dtype(self.entry.key.stored).itemsize)
-        pooled = sum(2 * c for c, _, _ in self.recipe.blocks.values())
-        return item * (pooled + sum(int(np.prod(self.recipe.blocks[block])) for block in self.maps))
+        pooled = sum(2 * c for c, _, _ in self.spec.blocks.values())
+        return item * (pooled + sum(int(np.prod(self.spec.blocks[block])) for block in self.maps))
 
 
 class Settings(NamedTuple):

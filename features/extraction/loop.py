@@ -72,7 +72,7 @@ def _network(job: Job, settings: Settings) -> Forward:
     """Return the network of a job."""
     key, compiled = job.entry.key, compiling_pays(settings.device, settings.images)
     return Forward(
-        job.recipe,
+        job.spec,
         maps=job.maps,
         device=settings.device,
         precision=key.precision,
@@ -101,7 +101,7 @@ class _Run:
         self._started = self._refreshed = self._looked = time.perf_counter()
         self._clock = time.time_ns()
         self.digests = remembered(dataset)
-        geometries = [job.recipe.geometry(job.preprocess) for job in jobs]
+        geometries = [job.spec.geometry(job.preprocess) for job in jobs]
         self._geometries: tuple[Geometry, ...] = tuple(dict.fromkeys(geometries))
         self.left_out: list[dict[str, str]] = []
         self._writers: list[ShardWriter] = []

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 from features.datasets.dataset import Source
 from features.errors import FirnError
 from features.images import Geometry, pixels, several_pixels
@@ -139,12 +139,12 @@ class ImageStream:
     """Images as a backbone sees them, decoded whenever they are read; threads decode side by side."""
 
     def __init__(
-        self, source: Source, ids: Sequence[str], recipe: Recipe, preprocess: str, *, workers: int = 2
+        self, source: Source, ids: Sequence[str], spec: BackboneSpec, preprocess: str, *, workers: int = 2
     ) -> None:
-        """Take the names of the images, sorted, and the recipe that says size, mean and standard deviation."""
+        """Take the names of the images, sorted, and the spec that says size, mean and standard deviation."""
         self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
-        self._source, self._geometry, self._workers = source, recipe.geometry(preprocess), workers
-        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
+        self._source, self._geometry, self._workers = source, spec.geometry(preprocess), workers
+        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones.spec import Recipe
+from features.backbones.spec import BackboneSpec
 from features.datasets.dataset import Source
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.prefetch import batches, prepare
@@ -34,7 +34,7 @@ class Rate(NamedTuple):
 def measure_rate(
     source: Source,
     ids: list[str],
-    recipes: Sequence[Recipe],
+    specs: Sequence[BackboneSpec],
     preprocess: str,
     *,
     device: str,
@@ -47,8 +47,8 @@ def measure_rate(
 
     The networks are warmed up first. Unreadable images count for nothing.
     """
-    nets = [Forward(recipe, device=device, precision=precision, batch_size=batch_size) for recipe in recipes]
-    geometries = tuple(recipe.geometry(preprocess) for recipe in recipes)
+    nets = [Forward(spec, device=device, precision=precision, batch_size=batch_size) for spec in specs]
+    geometries = tuple(spec.geometry(preprocess) for spec in specs)
     pool = WorkerPool(device)
     coming = prepare(
         source,
@@ -67,7 +67,7 @@ def measure_rate(
         return len(batch)
 
     try:
-        through([tuple(np.zeros((1, recipe.size, recipe.size), np.uint8) for recipe in recipes)] * batch_size)
+        through([tuple(np.zeros((1, spec.size, spec.size), np.uint8) for spec in specs)] * batch_size)
         done, start, now = 0, time.perf_counter(), 0.0
         some = batches((p.pixels for p in coming if p.pixels), batch_size)
         for batch in pool.each(through, (whole for whole in some if len(whole) == batch_size)):

@@ -1,10 +1,9 @@
 """Data audit: leaks between splits, duplicates, probable label errors, outliers and blank images.
 
 subject       what is audited: features, labels, splits, groups, digests, thumbnails
-neighbours    nearest neighbours and distances, block by block: never an n x n array
+neighbours    nearest neighbours and distances, block by block (never an n x n array), and outliers
 duplicates    pairs with the same bytes, and near-duplicates after image registration
 label_errors  probable label errors by confident learning
-outliers      images far from all others of their class
 leakage       the test ROC AUC with and without leaked images
 checks        the table CHECKS: from the evidence of all of these to findings
 """

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from models.finetuning.network import Thawed
+    from models.finetuning.network import FinetunedNetwork
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -45,8 +45,8 @@ def linear_class_maps(coef: Floats, intercept: Floats, maps: Array) -> ClassMaps
     return ClassMaps(evidence, intercept.astype(np.float64))
 
 
-def network_class_maps(network: Thawed, maps: Array) -> ClassMaps:
-    """Return the exact class maps of a thawed network in eval mode for its input, the boundary's maps (n, C, H, W).
+def network_class_maps(network: FinetunedNetwork, maps: Array) -> ClassMaps:
+    """Return the exact class maps of a fine-tuned network in eval mode for its input, the boundary's maps (n, C, H, W).
 
     It too ends in a mean over positions and a linear layer.
     """
@@ -58,8 +58,8 @@ def network_class_maps(network: Thawed, maps: Array) -> ClassMaps:
     return linear_class_maps(weight, bias, last)
 
 
-def grad_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
-    """Return Grad-CAM (n, H, W) of a thawed network in eval mode at its boundary, from the maps there (n, C, H, W).
+def grad_cam(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
+    """Return Grad-CAM (n, H, W) of a fine-tuned network in eval mode at its boundary, from the maps there (n, C, H, W).
 
     `asked` (n, K) says which sum of logits is explained for each image: 1 for a class and 0 for others, or -1 and 1.
     Channels are weighted by the mean of their gradient over positions, and what speaks against is cut off
@@ -71,7 +71,7 @@ def grad_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
     return np.asarray(np.maximum(weighted.sum(axis=1), 0))
 
 
-def hires_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
+def hires_cam(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
     """Return gradient times maps at every position, (n, H, W), for what `grad_cam` takes: signed, and not averaged.
 
     HiResCAM (Draelos & Carin 2020, arXiv:2011.08891), scaled by the number of positions. Right after the boundary's
@@ -81,7 +81,7 @@ def hires_cam(network: Thawed, maps: Array, asked: Floats) -> Floats:
     return np.asarray((_gradient(network, maps, asked) * maps.astype(np.float64)).sum(axis=1) * positions)
 
 
-def _gradient(network: Thawed, maps: Array, asked: Floats) -> Floats:
+def _gradient(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
     """Return the gradient of the asked sums of logits with respect to the boundary's maps, (n, C, H, W)."""
     import torch
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import Recipe
+from features.backbones import BackboneSpec
 from features.cache import open_entry
 from features.cache.index import Manifest
 from features.cache.key import Key
@@ -28,7 +28,7 @@ from models.runs.summary import extract_command, train_command
 
 if TYPE_CHECKING:
     from features.cache import Entry
-    from models.finetuning.network import Thawed
+    from models.finetuning.network import FinetunedNetwork
 
 Floats = NDArray[np.float64]
 _CLOSE = 0.05  # how far a probability may lie from the one that was predicted on another machine
@@ -40,7 +40,7 @@ class Case:
 
     run: Run
     dataset: Dataset
-    recipe: Recipe
+    spec: BackboneSpec
     ids: NDArray[np.str_]  # (m,)
     asked: Floats  # (m, K) which sum of logits is shown, see `models.explain.class_maps.grad_cam`
 
@@ -65,7 +65,7 @@ def _of_head(case: Case) -> Evidence:
 
 
 def _thawed(case: Case) -> Evidence:
-    """Explain a thawed network in the precision that it was trained in; by gradients too where its input is maps."""
+    """Explain a fine-tuned network in the precision of its training; by gradients too where its input is maps."""
     from features.backbones.build import IMAGES
     from models.explain.class_maps import grad_cam, hires_cam, network_class_maps
     from models.finetuning.network import arithmetic
@@ -126,14 +126,14 @@ def image_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[n
     return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
 
 
-def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
+def _network(case: Case) -> tuple[FinetunedNetwork, dict[str, Any]]:
     """Return the network of a run in eval mode, and its configuration."""
     from safetensors import SafetensorError
 
     from features.backbones.build import load_tail
     from models.finetuning.checkpoints import load_network
     from models.finetuning.cross_validation import CLASSIFIER, NETWORK
-    from models.finetuning.network import Thawed
+    from models.finetuning.network import FinetunedNetwork
 
     path = case.run.folder / NETWORK
     try:
@@ -141,7 +141,7 @@ def _network(case: Case) -> tuple[Thawed, dict[str, Any]]:
     except (OSError, SafetensorError) as error:
         raise CacheError(f"cannot read {path} ({error}); run: {train_command(case.run.record)}") from None
     classes, width = tensors[f"{CLASSIFIER}.weight"].shape
-    network = Thawed(load_tail(case.recipe, about["after"]), width, classes)
+    network = FinetunedNetwork(load_tail(case.spec, about["after"]), width, classes)
     network.classifier.load_state_dict({name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")})
     network.tail.load_state_dict(tensors)
     return network.eval(), about
@@ -165,7 +165,7 @@ def _images(case: Case, key: Key) -> tuple[NDArray[Any], list[str]]:
     from features.extraction.prefetch import ImageStream
 
     manifest = _current(case, _entry(case, key))
-    stream = ImageStream(case.dataset.source, case.ids.tolist(), case.recipe, key.preprocess_mode)
+    stream = ImageStream(case.dataset.source, case.ids.tolist(), case.spec, key.preprocess_mode)
     return stream.read(np.arange(len(case.ids))), _digests(manifest, case.ids)
 
 

@@ -1,10 +1,9 @@
-"""Thaw: the last blocks of a backbone trained from cached maps of the boundary before them.
+"""Fine-tuning: the last blocks of a backbone trained from cached maps of the boundary before them.
 
-recipes      the table RECIPES and the settings of a training; the only part that needs no torch
-network      tail, mean over positions, classifier
-convolution  a faster gradient for bfloat16 on a CPU
-inputs       views of images, read ahead in batches
-training     epochs, early stopping, weight averaging
-checkpoints  files without a pickle
-crossfit     one training per fold, one on all images
+settings          the table RECIPES, what a user asks for, and the settings of a training; needs no torch
+network           tail, mean over positions, classifier; a faster gradient for bfloat16 on a CPU
+batches           views of images, read ahead in batches
+train             epochs, early stopping, weight averaging
+checkpoints       files without a pickle
+cross_validation  one training per fold, one on all images
 """

@@ -1,4 +1,4 @@
-"""What a thawed network is trained on: rows of one or several views of every image, read a little ahead."""
+"""What a fine-tuned network is trained on: rows of one or several views of every image, read a little ahead."""
 
 from __future__ import annotations
 

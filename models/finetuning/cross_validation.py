@@ -1,4 +1,4 @@
-"""Out-of-fold and test predictions of a thawed network: one training per fold, one on all images to learn from."""
+"""Out-of-fold and test predictions of a fine-tuned network: one training per fold, one on all images to learn from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from features.storage import write_whole
 from features.views import View
 from models.finetuning.batches import Inputs
 from models.finetuning.checkpoints import save_network
-from models.finetuning.network import Thawed, start_from_probe
+from models.finetuning.network import FinetunedNetwork, start_from_probe
 from models.finetuning.settings import Settings
 from models.finetuning.train import Epoch, Task, best_epoch, predict, train
 from models.folds import held_out
@@ -36,7 +36,7 @@ class Crossfit:
 
     view: View  # pooled features of the last block, for the probe; labels, groups and splits of every image
     inputs: Inputs  # rows in the order of the view
-    make: Callable[[], Thawed]  # a new network with the pretrained weights
+    make: Callable[[], FinetunedNetwork]  # a new network with the pretrained weights
     settings: Settings
     device: str
     folder: Path  # of the run
@@ -125,7 +125,7 @@ def _fit(run: Crossfit, name: str, rows: NDArray[np.intp], asked: NDArray[np.int
     return fit
 
 
-def named(network: Thawed) -> dict[str, Tensor]:
+def named(network: FinetunedNetwork) -> dict[str, Tensor]:
     """Return the tensors of the tail under torchvision's names, and those of the classifier."""
     tail = network.tail.state_dict()
     return {**tail, **{f"{CLASSIFIER}.{name}": tensor for name, tensor in network.classifier.state_dict().items()}}

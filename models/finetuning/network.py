@@ -1,4 +1,4 @@
-"""The thawed network: the tail of a backbone, the mean over positions, a linear classifier."""
+"""The fine-tuned network: the tail of a backbone, the mean over positions, a linear classifier."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def use_products(network: nn.Module) -> None:
 _NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
-class Thawed(nn.Module):
+class FinetunedNetwork(nn.Module):
     """Maps at the boundary (B, C, H, W) -> logits (B, K)."""
 
     def __init__(self, tail: nn.Module, width: int, classes: int, *, seed: int = 0) -> None:
@@ -113,7 +113,7 @@ class Thawed(nn.Module):
         return out
 
 
-def start_from_probe(network: Thawed, coef: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:
+def start_from_probe(network: FinetunedNetwork, coef: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:
     """Give the classifier the weights (K or 1, d) and (K or 1,) of a linear head on average-pooled features."""
     if len(coef) == 1:  # one logit against zero is two logits of half the size and opposite sign
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2

@@ -1,4 +1,4 @@
-"""The table RECIPES: how a thawed network is trained; and the settings of one training."""
+"""The table RECIPES: how a fine-tuned network is trained; and the settings of one training."""
 
 from __future__ import annotations
 

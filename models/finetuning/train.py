@@ -1,4 +1,4 @@
-"""One training of a thawed network: epochs, early stopping by validation AUC, weight averaging, and resuming."""
+"""One training of a fine-tuned network: epochs, early stopping by validation AUC, weight averaging, and resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from features.errors import FirnError
 from models.finetuning.batches import Batch, Inputs, batches, epoch_plan
 from models.finetuning.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
-from models.finetuning.network import Thawed, arithmetic, parameter_groups, set_mode
+from models.finetuning.network import FinetunedNetwork, arithmetic, parameter_groups, set_mode
 from models.finetuning.settings import RECIPES, Settings
 from models.metrics import METRICS
 
@@ -47,7 +47,7 @@ class Task(NamedTuple):
 class _State:
     """Everything that changes from step to step."""
 
-    def __init__(self, network: Thawed, settings: Settings) -> None:
+    def __init__(self, network: FinetunedNetwork, settings: Settings) -> None:
         recipe = RECIPES[settings.recipe]
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.average == "ema" else None
@@ -57,7 +57,7 @@ class _State:
         self.steps = 0
 
     @property
-    def judged(self) -> Thawed:
+    def judged(self) -> FinetunedNetwork:
         """Return the network that is evaluated and kept."""
         return self.average or self.network
 
@@ -92,7 +92,7 @@ class _State:
 
 
 def train(
-    network: Thawed,
+    network: FinetunedNetwork,
     task: Task,
     settings: Settings,
     *,
@@ -237,7 +237,7 @@ def _follow(average: nn.Module, network: nn.Module, keep: float) -> None:
 
 @torch.inference_mode()
 def predict(
-    network: Thawed, inputs: Inputs, rows: NDArray[np.intp], settings: Settings, *, device: str = "cpu"
+    network: FinetunedNetwork, inputs: Inputs, rows: NDArray[np.intp], settings: Settings, *, device: str = "cpu"
 ) -> NDArray[np.float64]:
     """Return the probabilities of the first view of images `rows`, (len(rows), K)."""
     set_mode(network, training=False, norm=settings.norm)

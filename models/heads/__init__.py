@@ -1,13 +1,12 @@
 """The table HEADS: light classifiers on cached features, with scikit-learn's interface on plain arrays.
 
-head            the base class of heads, and how they are saved without a pickle
+head            the base class of heads, how they are saved without a pickle, early stopping with torch
 linear          logistic (L2 strength by grouped folds), lda, sgd (the seed article's recipe)
 ridge           least squares with Platt's sigmoid
 lightgbm        gradient-boosted trees
 knn             k-nearest neighbours
 mlp             a multi-layer perceptron with one hidden layer
 map_heads       map (1x1 convolution), attention, spatial: heads on feature maps
-early_stopping  minibatch training of the heads that torch trains
 stacking        a weighted vote of other runs
 """
 

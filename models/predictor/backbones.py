@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import Recipe, make_recipe, recipe_of_digest
+from features.backbones import BackboneSpec, make_spec, spec_of_digest
 from features.backbones.build import IMAGES, truncated
 from features.errors import BadBundle
 from features.extraction.forward import Forward, to_arrays
@@ -19,7 +19,7 @@ from models.predictor.manifest import Network
 
 Array = NDArray[Any]
 Features = Mapping[str, Array]  # pooled/<block>/{avg,max} (n, C), maps/<block> (n, C, H, W), or PIXELS (n, 3, S, S)
-PIXELS = "pixels"  # what a network sees that is thawed from its first layer on
+PIXELS = "pixels"  # what a network sees that is fine-tuned from its first layer on
 
 
 class Lane(Protocol):
@@ -33,22 +33,22 @@ class Lane(Protocol):
         """Return what is seen in pixels (n, 1 or 3, S, S) on the scale 0..255."""
 
 
-def load_recipe_of(network: Network, folder: Path) -> Recipe:
-    """Return the recipe of a network, with weights from the bundle's folder or found by their digest.
+def load_spec_of(network: Network, folder: Path) -> BackboneSpec:
+    """Return the spec of a network, with weights from the bundle's folder or found by their digest.
 
     Raises BadWeights where they are not to be found; BadBundle where the bundle's key says something else than this
     version of torchvision, for then its images would come in otherwise than they did in training.
     """
     key = network.key
     name = key.backbone
-    recipe = make_recipe(name, folder / network.file) if network.file else recipe_of_digest(name, key.weights)
-    found = recipe.key(preprocess=way_of(key.preprocess), precision=key.precision, stored=key.stored)
+    spec = make_spec(name, folder / network.file) if network.file else spec_of_digest(name, key.weights)
+    found = spec.key(preprocess=way_of(key.preprocess), precision=key.precision, stored=key.stored)
     if found != key:
         raise BadBundle(
             f"{name} is not what it was when the bundle was made: {'; '.join(key.differences(found))}; "
             "install the versions that bundle.json names"
         )
-    return recipe
+    return spec
 
 
 def way_of(line: str) -> str:
@@ -59,22 +59,22 @@ def way_of(line: str) -> str:
     return way
 
 
-def make_lane(network: Network, recipe: Recipe, maps: Sequence[str], *, device: str, batch_size: int) -> Lane:
+def make_lane(network: Network, spec: BackboneSpec, maps: Sequence[str], *, device: str, batch_size: int) -> Lane:
     """Return the lane of a network that also gives the maps of some blocks."""
     if network.after == IMAGES:
-        return _Plain(network, recipe)
-    return _Frozen(network, recipe, maps, device, batch_size)
+        return _Plain(network, spec)
+    return _Frozen(network, spec, maps, device, batch_size)
 
 
 class _Frozen:
-    """A frozen network, whole or up to where it was thawed; run as in extraction, so that rows are the cache's rows."""
+    """A frozen network, whole or up to where it was fine-tuned; run as in extraction: rows are the cache's rows."""
 
-    def __init__(self, network: Network, recipe: Recipe, maps: Sequence[str], device: str, batch_size: int) -> None:
-        self.geometry = recipe.geometry(way_of(network.key.preprocess))
-        part = truncated(recipe, network.after) if network.after else recipe
+    def __init__(self, network: Network, spec: BackboneSpec, maps: Sequence[str], device: str, batch_size: int) -> None:
+        self.geometry = spec.geometry(way_of(network.key.preprocess))
+        part = truncated(spec, network.after) if network.after else spec
         own = [network.after] if network.after else []
         if unknown := set(maps) - set(part.blocks):
-            raise BadBundle(f"{recipe.name} has no block {sorted(unknown)[0]!r}; known: {', '.join(part.blocks)}")
+            raise BadBundle(f"{spec.name} has no block {sorted(unknown)[0]!r}; known: {', '.join(part.blocks)}")
         key = network.key
         self._forward = Forward(
             part,
@@ -98,9 +98,9 @@ class _Frozen:
 class _Plain:
     """Nothing frozen: the images themselves, normalised as `features.extraction.prefetch.ImageStream` does."""
 
-    def __init__(self, network: Network, recipe: Recipe) -> None:
-        self.geometry = recipe.geometry(way_of(network.key.preprocess))
-        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (recipe.mean, recipe.std))
+    def __init__(self, network: Network, spec: BackboneSpec) -> None:
+        self.geometry = spec.geometry(way_of(network.key.preprocess))
+        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
 
     def __call__(self, pixels: Array) -> Features:
         normal = (pixels.astype(np.float32) / np.float32(255) - self._mean) / self._std

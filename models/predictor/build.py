@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import Recipe, load_recipe, make_recipe, recipe_of_digest
+from features.backbones import BackboneSpec, load_spec, make_spec, spec_of_digest
 from features.backbones.build import IMAGES
 from features.backbones.registry import domains
 from features.cache import open_entry
@@ -40,9 +40,9 @@ from models.runs.summary import train_command
 def learn_outliers(contents: Contents, run: Run, cut: Mapping[int, Key]) -> tuple[list[list[Any]], Novelty | None]:
     """Return which pooled blocks are looked at, [network, block] each, and what the training images are like there.
 
-    Of a single model the last block of each of its networks, of a thawed one the block where it was cut (`cut` has
+    Of a single model the last block of each of its networks, of a fine-tuned one the block where it was cut (`cut` has
     the key of that entry), of a stack the networks of the part it listens to most. None where nothing is frozen: of
-    what a whole thawed network sees in its training images nothing is cached. Raises CacheError where features are
+    what a whole fine-tuned network sees in its training images nothing is cached. Raises CacheError where features are
     not cached any more.
     """
     sources = []
@@ -128,7 +128,7 @@ class BundleOptions:
 def write_bundle(run: Run, target: Path, how: BundleOptions) -> Path:
     """Write the bundle of a run as a folder or a .zip, absent or whole; return `target`.
 
-    Networks whose weights are public are named by their digest, thawed ones are inside. No image and no name of one
+    Networks whose weights are public are named by their digest, fine-tuned ones are inside. No image and no name of one
     goes in. Raises CacheError where what the run was made of is not there any more, BadWeights likewise.
     """
     make_folder(target.parent)
@@ -148,7 +148,9 @@ class _Packing:
     how: BundleOptions
     networks: list[Network] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
-    _cut: dict[int, Key] = field(default_factory=dict)  # thawed network -> key of the entry with its boundary's maps
+    _cut: dict[int, Key] = field(
+        default_factory=dict
+    )  # fine-tuned network -> key of the entry with its boundary's maps
 
     def pack(self, run: Run) -> None:
         """Put a run in: its parts, then all that is learned from its predictions, then what checks the rest."""
@@ -210,7 +212,7 @@ class _Packing:
         return Part(kind, run.record.head, folder, networks, blocks, pool, keys[0].precision)
 
     def _thawed(self, run: Run, kind: str, folder: str) -> Part:
-        """Put in a thawed network: frozen trunk and trained tail as one backbone, its classifier as the head."""
+        """Put in a fine-tuned network: frozen trunk and trained tail as one backbone, its classifier as the head."""
         from safetensors import SafetensorError
 
         from features.backbones.build import load_backbone
@@ -222,13 +224,13 @@ class _Packing:
         except (OSError, SafetensorError) as error:
             again = train_command(run.record)
             raise CacheError(f"cannot read {run.folder / NETWORK} ({error}); run: {again}") from None
-        recipe, _ = self._recipe(about["backbone"], about["weights"])
+        spec, _ = self._spec(about["backbone"], about["weights"])
         classifier = {name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")}
         file = f"networks/{len(self.networks)}.safetensors"
-        save_network(self.folder / file, load_backbone(recipe).state_dict() | tensors, {"backbone": recipe.name})
+        save_network(self.folder / file, load_backbone(spec).state_dict() | tensors, {"backbone": spec.name})
         save_network(self.folder / folder / "head.safetensors", classifier, {"head": FINETUNED})
         cached = Key.from_json(about["keys"][0])
-        whole = make_recipe(recipe.name, self.folder / file)
+        whole = make_spec(spec.name, self.folder / file)
         key = whole.key(preprocess=cached.preprocess_mode, precision=cached.precision, stored=cached.stored)
         self.networks.append(Network(key, file, about["after"]))
         self._cut[len(self.networks) - 1] = cached
@@ -240,26 +242,26 @@ class _Packing:
         for place, known in enumerate(self.networks):
             if known.key == key and known.after is None:
                 return place
-        recipe, found = self._recipe(key.backbone, key.weights)
+        spec, found = self._spec(key.backbone, key.weights)
         file = ""
         if not found or self.how.with_weights or domains(key.backbone):
             from features.backbones.build import load_backbone
             from models.finetuning.checkpoints import save_network
 
             file = f"networks/{len(self.networks)}.safetensors"
-            save_network(self.folder / file, load_backbone(recipe).state_dict(), {"backbone": recipe.name})
+            save_network(self.folder / file, load_backbone(spec).state_dict(), {"backbone": spec.name})
         self.networks.append(Network(key, file))
         return len(self.networks) - 1
 
-    def _recipe(self, name: str, digest: str) -> tuple[Recipe, bool]:
+    def _spec(self, name: str, digest: str) -> tuple[BackboneSpec, bool]:
         """Return a backbone with the weights of a digest, and whether they are found without being told where."""
         try:
-            return recipe_of_digest(name, digest), True
+            return spec_of_digest(name, digest), True
         except BadWeights:
-            recipe = load_recipe(name, self.how.weights) if self.how.weights else None
-            if recipe is None or recipe.weights != digest:
+            spec = load_spec(name, self.how.weights) if self.how.weights else None
+            if spec is None or spec.weights != digest:
                 raise
-            return recipe, False
+            return spec, False
 
     def _contents(self, run: Run, stack: str) -> Contents:
         record = run.record.to_json()

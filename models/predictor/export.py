@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from features.backbones import Recipe
+from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, fold_batch_norm, load_backbone, truncated
 from features.errors import FirnError
 from features.views import GEM_POWER
@@ -137,9 +137,9 @@ class Portable(nn.Module):
     def __init__(self, loaded: Loaded) -> None:
         """Take a bundle in memory, on the CPU."""
         super().__init__()
-        contents, recipes = loaded.contents, loaded.recipes
-        _check_one_square(contents, recipes)
-        self.trunks = nn.ModuleList(_trunk(n, r) for n, r in zip(contents.networks, recipes, strict=True))
+        contents, specs = loaded.contents, loaded.specs
+        _check_one_square(contents, specs)
+        self.trunks = nn.ModuleList(_trunk(n, r) for n, r in zip(contents.networks, specs, strict=True))
         stored = [contents.networks[part.networks[0]].key.stored for part in contents.parts]
         self.heads = nn.ModuleList(map(_head, contents.parts, loaded.models, stored))
         self.places = [part.networks for part in contents.parts]
@@ -158,8 +158,8 @@ class Portable(nn.Module):
         return proba.float(), self.calibrate(proba).float()
 
 
-def _check_one_square(contents: Contents, recipes: Sequence[Recipe]) -> None:
-    ways = {r.geometry(way_of(n.key.preprocess)) for n, r in zip(contents.networks, recipes, strict=True)}
+def _check_one_square(contents: Contents, specs: Sequence[BackboneSpec]) -> None:
+    ways = {r.geometry(way_of(n.key.preprocess)) for n, r in zip(contents.networks, specs, strict=True)}
     if len(ways) > 1:
         lines = "; ".join(sorted(way.describe() for way in ways))
         raise FirnError(f"{contents.name} sees images in different ways ({lines}), and an export takes one square")
@@ -171,9 +171,9 @@ class _Normalised(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
-        for name, values in (("mean", recipe.mean), ("std", recipe.std)):
+        for name, values in (("mean", spec.mean), ("std", spec.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -183,9 +183,9 @@ class _Normalised(nn.Module):
 class _Trunk(_Normalised):
     """A frozen network: its blocks' maps."""
 
-    def __init__(self, network: Network, recipe: Recipe) -> None:
-        super().__init__(recipe)
-        part = truncated(recipe, network.after) if network.after else recipe
+    def __init__(self, network: Network, spec: BackboneSpec) -> None:
+        super().__init__(spec)
+        part = truncated(spec, network.after) if network.after else spec
         self.network = fold_batch_norm(load_backbone(part))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -193,8 +193,8 @@ class _Trunk(_Normalised):
         return maps
 
 
-def _trunk(network: Network, recipe: Recipe) -> nn.Module:
-    return _Normalised(recipe) if network.after == IMAGES else _Trunk(network, recipe)
+def _trunk(network: Network, spec: BackboneSpec) -> nn.Module:
+    return _Normalised(spec) if network.after == IMAGES else _Trunk(network, spec)
 
 
 class _Rounded(nn.Module):
@@ -223,7 +223,7 @@ class _Pooled(nn.Module):
 
 
 class _OnMaps(nn.Module):
-    """One block's maps, then a head, or the tail of a thawed network."""
+    """One block's maps, then a head, or the tail of a fine-tuned network."""
 
     def __init__(self, block: str, head: nn.Module, stored: str) -> None:
         super().__init__()

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import Recipe
+from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
 from models.explain.class_maps import CLASS_MAPS, network_class_maps
-from models.finetuning.network import Thawed, arithmetic
+from models.finetuning.network import FinetunedNetwork, arithmetic
 from models.heads import HEADS, load_head
 from models.heads.linear import probabilities
 from models.predictor.archive import read_json, sealed
@@ -59,10 +59,10 @@ class FeatureModel:
 
 @dataclass(frozen=True, eq=False)
 class NetworkModel:
-    """A thawed network on the maps at its boundary, or on images."""
+    """A fine-tuned network on the maps at its boundary, or on images."""
 
     part: Part
-    network: Thawed
+    network: FinetunedNetwork
     name: str  # of what it sees
     device: str
 
@@ -111,12 +111,12 @@ def has_class_maps(part: Part) -> bool:
     return HEADS[part.head].form in CLASS_MAPS and (one_mean or not part.pool)
 
 
-def read_model(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> Model:
+def read_model(folder: Path, part: Part, contents: Contents, specs: Sequence[BackboneSpec], device: str) -> Model:
     """Return a model of a bundle whose files were checked. Raises BadBundle."""
     if part.input not in INPUTS:
         raise BadBundle(f"unknown input {part.input[:40]!r} of a part; this bundle is of another version of Firn")
     try:
-        return INPUTS[part.input](folder, part, contents, recipes, device)
+        return INPUTS[part.input](folder, part, contents, specs, device)
     except (BadBundle, MemoryError):
         raise
     except Exception as error:  # tensors and texts of strangers: anything may be missing or of another shape
@@ -126,26 +126,26 @@ def read_model(folder: Path, part: Part, contents: Contents, recipes: Sequence[R
         ) from None
 
 
-def _of_features(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> FeatureModel:
+def _of_features(
+    folder: Path, part: Part, contents: Contents, specs: Sequence[BackboneSpec], device: str
+) -> FeatureModel:
     for place, blocks in zip(part.networks, part.blocks, strict=True):
-        if unknown := set(blocks) - set(recipes[place].blocks) or not blocks:
-            raise BadBundle(f"{recipes[place].name} has no block {unknown!r}")
+        if unknown := set(blocks) - set(specs[place].blocks) or not blocks:
+            raise BadBundle(f"{specs[place].name} has no block {unknown!r}")
     if (HEADS[part.head].input == "maps") == bool(part.pool):
         raise BadBundle(f"{part.head} sees {HEADS[part.head].input}, and the part has pool {part.pool!r}")
-    width = seen_by(part, _empty(part, recipes)).shape[1]
+    width = seen_by(part, _empty(part, specs)).shape[1]
     if reader := READERS.get(HEADS[part.head].form):
         return FeatureModel(part, reader(_listed(folder, part, contents), len(contents.classes), width))
     return FeatureModel(part, head_of(folder, part.folder, part.head, contents))
 
 
-def _empty(part: Part, recipes: Sequence[Recipe]) -> list[Features]:
-    """Return features of one image, all zero, with the shapes of the recipes."""
+def _empty(part: Part, specs: Sequence[BackboneSpec]) -> list[Features]:
+    """Return features of one image, all zero, with the shapes of the specs."""
     empty: list[Features] = []
-    for recipe in recipes:
-        pooled = {
-            f"pooled/{b}/{kind}": np.zeros((1, s[0])) for b, s in recipe.blocks.items() for kind in ("avg", "max")
-        }
-        empty.append(pooled | {f"maps/{block}": np.zeros((1, *shape)) for block, shape in recipe.blocks.items()})
+    for spec in specs:
+        pooled = {f"pooled/{b}/{kind}": np.zeros((1, s[0])) for b, s in spec.blocks.items() for kind in ("avg", "max")}
+        empty.append(pooled | {f"maps/{block}": np.zeros((1, *shape)) for block, shape in spec.blocks.items()})
     return empty
 
 
@@ -188,19 +188,21 @@ def _check_tensors(path: Path, classes: int) -> None:
             raise BadBundle(f"{name} in {path} names classes that are not among {classes}")
 
 
-def _of_network(folder: Path, part: Part, contents: Contents, recipes: Sequence[Recipe], device: str) -> NetworkModel:
+def _of_network(
+    folder: Path, part: Part, contents: Contents, specs: Sequence[BackboneSpec], device: str
+) -> NetworkModel:
     from safetensors.torch import load_file
 
     (place,) = part.networks
-    after, recipe = contents.networks[place].after, recipes[place]
+    after, spec = contents.networks[place].after, specs[place]
     if after is None:
         raise BadBundle("a thawed part needs a network that says where it is cut")
     name = f"{part.folder}/head.safetensors"
     if name not in contents.files:
         raise BadBundle(f"{name} is not among the files of the bundle")
     tensors = load_file(sealed(folder, name))
-    width = list(recipe.blocks.values())[-1][0]
-    network = Thawed(load_tail(recipe, after), width, len(contents.classes))
+    width = list(spec.blocks.values())[-1][0]
+    network = FinetunedNetwork(load_tail(spec, after), width, len(contents.classes))
     network.classifier.load_state_dict(tensors)
     network.requires_grad_(False).eval().to(device)
     return NetworkModel(part, network, f"maps/{after}" if after != IMAGES else PIXELS, device)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from features.backbones import Recipe
+from features.backbones import BackboneSpec
 from features.devices import BATCH, checked, device
 from features.errors import BadBundle, FirnError, unknown
 from models.explain.class_maps import CLASS_MAPS
 from models.heads import HEADS
 from models.heads.stacking import Stack
 from models.predictor.archive import check_files, opened, sealed
-from models.predictor.backbones import Lane, load_recipe_of, make_lane
+from models.predictor.backbones import Lane, load_spec_of, make_lane
 from models.predictor.heads import INPUTS, Model, has_class_maps, head_of, maps_of, read_model
 from models.predictor.manifest import Contents, load_contents
 from models.predictor.ood import Novelty
@@ -27,7 +27,7 @@ OUTLIERS = "outliers.safetensors"
 
 
 class Loaded:
-    """A bundle in memory: contents, recipes, models; what a predictor and an export are made of."""
+    """A bundle in memory: contents, specs, models; what a predictor and an export are made of."""
 
     def __init__(self, folder: Path, where: str) -> None:
         self.contents = load_contents(folder)
@@ -37,22 +37,22 @@ class Loaded:
         for network in self.contents.networks:
             if network.file:
                 sealed(folder, network.file)
-        self.recipes: list[Recipe] = [load_recipe_of(network, folder) for network in self.contents.networks]
+        self.specs: list[BackboneSpec] = [load_spec_of(network, folder) for network in self.contents.networks]
         self.models: list[Model] = [
-            read_model(folder, part, self.contents, self.recipes, where) for part in self.contents.parts
+            read_model(folder, part, self.contents, self.specs, where) for part in self.contents.parts
         ]
         self.stack = _stack(folder, self.contents)
         self.outliers = _outliers(folder, self.contents)
 
     def lanes(self, where: str, batch_size: int, *, explained: bool = False) -> list[Lane]:
         """Return a lane for each network."""
-        maps: list[list[str]] = [[] for _ in self.recipes]
+        maps: list[list[str]] = [[] for _ in self.specs]
         for part in self.contents.parts:
             for place, blocks in maps_of(part, explained=explained).items():
                 maps[place] += blocks
         return [
-            make_lane(network, recipe, list(dict.fromkeys(some)), device=where, batch_size=batch_size)
-            for network, recipe, some in zip(self.contents.networks, self.recipes, maps, strict=True)
+            make_lane(network, spec, list(dict.fromkeys(some)), device=where, batch_size=batch_size)
+            for network, spec, some in zip(self.contents.networks, self.specs, maps, strict=True)
         ]
 
 

@@ -29,7 +29,7 @@ class Network:
 
     key: Key  # of its cache entry; the digest of the weights is in there
     file: str = ""  # the weights in the bundle; empty where they are found by their digest
-    after: str | None = None  # where a thawed network is cut in two ("": before the first layer); None: it is not
+    after: str | None = None  # where a fine-tuned network is cut in two ("": before the first layer); None: it is not
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
@@ -46,7 +46,7 @@ class Part:
     networks: tuple[int, ...]  # places in `Contents.networks`
     blocks: tuple[tuple[str, ...], ...]  # of each network
     pool: str = ""  # a row of POOLS, where pooled features are seen
-    precision: str = "float32"  # of a thawed network
+    precision: str = "float32"  # of a fine-tuned network
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""

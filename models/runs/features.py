@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.backbones.registry import domains
-from features.backbones.weights import thawed_root
+from features.backbones.weights import finetuned_root
 from features.errors import CacheError
 from features.options import DatasetOptions, make_command
 from features.progress import say, shown
@@ -74,7 +74,7 @@ class Stage:
         for backbone in (entry.key.backbone for entry in self.entries):
             if not domains(backbone):
                 continue
-            seen = load_seen(thawed_root() / f"{backbone}.safetensors")
+            seen = load_seen(finetuned_root() / f"{backbone}.safetensors")
             both = len(mine & seen) if seen else len(mine) * (name in domains(backbone))
             if both:
                 raise CacheError(

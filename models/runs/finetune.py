@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, truncated
-from features.backbones.weights import thawed_root
+from features.backbones.weights import finetuned_root
 from features.cache.entry import open_entry
 from features.devices import checked
 from features.errors import FirnError
@@ -30,7 +30,7 @@ from features.views import View, map_rows
 from models.finetuning.batches import Inputs
 from models.finetuning.checkpoints import load_network, load_seen, save_network
 from models.finetuning.cross_validation import CLASSIFIER, NETWORK, Crossfit, Fit, Fitted, crossfit, fit_all
-from models.finetuning.network import Thawed
+from models.finetuning.network import FinetunedNetwork
 from models.finetuning.settings import FLIPS, RECIPES, FinetuneOptions
 from models.finetuning.train import Epoch, best_epoch
 from models.runs.features import Stage, is_current
@@ -41,40 +41,42 @@ from models.validation.cross_validation import FOLDS, choose_protocol, learned
 _FORMAT = 2  # raised when the same settings give other networks
 
 
-def finetuned(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[Thawing]:
+def finetuned(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[FinetuneJob]:
     """Yield each backbone of a data set with its run trained and saved, unless it is there already."""
     rules = choose_protocol(run.protocol)
-    for thawing in _thawings(features, options, run):
-        if not is_current(thawing.folder(), thawing.identity()):
-            with thawing.crossfit(rules.repeats * FOLDS + 1) as training:
-                _save(thawing, crossfit(training, rules))
-        yield thawing
+    for job in _jobs(features, options, run):
+        if not is_current(job.folder(), job.identity()):
+            with job.crossfit(rules.repeats * FOLDS + 1) as training:
+                _save(job, crossfit(training, rules))
+        yield job
 
 
-def finetuned_once(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> tuple[Thawing, Fit, View]:
+def finetuned_once(
+    features: FeatureOptions, options: FinetuneOptions, run: RunOptions
+) -> tuple[FinetuneJob, Fit, View]:
     """Fine-tune one backbone on all images to learn from, without folds; return its probabilities of the others too."""
-    (thawing,) = _thawings(features, options, run)
-    train = learned(thawing.view.splits, choose_protocol(run.protocol))
-    with thawing.crossfit(1) as training:
+    (job,) = _jobs(features, options, run)
+    train = learned(job.view.splits, choose_protocol(run.protocol))
+    with job.crossfit(1) as training:
         fit = fit_all(training, np.flatnonzero(train), np.flatnonzero(~train))
-    return thawing, fit, thawing.view.take(~train)
+    return job, fit, job.view.take(~train)
 
 
-def _thawings(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[Thawing]:
+def _jobs(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[FinetuneJob]:
     """Yield the backbones of a data set, each ready to be fine-tuned."""
     for request in resolve(features.data.load(), features):
         checked(request.device)
-        yield Thawing(request, options, run)
+        yield FinetuneJob(request, options, run)
 
 
-class Thawing:
+class FinetuneJob:
     """One backbone on one data set, cut where it was asked for. Making one extracts what is missing."""
 
     def __init__(self, request: Request, options: FinetuneOptions, run: RunOptions) -> None:
         self.request, self.options, self.run = request, options, run
         self.data = request.options.data
         self.settings = options.settings(precision=request.entry.key.precision, seed=self.data.seed)
-        self.after = boundary(request.recipe, options.blocks)
+        self.after = boundary(request.spec, options.blocks)
         self.requests = [self._request(number) for number in range(options.views)]
         self._extract()
         self.stage = Stage([request.entry], self.data, run)
@@ -83,21 +85,21 @@ class Thawing:
         self.described = options.described(self.blocks, self.settings)
 
     def _blocks(self) -> list[str]:
-        """Return what is thawed, in words: blocks, or from which module on."""
-        blocks = list(self.request.recipe.blocks)
+        """Return what is fine-tuned, in words: blocks, or from which module on."""
+        blocks = list(self.request.spec.blocks)
         if self.after == IMAGES:
             return ["all blocks"]
         return blocks[blocks.index(self.after) + 1 :] if self.after in blocks else [f"after {self.after}"]
 
     def _request(self, number: int) -> Request:
         """Return the request for the boundary's maps in one view; the first view is that of the heads."""
-        own, recipe = self.request, self.request.recipe
+        own, spec = self.request, self.request.spec
         if number:
-            recipe = replace(recipe, augmentation=Augmentation(number, **FLIPS[self.options.flip]))
-        if self.after and (number or self.after not in recipe.blocks):
-            recipe = truncated(recipe, self.after)
-        key = recipe.key(preprocess=own.preprocess, precision=own.entry.key.precision, stored=own.entry.key.stored)
-        return replace(own, recipe=recipe, entry=open_entry(own.dataset.name, key))
+            spec = replace(spec, augmentation=Augmentation(number, **FLIPS[self.options.flip]))
+        if self.after and (number or self.after not in spec.blocks):
+            spec = truncated(spec, self.after)
+        key = spec.key(preprocess=own.preprocess, precision=own.entry.key.precision, stored=own.entry.key.stored)
+        return replace(own, spec=spec, entry=open_entry(own.dataset.name, key))
 
     def folder(self) -> Path:
         """Return the folder of the run."""
@@ -118,7 +120,7 @@ class Thawing:
             source, workers = self.request.dataset.source, os.cpu_count() or 1
             way = self.request.preprocess
             ids = self.view.ids.tolist()
-            yield Inputs([ImageStream(source, ids, r.recipe, way, workers=workers) for r in self.requests])
+            yield Inputs([ImageStream(source, ids, r.spec, way, workers=workers) for r in self.requests])
             return
         streams = [map_rows(request.entry, self.after) for request in self.requests]
         try:
@@ -146,23 +148,23 @@ class Thawing:
             fill(todo, ExtractOptions())
 
     def _maps(self, request: Request) -> tuple[str, ...]:
-        return (self.after,) if self.after in request.recipe.blocks else ()
+        return (self.after,) if self.after in request.spec.blocks else ()
 
     def _bytes(self, request: Request) -> int:
         """Return the bytes of the boundary's maps in one view."""
         item = int(np.dtype(request.entry.key.stored).itemsize)
-        return len(request.dataset) * int(np.prod(request.recipe.blocks[self.after])) * item
+        return len(request.dataset) * int(np.prod(request.spec.blocks[self.after])) * item
 
     @contextmanager
     def crossfit(self, trainings: int) -> Iterator[Crossfit]:
         """Give everything that the trainings of the run share, with a bar for about so many of them."""
-        settings, recipe = self.settings, self.request.recipe
-        width, classes = list(recipe.blocks.values())[-1][0], int(self.view.y.max()) + 1
-        with self.inputs() as inputs, shown(f"finetune {recipe.name} {self.described}", "batches") as progress:
+        settings, spec = self.settings, self.request.spec
+        width, classes = list(spec.blocks.values())[-1][0], int(self.view.y.max()) + 1
+        with self.inputs() as inputs, shown(f"finetune {spec.name} {self.described}", "batches") as progress:
             yield Crossfit(
                 self.view,
                 inputs,
-                lambda: Thawed(load_tail(recipe, self.after), width, classes, seed=settings.seed),
+                lambda: FinetunedNetwork(load_tail(spec, self.after), width, classes, seed=settings.seed),
                 settings,
                 self.request.device,
                 self.folder(),
@@ -175,8 +177,8 @@ class Thawing:
     def about(self) -> dict[str, Any]:
         """Return the whole configuration, kept with the network."""
         return {
-            "backbone": self.request.recipe.name,
-            "weights": self.request.recipe.weights,
+            "backbone": self.request.spec.name,
+            "weights": self.request.spec.weights,
             "after": self.after,
             "keys": [request.entry.key.to_json() for request in self.requests],
             "settings": self.settings.as_dict(),
@@ -209,31 +211,31 @@ def _counted(progress: Callable[[int, int], None], epochs: int) -> Callable[[int
     return step
 
 
-def _save(thawing: Thawing, found: Fitted) -> None:
+def _save(job: FinetuneJob, found: Fitted) -> None:
     """Save the run: predictions, facts, and the history of every training."""
     histories = [[list(map(_finite, epoch)) for epoch in history] for history in found.histories]
     trained = [epoch for history in found.histories for epoch in history]
     held = found.predictions.part(test=False)
     repeats = len(held.ids) // len(np.unique(held.ids))
-    record = thawing.stage.record(
-        thawing.view,
-        blocks=tuple(thawing.blocks),
-        asked_blocks=thawing.options.blocks,
+    record = job.stage.record(
+        job.view,
+        blocks=tuple(job.blocks),
+        asked_blocks=job.options.blocks,
         pool="avg",
-        view=thawing.described,
+        view=job.described,
         head=FINETUNED,
-        about=f"thawed {'+'.join(thawing.blocks)}: {RECIPES[thawing.settings.recipe].about}",
+        about=f"fine-tuned {'+'.join(job.blocks)}: {RECIPES[job.settings.recipe].about}",
         chosen={"epochs": [best_epoch(history) + 1 for history in found.histories]},
         folds=(int(found.predictions.fold.max()) + 1) // repeats,
         repeats=repeats,
         seconds=found.seconds,
-        features=int(thawing.view.X.shape[1]),
+        features=int(job.view.X.shape[1]),
         images_per_second=sum(e.images for e in trained) / sum(e.seconds for e in trained),
-        finetuning={"views": thawing.options.views, "flip": thawing.options.flip, **thawing.settings.as_dict()},
+        finetuning={"views": job.options.views, "flip": job.options.flip, **job.settings.as_dict()},
         history=tuple(histories),
-        identity=thawing.identity(),
+        identity=job.identity(),
     )
-    save_run(thawing.folder(), record, found.predictions)
+    save_run(job.folder(), record, found.predictions)
 
 
 def _finite(value: float) -> float | None:
@@ -241,14 +243,14 @@ def _finite(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def write_backbone(thawing: Thawing) -> str:
-    """Write the thawed network as a backbone of its own, for `BACKBONE=<name>@<data set>`; return that name."""
-    recipe = thawing.request.recipe
-    tensors, about = load_network(thawing.folder() / NETWORK)
+def write_backbone(job: FinetuneJob) -> str:
+    """Write the fine-tuned network as a backbone of its own, for `BACKBONE=<name>@<data set>`; return that name."""
+    spec = job.request.spec
+    tensors, about = load_network(job.folder() / NETWORK)
     tail = {name: tensor for name, tensor in tensors.items() if not name.startswith(CLASSIFIER)}
-    name = f"{recipe.name}@{thawing.request.dataset.name}"
-    seen = sorted(thawing.stage.seen(thawing.view) | load_seen(recipe.file))
+    name = f"{spec.name}@{job.request.dataset.name}"
+    seen = sorted(job.stage.seen(job.view) | load_seen(spec.file))
     save_network(
-        thawed_root() / f"{name}.safetensors", load_backbone(recipe).state_dict() | tail, about | {"seen": seen}
+        finetuned_root() / f"{name}.safetensors", load_backbone(spec).state_dict() | tail, about | {"seen": seen}
     )
     return name

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones import load_recipe
+from features.backbones import load_spec
 from features.datasets import Dataset
 from features.errors import CacheError, FirnError
 from features.options import make_command
@@ -54,7 +54,7 @@ def make_gallery(results: ComparisonResult, runs: Sequence[Run], dataset: Datase
     at = np.array([place for line in lines for place in line.at], dtype=np.intp)
     mapped = _mapped(_case(run, dataset, found, at, weights), named, found, weights)
     case, evidence = mapped.case, mapped.evidence
-    geometry = case.recipe.geometry(case.run.record.keys[0].preprocess_mode)
+    geometry = case.spec.geometry(case.run.record.keys[0].preprocess_mode)
     digests = evidence.sha256 if evidence else digests_of(case)
     images = [seen_by_network(case, i, sha256, geometry) for i, sha256 in enumerate(digests)]
     shown = next(iter(evidence.maps.values())) if evidence else None
@@ -72,8 +72,8 @@ def make_gallery(results: ComparisonResult, runs: Sequence[Run], dataset: Datase
 
 
 def _case(run: Run, dataset: Dataset, found: Judged, at: NDArray[np.intp], weights: str) -> Case:
-    recipe = load_recipe(run.record.keys[0].backbone, weights or None)
-    return Case(run, dataset, recipe, found.ids[at], asked_of(found.called[at], len(run.record.classes)))
+    spec = load_spec(run.record.keys[0].backbone, weights or None)
+    return Case(run, dataset, spec, found.ids[at], asked_of(found.called[at], len(run.record.classes)))
 
 
 def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -> _Mapped:
@@ -85,8 +85,8 @@ def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -
         return _Mapped(case, "", None, f"no run has class maps; heads that have are {' '.join(EXPLAINERS)}: {command}")
     name = own[0] if own else min(able, key=lambda one: rank(able[one]))
     try:
-        recipe = load_recipe(able[name].record.backbone, weights or None)
-        other = replace(case, run=able[name], recipe=recipe)
+        spec = load_spec(able[name].record.backbone, weights or None)
+        other = replace(case, run=able[name], spec=spec)
         opinion = judged(able[name])
         there = opinion.proba[np.searchsorted(opinion.ids, case.ids)]
         return _Mapped(other, name, evidence_of(other, None if found.seen else there), "")

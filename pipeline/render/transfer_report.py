@@ -92,7 +92,7 @@ def _step(step: DetourStep) -> str:
     area = step.roc_auc
     there = f"test ROC AUC there {with_interval(area)}" if area else "no test images there"
     return (
-        f"* thawed {step.blocks} on {step.dataset} → `{step.backbone}`: best epoch {step.epochs}, "
+        f"* fine-tuned {step.blocks} on {step.dataset} → `{step.backbone}`: best epoch {step.epochs}, "
         f"{step.seconds:.0f} s, {there}"
     )
 
