@@ -1,240 +1,338 @@
-"""The store: keys, digests, shards, master, entry."""
+"""House-keeping: what there is, what changed, what may go; and nothing goes that anybody needs."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from conftest import draw, stored
+from PIL import Image
+from test_entry import KEY, filled, rows, sha
+from test_verify import flip
+from verbs_for_tests import collect, extract, train_heads, why
 
-from features.cache import Digests, Key, open_entry
-from features.cache.entry import Entry
+from features.cache import Digests, Entry, Key, entries, open_entry
+from features.cache.entry import cache_root, changes, last_used, note_use
+from features.cache.gc import abandoned, remove, survey
 from features.cache.lease import Leases
-from features.cache.sealed import is_whole
-from features.cache.shard import Shard, block_rows, write_shard
-from features.datasets import Dataset, load_dataset
-from features.errors import CacheError
-from features.views import map_view, pooled_view
+from features.cache.verify import find_entries, verify
+from features.datasets import load_dataset
+from features.datasets.load import at_hand
+from features.storage import data_root, temporary_name
+from pipeline.cache import list_entries, print_entries
 
-KEY = Key("tiny", "0" * 64, ("early", "late"), "squash 8", "float32")
-
-
-def sha(i: int) -> bytes:
-    """Return a made-up digest."""
-    return f"{i:064x}".encode()
+ON = {"precision": "float32"}
 
 
-def rows(n: int, seed: int = 0, width: int = 3) -> dict[str, np.ndarray]:
-    """Return made-up pooled features."""
-    rng = np.random.default_rng(seed)
-    names = [f"pooled/{block}/{kind}" for block in KEY.blocks for kind in ("avg", "max")]
-    return {name: rng.normal(size=(n, width)).astype(np.float16) for name in names}
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trust the times of images that were drawn a moment ago: tests change them by more than a tick."""
+    monkeypatch.setattr("features.cache.content.RACY_NS", 0)
 
 
-def filled(dataset: Dataset, *, shard: int = 10) -> tuple[Entry, Digests, dict[str, np.ndarray]]:
-    """Return an entry with made-up features for every image of a data set, in shards of a few rows."""
-    entry = open_entry(dataset.name, KEY)
-    digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
-    digests.sha256[:] = [sha(i) for i in range(len(dataset))]
-    features = rows(len(dataset))
-    for i in range(0, len(dataset), shard):
-        at = slice(i, i + shard)
-        entry.commit("pooled", digests.sha256[at], {name: array[at] for name, array in features.items()})
-    entry.refresh(dataset, digests, {}, {"h5py": "x"})
-    return entry, digests, features
+def extracted(folder: Path, **settings: str) -> Entry:
+    """Extract with the bundled backbone and return the entry that was written last."""
+    extract(str(folder), "squeezenet1_1", **{"precision": "float32", **settings})
+    return entries(load_dataset(str(folder)).name)[-1]
 
 
-def test_key_says_what_changed() -> None:
-    """Every field counts, and the difference is put into words."""
-    other = replace(KEY, weights="1" * 64, preprocess="crop 8")
-    assert other.digest() != KEY.digest()
-    assert other.folder() != KEY.folder()
-    assert KEY.differences(other) == [
-        "the weights changed: 000000000000 -> 111111111111",
-        "the preprocess changed: squash 8 -> crop 8",
-    ]
-    assert Key.from_json(KEY.to_json()) == KEY
-
-
-def test_shard_gives_back_its_rows(tmp_path: Path) -> None:
-    """Any stretch of rows is what was written, and the name tells the content."""
-    n, width = 500, 700
-    assert block_rows(width * 2) < n, "several checksums are wanted here"
-    arrays = rows(n, width=width)
-    digests = np.array([sha(i) for i in range(n)])
-    path = write_shard(tmp_path, "pooled", KEY.to_json(), digests, arrays)
-    assert write_shard(tmp_path, "pooled", KEY.to_json(), digests, arrays) == path
-    with Shard(path) as shard:
-        assert len(shard) == n
-        assert np.array_equal(shard.sha256, digests)
-        for start, stop in ((0, n), (3, 4), (45, 200), (499, 500)):
-            assert np.array_equal(shard.read("pooled/late/avg", start, stop), arrays["pooled/late/avg"][start:stop])
-        with pytest.raises(CacheError, match="has no pooled/none"):
-            shard.read("pooled/none", 0, 1)
-
-
-def test_flipped_bit_is_never_read(tmp_path: Path) -> None:
-    """At 300 random positions: the seal notices, and reading raises or gives exactly what was written."""
-    arrays = rows(40, width=200)
-    digests = np.array([sha(i) for i in range(40)])
-    path = write_shard(tmp_path, "pooled", KEY.to_json(), digests, arrays)
-    image = path.read_bytes()
-    rng = np.random.default_rng(0)
-    harmless = 0
-    for position in rng.integers(0, len(image), 300).tolist():
-        broken = bytearray(image)
-        broken[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(broken)
-        assert not is_whole(path)
-        try:
-            with Shard(path) as shard:
-                assert np.array_equal(shard.sha256, digests)
-                assert all(np.array_equal(shard.read(name, 0, 40), array) for name, array in arrays.items())
-            harmless += 1
-        except CacheError:
-            pass
-    assert harmless < 150, "most of the file matters to a reader"
-
-
-def test_truncated_shard_is_told(tmp_path: Path) -> None:
-    """A cut file is a CacheError that names the file and the command."""
-    path = write_shard(tmp_path, "pooled", KEY.to_json(), np.array([sha(0)]), rows(1))
-    for length in (0, 100, 600, path.stat().st_size - 5):
-        cut = tmp_path / "cut.h5"
-        cut.write_bytes(path.read_bytes()[:length])
-        with pytest.raises(CacheError, match=r"cut\.h5.*make cache-repair"), Shard(cut) as shard:
-            for name in shard.names():
-                shard.read(name, 0, 1)
-
-
-def test_master_opens_with_plain_h5py_and_h5dump(spots: Path, tmp_path: Path) -> None:
-    """Whoever knows HDF5 but not Firn reads ids, labels and features from the master, from any working folder."""
-    dataset = load_dataset(str(spots))
-    entry, _, features = filled(dataset)
-    with h5py.File(entry.master, "r") as file:
-        assert [i.decode() for i in file["ids"][...]] == dataset.ids
-        assert np.array_equal(file["labels"][...], dataset.labels)
-        assert list(file.attrs["classes"]) == list(dataset.classes)
-        for name, array in features.items():
-            assert np.array_equal(file[name][...], array)
-    if tool := shutil.which("h5dump"):
-        shown = subprocess.run([tool, "-H", str(entry.master)], capture_output=True, text=True, check=True, cwd="/")
-        assert 'DATASET "ids"' in shown.stdout
-        assert 'ATTRIBUTE "about"' in shown.stdout
-
-
-def test_flipped_bit_in_the_master_is_told(spots: Path) -> None:
-    """Every byte of the master is under its seal."""
-    entry, _, _ = filled(load_dataset(str(spots)))
-    image = entry.master.read_bytes()
-    rng = np.random.default_rng(1)
-    for position in rng.integers(0, len(image), 50).tolist():
-        broken = bytearray(image)
-        broken[position] ^= 4
-        entry.master.write_bytes(broken)
-        with pytest.raises(CacheError, match="damaged master"):
-            entry.manifest()
-
-
-def test_states_in_words(spots: Path) -> None:
-    """missing -> partial -> ready -> stale (relabelled) -> ready -> partial (changed, new, lost)."""
-    dataset = load_dataset(str(spots))
-    digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
-    assert open_entry(dataset.name, KEY).state(dataset, digests, ["pooled"]).word == "missing"
-    entry, digests, _ = filled(dataset)
-    assert entry.state(dataset, digests, ["pooled"]) == ("ready", "32 images")
-    assert entry.state(dataset, digests, ["pooled", "maps/late"]).word == "partial"
-    relabelled = replace(dataset, labels=1 - dataset.labels)
-    assert entry.state(relabelled, digests, ["pooled"]).word == "stale"
-    before = sorted(os.listdir(entry.shards))
-    entry.refresh(relabelled, digests, {}, {})
-    assert entry.state(relabelled, digests, ["pooled"]).word == "ready"
-    assert sorted(os.listdir(entry.shards)) == before, "labels change without touching features"
-    changed = digests._replace(sha256=digests.sha256.copy())
-    changed.sha256[3] = sha(99)
-    assert entry.state(relabelled, changed, ["pooled"]).why.startswith("1 of 32 images are new")
-    (entry.shards / before[0]).unlink()
-    assert "shards are gone" in entry.state(relabelled, digests, ["pooled"]).why
-
-
-def test_rows_follow_content_not_names(spots: Path) -> None:
-    """After a rename, a removal and a duplicate every image still has the features of its bytes."""
-    dataset = load_dataset(str(spots))
-    entry, digests, features = filled(dataset)
-    keep = np.array([i for i in range(len(dataset)) if i not in (5, 6)])
-    ids = [dataset.ids[i] for i in keep]
-    ids[0] = "train/spot/zzz.png"  # renamed, so it moves to another place in the order
-    sha256 = digests.sha256[keep]
-    sha256[10] = sha256[11]  # two images with the same bytes
-    order = np.argsort(ids)
-    moved = replace(
-        dataset,
-        ids=[ids[i] for i in order],
-        labels=dataset.labels[keep][order],
-        splits=dataset.splits[keep][order],
-        groups=dataset.groups[keep][order],
-    )
-    now = Digests(np.array([moved.ids[i].encode() for i in range(len(ids))]), sha256[order], digests.stamps[keep])
-    entry.refresh(moved, now, {}, {})
-    view = pooled_view(entry, ["late"])
-    expected = features["pooled/late/avg"][[int(s, 16) for s in now.sha256]]
-    assert view.ids.tolist() == moved.ids
-    assert np.array_equal(view.X, expected.astype(np.float32))
-    with h5py.File(entry.master, "r") as file:
-        assert np.array_equal(file["pooled/late/avg"][...], expected)
-
-
-def test_partial_maps_are_not_shown(spots: Path) -> None:
-    """Maps appear in the master once every image has them."""
-    dataset = load_dataset(str(spots))
-    entry, digests, _ = filled(dataset)
-    maps = np.arange(32 * 2 * 3 * 3, dtype=np.float16).reshape(32, 2, 3, 3)
-    entry.commit("maps/late", digests.sha256[:20], {"maps/late": maps[:20]})
-    entry.refresh(dataset, digests, {}, {})
-    with pytest.raises(CacheError, match="run: make extract MAPS=late"):
-        map_view(entry, "late")
-    entry.commit("maps/late", digests.sha256[20:], {"maps/late": maps[20:]})
-    entry.refresh(dataset, digests, {}, {})
-    assert np.array_equal(map_view(entry, "late").X, maps)
-
-
-def test_digests_are_remembered_until_a_file_changes(
-    spots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Equal stamps bring the digest back; a touched file, or a damaged memo, does not."""
-    monkeypatch.setattr("features.cache.content.RACY_NS", 2_000_000_000)
-    dataset = load_dataset(str(spots))
-    digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids))
-    assert not digests.known().any()
-    digests.sha256[:] = [sha(i) for i in range(len(dataset))]
-    memo = tmp_path / "digests.h5"
-    digests.save(memo, clock=time.time_ns())
-    assert not Digests.load(memo).known().any(), "files of this very moment are not trusted"
-    digests.save(memo, clock=time.time_ns() + 10**10)
-    os.utime(spots / dataset.ids[4], ns=(1, 1))
-    again = load_dataset(str(spots))
-    now = Digests.of(again.ids, again.source.stamps(again.ids), Digests.load(memo))
-    assert np.flatnonzero(~now.known()).tolist() == [4]
-    assert now.sha256[5] == sha(5)
-    memo.write_bytes(memo.read_bytes()[:-1] + b"x")
-    assert Digests.load(memo) is None
-
-
-def test_claims_hold_off_the_living_and_fall_to_the_next(tmp_path: Path) -> None:
-    """A unit has one holder; a dead holder's lease is taken over."""
-    first, second = Leases(tmp_path), Leases(tmp_path)
-    assert first.acquire(7)
-    assert not second.acquire(7)
-    first.release(7)
-    assert second.acquire(7)
+def dead_process() -> int:
+    """Return the number of a process that has ended."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    holder = (tmp_path / ".unit-000007.claim").read_text()
-    (tmp_path / ".unit-000007.claim").write_text(holder.replace(str(os.getpid()), str(ended.pid)))
-    assert first.acquire(7)
+    return ended.pid
+
+
+def test_ls_tells_the_state(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ready, partial, stale, images not here, damaged master: each in words, with rows, parts and bytes."""
+    entry = extracted(spots, maps="1")
+    (listed,) = list_entries(str(spots))
+    assert listed[:3] == (f"{stored('spots')}/{entry.folder.name}", "32 of 32", "maps/features.12, pooled")
+    assert listed.state == "ready"
+    bytes_ = sum(p.stat().st_size for p in entry.folder.rglob("*") if p.is_file())
+    assert listed.size == f"{bytes_ / 1e6:.1f} MB"
+    assert list_entries()[0].state == "images not here", "a folder's place is not known from its name"
+    (spots / "train/spot/train000.png").rename(spots / "train/normal/x.png")
+    assert list_entries(str(spots))[0].state.startswith("partial: 1 of 32 images")
+    (spots / "train/normal/x.png").unlink()
+    assert list_entries(str(spots))[0].state.startswith("stale: ")
+    flip(entry.master, 900)
+    (damaged,) = list_entries(str(spots))
+    assert damaged.state == "damaged master; run: make cache-repair"
+    print_entries([listed, damaged])
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["entry", "images", "parts", "size", "state", "used"]
+    assert header.index("state") == first.index("ready") == second.index("damaged")
+
+
+def test_ls_loads_named_sets_that_are_here_and_makes_none() -> None:
+    """A row of the table is compared with where its images are at hand; nothing is downloaded or drawn for it."""
+    assert at_hand("phantom") is None
+    assert at_hand("nothing") is None
+    assert not data_root().exists()
+    for split in ("train", "test"):
+        for name in ("NORMAL", "PNEUMONIA"):
+            folder = data_root() / "pneumonia" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.fromarray(np.full((40, 40), 10 * i, np.uint8)).save(folder / f"IM-{i}-{split}.png")
+    assert len(at_hand("pneumonia") or []) == 16
+    extract("pneumonia", "squeezenet1_1", precision="float32")
+    assert [line.state for line in list_entries()] == ["ready"]
+    shutil.rmtree(data_root())
+    assert [line.state for line in list_entries()] == ["images not here"]
+
+
+def test_training_leaves_a_sign_of_use(spots: Path) -> None:
+    """The sign is younger than the master; where it cannot be left, the reader goes on."""
+    entry = extracted(spots)
+    os.utime(entry.master, (1_000_000_000, 1_000_000_000))
+    assert list_entries()[0].used.startswith("2001-09-")
+    before = time.time() - 10
+    train_heads(str(spots), "squeezenet1_1", heads="lda", precision="float32")
+    assert last_used(entry) > before
+    assert verify(entry) == []
+    note_use(Entry(Path("/proc/firn"), entry.key))
+    assert last_used(Entry(Path("/proc/firn"), entry.key)) == 0
+
+
+def test_changes_are_named_image_by_image(spots: Path) -> None:
+    """Every kind of change, alone and side by side; rows in any order."""
+    dataset = load_dataset(str(spots))
+    entry, digests, _ = filled(dataset)
+    manifest = entry.manifest()
+    assert manifest is not None
+    manifest = manifest._take(np.random.default_rng(0).permutation(31))._replace(left_out={sha(31).decode(): "broken"})
+    assert changes(manifest, dataset, digests) == {"unreadable": [dataset.ids[31]]}
+    ids = [*dataset.ids[2:], "train/spot/y.png", "train/spot/z.png"]  # the first two are gone, or renamed to z
+    now = replace(
+        dataset,
+        ids=ids,
+        classes=("healthy", "spot"),
+        labels=np.concatenate([dataset.labels[2:], [1, 1]]),
+        splits=np.array([*dataset.splits[2:], "train", "train"]),
+        groups=np.array([*dataset.groups[2:], "g", "g"]),
+    )
+    now.splits[20], now.groups[21] = "val", "another"
+    contents = np.array([*digests.sha256[2:], sha(500), sha(0)], dtype="S64")
+    contents[3] = sha(501)
+    later = Digests(np.array([i.encode() for i in ids]), contents, digests.stamps)
+    found = changes(manifest, now, later)
+    assert found.pop("relabelled") == [i for i, label in zip(ids[:30], now.labels, strict=False) if label == 0]
+    assert found == {
+        "new": ["train/spot/y.png"],
+        "changed": [ids[3]],
+        "renamed": ["train/spot/z.png"],
+        "removed": [dataset.ids[1]],
+        "unreadable": [dataset.ids[31]],
+        "in another split": [ids[20]],
+        "regrouped": [ids[21]],
+    }
+
+
+def test_why_counts_what_changed(spots: Path) -> None:
+    """New, changed, removed and renamed files of a real entry, told without computing or writing anything."""
+    entry = extracted(spots)
+    assert why(str(spots), "squeezenet1_1", **ON)[0].startswith(f"ready: {stored('spots')} squeezenet1_1 32 images")
+    image = (spots / "train/spot/train001.png").read_bytes()
+    (spots / "train/spot/new.png").write_bytes(image + b" ")
+    (spots / "train/spot/train002.png").write_bytes(image + b"  ")
+    (spots / "test/spot/test000.png").unlink()
+    (spots / "train/normal/train003.png").rename(spots / "train/normal/moved.png")
+    (spots / "train/normal/train004.png").touch()
+    stamps = {p: p.stat().st_mtime_ns for p in cache_root(stored("spots")).rglob("*")}
+    first, *kinds, last = why(str(spots), "squeezenet1_1", **ON)
+    assert first.startswith(f"partial: {stored('spots')} squeezenet1_1 ")
+    assert kinds == [
+        "  new: 1 (train/spot/new.png)",
+        "  changed: 1 (train/spot/train002.png)",
+        "  renamed: 1 (train/normal/moved.png)",
+        "  removed: 1 (test/spot/test000.png)",
+    ]
+    assert last == f"run: make extract DATASET={spots} BACKBONE=squeezenet1_1 PRECISION=float32"
+    assert {p: p.stat().st_mtime_ns for p in cache_root(stored("spots")).rglob("*")} == stamps
+    assert extracted(spots).folder == entry.folder
+    assert why(str(spots), "squeezenet1_1", **ON)[0].startswith("ready")
+
+
+def test_why_compares_with_the_nearest_entries(spots: Path) -> None:
+    """What differs is said in words, nearest entry first, and the command names what was asked for."""
+    extracted(spots)
+    extracted(spots, preprocess="pad", precision="bfloat16")
+    lines = why(str(spots), "squeezenet1_1", preprocess="crop", precision="float32")
+    first, second = (i for i, line in enumerate(lines) if line.endswith("is there, but"))
+    near = [line.strip().split(":")[0] for line in lines[first + 1 : second]]
+    far = [line.strip().split(":")[0] for line in lines[second + 1 : -1]]
+    assert near == ["the preprocess changed"]
+    assert far == ["the preprocess changed", "the precision changed"]
+    assert "PREPROCESS=crop" in lines[-1]
+
+
+def test_why_answers_without_torch(spots: Path) -> None:
+    """Where recipes are remembered, the question costs no import of torch."""
+    from test_pack import without_torch
+
+    extracted(spots)
+    shown = without_torch(
+        "cache-why",
+        *("--dataset", str(spots), "--backbone", "squeezenet1_1", "--precision", "float16"),
+        artifacts=Path(os.environ["FIRN_ARTIFACTS"]),
+    ).stdout
+    assert "the precision changed: float32 -> float16" in shown
+
+
+def surveyed(entry: Entry, folder: Path) -> tuple[list[Path], list[str]]:
+    """Return what may go of an entry as it is asked for today."""
+    dataset = load_dataset(str(folder))
+    memo = Digests.load(cache_root(dataset.name) / "digests.h5")
+    digests = Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo)
+    found = survey(entry, dataset, digests, entry.key)
+    return [item.path for item in found.waste], found.kept
+
+
+def test_only_shards_without_a_needed_row_go(tmp_path: Path) -> None:
+    """A shard whose images are all gone goes, one with some left is told and stays; features stay as they were."""
+    folder = draw(tmp_path / "set", per_class=100, test=20)
+    entry = extracted(folder)
+    before = {path.name: path for path in entry.shards.iterdir()}
+    assert surveyed(entry, folder) == ([], [])
+    manifest = entry.manifest()
+    assert manifest is not None
+    shard_of = [manifest.parts["pooled"].shards[i] for i in manifest.parts["pooled"].shard]
+    of_test = {shard for shard, id in zip(shard_of, manifest.ids, strict=True) if id.startswith(b"test")}
+    emptied, thinned = sorted({*shard_of} - of_test)[:2]  # names are drawn: a class folder must not run empty
+    for image, shard in zip(manifest.ids.tolist(), shard_of, strict=True):
+        if shard == emptied:
+            (folder / image.decode()).unlink()
+    (folder / manifest.ids[shard_of.index(thinned)].decode()).unlink()
+    waste, kept = surveyed(entry, folder)
+    assert waste == []
+    assert "stale" in kept[0], "what the master still uses is not settled"
+    extracted(folder)
+    waste, (kept_line,) = surveyed(entry, folder)
+    assert waste == [before[emptied]]
+    total = shard_of.count(thinned)
+    assert kept_line == f"{before[thinned]}: {total - 1:,} of {total:,} rows are in use"
+    assert collect(str(folder), **ON)[0].startswith(f"would remove: {before[emptied]}, ")
+    assert before[emptied].exists(), "a dry run touches nothing"
+    assert collect(str(folder), yes=True, **ON)[0].startswith(f"removed: {before[emptied]}, ")
+    assert not before[emptied].exists()
+    assert collect(str(folder), **ON)[-1] == f"nothing to remove of {stored('set')}"
+    assert verify(entry) == []
+    assert list_entries(str(folder))[0].state == "ready"
+
+
+def test_shards_of_an_unfinished_run_stay(spots: Path) -> None:
+    """Rows that no master knows yet, and maps that are not complete yet, are work done, not waste."""
+    dataset = load_dataset(str(spots))
+    entry, digests, _ = filled(dataset)
+    maps = np.zeros((20, 2, 3, 3), np.float16)
+    entry.commit("maps/late", digests.sha256[:10], {"maps/late": maps[:10]})
+    useless = entry.commit("maps/late", np.array([sha(900)]), {"maps/late": maps[:1]})
+    entry.refresh(dataset, digests, {}, {})
+    found = survey(entry, dataset, digests, KEY)
+    assert [item.path for item in found.waste] == [useless]
+    entry.commit("pooled", np.array([sha(700)]), rows(1, seed=1))
+    grown = digests._replace(sha256=digests.sha256.copy())
+    grown.sha256[0] = b""
+    found = survey(entry, dataset, grown, KEY)
+    assert (found.waste, len(found.kept)) == ([], 1), "an image was not read yet: its row may be in any shard"
+    entry.master.unlink()
+    assert survey(entry, dataset, digests, KEY).waste == []
+    twin = open_entry(dataset.name, replace(KEY, backbone="other"))
+    assert survey(twin, dataset, digests, twin.key).waste == []
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(spots: Path) -> None:
+    """Temporary files, leases and half-removed folders of ended processes; a living writer keeps its whole entry."""
+    entry = extracted(spots)
+    gone, host = dead_process(), socket.gethostname()
+    living = temporary_name(entry.shards / "pooled-x.h5")
+    living.write_bytes(b"half")
+    dead = [living.with_name(living.name.replace(f"~{os.getpid()}~", f"~{gone}~")), entry.shards / ".unit-000009.claim"]
+    dead[0].write_bytes(b"half")
+    dead[1].write_text(json.dumps({"host": host, "process": gone}))
+    half = cache_root(stored("spots")) / f".removed~{host}~{gone}~1f.tmp"
+    shutil.copytree(entry.folder, half / entry.folder.name)
+    assert find_entries(half.parent) == [entry]
+    assert entries(stored("spots")) == [entry], "a half-removed entry is no entry"
+    assert sorted(surveyed(entry, spots)[0]) == sorted(dead)
+    assert [item.path for item in abandoned(half.parent)] == [half]
+    leases = Leases(entry.shards)
+    assert leases.acquire(3)
+    waste, (kept,) = surveyed(entry, spots)
+    assert (waste, kept) == ([], f"{entry.folder}: a writer is at work on it")
+    assert "kept: " in "\n".join(collect(str(spots), yes=True, preprocess="pad", **ON))
+    assert entry.master.exists()
+    leases.release()
+    assert len(collect(str(spots), yes=True, **ON)) == 3
+    assert not half.exists()
+    assert not any(path.exists() for path in dead)
+    assert living.exists()
+    assert verify(entry) == []
+
+
+def test_entries_that_no_run_would_use_go(spots: Path) -> None:
+    """Another preprocessing, precision or other weights: told in the words of the key, removed when told to."""
+    kept = extracted(spots)
+    padded = extracted(spots, preprocess="pad")
+    lines = collect(str(spots), **ON)
+    assert lines[0].startswith(f"would remove: {padded.folder}, ")
+    assert "the preprocess changed: pad" in lines[0]
+    assert lines[-1].endswith(" YES=1")
+    assert collect(str(spots), "squeezenet1_1", yes=True, **ON)[0].startswith(f"removed: {padded.folder}")
+    assert not padded.folder.exists()
+    assert [p.name for p in cache_root(stored("spots")).glob(".*")] == []
+    assert verify(kept) == []
+    older = open_entry(stored("spots"), replace(kept.key, weights="1" * 64))
+    older.commit("pooled", np.array([sha(1)]), rows(1))
+    first, *_ = collect(str(spots), yes=True, **ON)
+    assert f"the weights changed: 111111111111 -> {kept.key.weights[:12]}" in first
+    assert entries(stored("spots")) == [kept]
+
+
+def test_entries_without_weights_here_stay(spots: Path) -> None:
+    """Where it cannot be told what a run would use, nothing goes, and nothing is downloaded to find out."""
+    key = Key("resnet18", "2" * 64, ("layer4",), "squash 8", "float32")
+    entry = open_entry(load_dataset(str(spots)).name, key)
+    entry.commit("pooled", np.array([sha(1)]), {"pooled/layer4/avg": np.zeros((1, 3), np.float16)})
+    assert collect(str(spots), yes=True, **ON) == [
+        f"kept: {entry.folder}: no weights of resnet18 here, so it cannot be told whether a run would use it",
+        f"nothing to remove of {stored('spots')}",
+    ]
+    assert entry.shards.is_dir()
+
+
+def test_a_kill_while_an_entry_is_removed_leaves_no_half_entry(spots: Path, tmp_path: Path) -> None:
+    """Killed at the first deleted file: the entry is out of sight at once, and the next call takes the rest away."""
+    dataset = load_dataset(str(spots))
+    entry, digests, _ = filled(dataset)
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from features.cache.gc import Waste, remove\n"
+        "def dying(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.unlink = dying\n"
+        "remove([Waste(Path(sys.argv[1]), 0, '')])\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, str(entry.folder)], cwd=root)
+    assert done.returncode == -signal.SIGKILL
+    assert not entry.folder.exists()
+    assert find_entries(cache_root(dataset.name)) == entries(dataset.name) == []
+    assert entry.state(dataset, digests, ["pooled"]).word == "missing"
+    left = abandoned(cache_root(dataset.name))
+    assert len(left) == 1
+    assert left[0].size > 1000
+    remove(left)
+    assert list(cache_root(dataset.name).iterdir()) == []

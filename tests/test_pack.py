@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import draw, stored
-from test_cache import filled
+from test_entry import filled
 from test_verify import flip
 from verbs_for_tests import compare, extract, pack, repair, train_heads, verify_entries
 

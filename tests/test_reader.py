@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_cache import filled
+from test_entry import filled
 
 from features.cache import Digests, Entry, Key, open_entry
 from features.cache.reader import FeatureRows, subset, widened

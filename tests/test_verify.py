@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import draw, stored
-from test_cache import KEY, filled
+from test_entry import KEY, filled
 from verbs_for_tests import extract, repair, verify_entries
 
 from features.cache import Entry, entries
