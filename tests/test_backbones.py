@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,43 @@ def test_unsafe_and_broken_weights(tmp_path: Path, capfd: pytest.CaptureFixture[
             load_spec("squeezenet1_1", tmp_path / name)
     with pytest.raises(BadWeights, match="no weights file"):
         load_spec("squeezenet1_1", tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "backbone."])
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "net"])
+def test_what_wrappers_put_around_weights(tmp_path: Path, prefix: str, wrapper: str) -> None:
+    """The tensors are those of the bare file, under any of the keys and prefixes that people's programs write."""
+    bare = load_spec("squeezenet1_1")
+    state = {f"{prefix}{name}": tensor for name, tensor in read_state(bare.file).items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
+    assert load_spec("squeezenet1_1", tmp_path / "w.pth").weights == bare.weights
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["features.0.weight", "features.6.expand1x1.bias", "features.12.squeeze.weight"])
+def test_numbers_that_are_none(tmp_path: Path, value: float, which: str) -> None:
+    """NaN and infinity are refused when weights are loaded: fused kernels would turn them into zeros."""
+    state = read_state(load_spec("squeezenet1_1").file)
+    state[which] = state[which].clone()
+    state[which].view(-1)[0] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(BadWeights, match=rf"1 values of {re.escape(which)} are NaN or infinite"):
+        load_spec("squeezenet1_1", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b"epoch 3\n", "is a text and no weights"),
+    ],
+)
+def test_files_that_are_saved_in_place_of_weights(tmp_path: Path, content: bytes, words: str) -> None:
+    """Each is called what it is."""
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(BadWeights, match=words):
+        load_spec("squeezenet1_1", tmp_path / "w.pth")
 
 
 def test_weights_are_found_by_their_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

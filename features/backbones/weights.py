@@ -20,6 +20,10 @@ BUNDLED = Path(__file__).parent / "bundled"
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
+WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "ema")  # keys under which tensors are saved
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")  # before all names
+
+
 def find(name: str, file: str, given: str | Path | None = None) -> Path | None:
     """Return the weights file of a backbone, or None where it has to be downloaded.
 
@@ -88,6 +92,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
+    _refuse_text(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -102,7 +107,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # torch, zipfile and safetensors raise many kinds for a broken file
         raise BadWeights(f"cannot read weights from {path}: {type(error).__name__}: {_first_line(error)}") from None
-    for wrapper in ("model", "state_dict"):
+    for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if (
@@ -110,8 +115,27 @@ def read_state(path: Path) -> dict[str, Tensor]:
         or not content
         or not all(isinstance(v, torch.Tensor) for v in content.values())
     ):
-        raise BadWeights(f"{path} is no state dict: expected names -> tensors, bare or under 'model' or 'state_dict'")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+        raise BadWeights(f"{path} is no state dict: expected names -> tensors, bare or under {', '.join(WRAPPERS)}")
+    return _bare({str(name): tensor for name, tensor in content.items()})
+
+
+def _refuse_text(path: Path) -> None:
+    """Raise BadWeights for what is often saved in place of weights: a Git LFS pointer, a web page, a text."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        raise BadWeights(f"{path} is a Git LFS pointer and not the weights; run: git lfs pull, in its repository")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise BadWeights(f"{path} is a web page and not the weights; download the file itself")
+    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        raise BadWeights(f"{path} is a text and no weights; expected a .pth (torch.save) or .safetensors file")
+
+
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without what wrappers put before all their names: `module.`, `_orig_mod.`, `model.`, ..."""
+    while first := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(first): tensor for name, tensor in state.items()}
+    return state
 
 
 def _first_line(error: Exception) -> str:
@@ -142,6 +166,9 @@ def select(
     ]
     if faults:
         raise BadWeights(f"{path} does not fit the backbone: {'; '.join(faults)} tensors")
+    for name in used:
+        if name in state and name not in counters and (wrong := int((~state[name].isfinite()).sum())):
+            raise BadWeights(f"{path}: {wrong:,} values of {name} are NaN or infinite; take an earlier checkpoint")
     return {name: state[name].float() for name in used if name in state and name not in counters}
 
 

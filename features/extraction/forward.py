@@ -159,15 +159,16 @@ class Forward:
         return pixels.float().div_(255).sub(self._mean).div_(self._std).to(self._dtype)
 
 
-def to_arrays(named: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+def to_arrays(named: dict[str, Tensor], precision: str = "") -> dict[str, NDArray[Any]]:
     """Bring features to the CPU; waits for the device.
 
-    Raises FirnError where a value is not finite: the arithmetic overflowed.
+    Raises FirnError where a value is not finite: float16 overflowed, in the arithmetic or where features are stored.
     """
     device = next(iter(named.values())).device
     on_host = fetched(named, device) if device.type == "cuda" else named
     arrays = {name: tensor.contiguous().numpy() for name, tensor in on_host.items()}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise FirnError(f"{name} is not finite in this precision; run again with PRECISION=float32")
+            finer = "run again with PRECISION=float32" if precision == "float16" else "give other WEIGHTS="
+            raise FirnError(f"{name} has values beyond 65,504 in {precision or 'this precision'}, or none; {finer}")
     return arrays

@@ -124,7 +124,7 @@ class ShardWriter:
         start = time.perf_counter()
         tensors, seconds = named.result()
         launched = time.perf_counter()
-        arrays = to_arrays(tensors)
+        arrays = to_arrays(tensors, self.entry.key.precision)
         done = time.perf_counter()
         self.seconds["forward"] += seconds + done - launched
         self.waits["forward"] += done - start
