@@ -45,11 +45,11 @@ class Bench:
     """What the sections share: the folder, the size of the run, the device."""
 
     def __init__(self, folder: Path, quick: bool, backbones: list[str], images: int = 0) -> None:
-        from features.devices import device, precision
+        from features.devices import choose_device, choose_precision
 
         self.folder, self.quick, self.backbones = folder, quick, backbones
-        self.device = device("auto")
-        self.half = precision("auto", self.device)
+        self.device = choose_device("auto")
+        self.half = choose_precision("auto", self.device)
         self.repeats, self.images = (1, 64) if quick else (3, 256)
         self.some, self.many = images or self.images, images or 4 * self.images  # for the loop, for the limit
         self.rates: dict[str, float] = {}  # of the projection
@@ -187,16 +187,16 @@ def drawn_run(folder: str, count: int) -> None:
     """Draw so many images, extract them, and print the peak memory of this process as JSON."""
     from PIL import Image
 
-    from features.devices import device, precision
+    from features.devices import choose_device, choose_precision
 
-    place, where = Path(folder) / f"drawn{count}", device("auto")
+    place, where = Path(folder) / f"drawn{count}", choose_device("auto")
     rng = np.random.default_rng(0)
     for i in range(count):
         target = place / "ab"[i % 2] / f"{i:06d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(target, compress_level=0)
     with stages.artifacts(Path(folder) / "artifacts"):
-        taken = spent(lambda: stages.firn(place, [LIGHT], precision("auto", where), where), 1)
+        taken = spent(lambda: stages.firn(place, [LIGHT], choose_precision("auto", where), where), 1)
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     print(json.dumps({"peak": peak, "seconds": taken.wall}))
 

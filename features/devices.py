@@ -13,7 +13,7 @@ _FLOAT16_MAX = 65504.0
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
 
-def device(wanted: str) -> str:
+def choose_device(wanted: str) -> str:
     """Return "cpu" or "cuda[:n]" for "auto", "cpu", "cuda" or "cuda:1".
 
     "auto" is the GPU where the NVIDIA driver's device file is there and CUDA_VISIBLE_DEVICES does not hide it.
@@ -51,7 +51,7 @@ def gpu_utilisation(device: str) -> list[int]:
         return []
 
 
-def precision(wanted: str, device: str, largest: float = 0.0) -> str:
+def choose_precision(wanted: str, device: str, largest: float = 0.0) -> str:
     """Return the arithmetic of the forward pass: for "auto" the half precision that the hardware has natively.
 
     float16 on a GPU, or bfloat16 where the network's `largest` value comes near what float16 can hold; bfloat16 on a

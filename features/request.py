@@ -12,7 +12,7 @@ from features.cache.pack import Pack
 from features.cache.verify import find_entries
 from features.datasets import Dataset
 from features.datasets.packed import Packed
-from features.devices import device, precision
+from features.devices import choose_device, choose_precision
 from features.errors import CacheError, FirnError, unknown
 from features.images import PREPROCESS
 from features.options import DEFAULT_BACKBONE, FeatureOptions, make_command, names_in, replaced
@@ -78,9 +78,9 @@ def resolve(dataset: Dataset, options: FeatureOptions) -> list[Request]:
         raise FirnError(f"WEIGHTS= fits one backbone, and {len(names)} are asked for: {', '.join(names)}")
     if (way := options.preprocess or DEFAULT_PREPROCESS) not in PREPROCESS:
         raise unknown("preprocess", way, PREPROCESS)
-    where = device(options.device)
+    where = choose_device(options.device)
     specs = [load_spec(name, options.weights or None) for name in names]
-    keys = [r.key(preprocess=way, precision=precision(options.precision, where, r.largest)) for r in specs]
+    keys = [r.key(preprocess=way, precision=choose_precision(options.precision, where, r.largest)) for r in specs]
     return [
         Request(dataset, spec, way, where, open_entry(dataset.name, key), options)
         for spec, key in zip(specs, keys, strict=True)

@@ -41,7 +41,7 @@ def bundle(model: ModelSelector, how: BundleOptions, to: OutOptions) -> list[str
 
     run = model.load()
     target = write_bundle(run, Path(to.out) if to.out else _place(run), how)
-    predictor = load(target, device_="cpu")
+    predictor = load(target, device="cpu")
     return [f"ready: {run.name}, {_agreement(run, predictor)}: {target}"]
 
 

@@ -17,7 +17,7 @@ from features.cache.pack import SUFFIXES, is_pack, open_pack, write_pack
 from features.cache.verify import Damage, find_entries, verify
 from features.datasets import Dataset, load_dataset
 from features.datasets.load import at_hand
-from features.devices import device
+from features.devices import choose_device
 from features.errors import BadWeights, CacheError
 from features.extraction.engine import fill
 from features.options import (
@@ -147,7 +147,7 @@ def cache_repair(features: Machine, how: Annotated[ExtractOptions, Taking("worke
         if for_thawing:
             lines.append(f"taken out: {entry.folder.name}, {len(damages)} files; make finetune computes them again")
             continue
-        fill([(Request(images, spec, way, device(features.device), entry, features), blocks)], how)
+        fill([(Request(images, spec, way, choose_device(features.device), entry, features), blocks)], how)
         lines.append(f"repaired: {entry.folder.name}, {len(damages)} files")
     return lines or [f"no entries of {images.name}"]
 

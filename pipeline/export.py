@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from features.datasets import load_dataset
 from features.datasets.image_list import find_images
 from features.datasets.load import at_hand
 from features.errors import BadBundle, BadDataset, FirnError, unknown
-from features.images import Geometry, pixels
+from features.images import Geometry
 from features.options import Taking, option
 from features.progress import say
 from features.storage import artifacts_root, make_folder, slug, write_whole
 from models.predictor.archive import opened
 from models.predictor.build import BundleOptions
-from models.predictor.export import FORMATS, NAMES, Runner
+from models.predictor.export import FORMATS, NAMES, Trial, check_export
 from models.predictor.manifest import Contents
 from models.predictor.self_test import draw_images
 from models.runs.options import ModelSelector
@@ -31,17 +29,9 @@ from pipeline.bundle import bundled
 from pipeline.render.model_card import Exported, render_card
 
 if TYPE_CHECKING:
-    from models.predictor.predictor import Predictor
+    pass
 
-PARITY = 1e-4  # in probability, between the exported graph and torch
 MOST = 24  # images that it is checked on
-
-
-class _Trial(NamedTuple):
-    """Images to check with."""
-
-    words: str
-    images: list[bytes | NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -71,14 +61,14 @@ def export(model: ModelSelector, to: ExportOptions, how: Annotated[BundleOptions
 
     row, path = FORMATS[to.format], bundled(model, how)
     target = Path(to.out) if to.out else artifacts_root() / "exports" / f"{_stem(path)}{row.suffix}"
-    predictor = load(path, device_="cpu")
+    predictor = load(path, device="cpu")
     module, side = _module(path), predictor.geometry.size
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as beside:
         unproven = Path(beside) / target.name
         row.write(module, side, unproven)
         trial = _trial(to.images, predictor.contents, model.bundle)
-        found = _check(row.open(unproven), module, predictor, trial)
+        found = check_export(row.open(unproven), module, predictor, trial)
         card = _card(predictor.contents, Exported(target.name, row.about, side, NAMES, found))
         os.replace(unproven, target)
     write_whole(target.with_suffix(".md"), [card.encode()])
@@ -98,35 +88,6 @@ def _module(model: Path) -> Any:
         return Portable(read_bundle(folder))
 
 
-def _check(run: Runner, module: Any, predictor: Predictor, trial: _Trial) -> str:
-    """Compare the graph with torch, all images at once and one alone, and with the bundle in its own precision."""
-    import torch
-
-    squares = _squares(trial.images, predictor.geometry)
-    with torch.inference_mode():
-        expected = [out.numpy() for out in module(torch.from_numpy(squares))]
-    together, alone = run(squares), run(squares[:1])
-    off = max(float(np.abs(a - b).max()) for a, b in zip(together, expected, strict=True))
-    off = max(off, *(float(np.abs(a - b[:1]).max()) for a, b in zip(alone, expected, strict=True)))
-    precisions = {network.key.precision for network in predictor.contents.networks}
-    own = float(np.abs(together[0] - predictor(trial.images).proba).max())
-    if not off <= PARITY or (precisions == {"float32"} and not own <= PARITY):
-        raise FirnError(
-            f"the exported graph differs by {max(off, own):.2g} from the bundle on {trial.words}, more than "
-            f"{PARITY:g}; it was not kept; take another FORMAT="
-        )
-    names = "/".join(sorted(precisions))
-    return f"on {trial.words} it agrees with torch within {off:.1g}, with the bundle in {names} within {own:.1g}"
-
-
-def _squares(images: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> NDArray[np.float32]:
-    """Return images as the graph takes them, (n, 3, S, S) float32 on the scale 0..255."""
-    from models.predictor.predictor import encoded
-
-    each = [pixels(encoded(image), geometry, name="an image").astype(np.float32) for image in images]
-    return np.stack([np.broadcast_to(square, (3, *square.shape[1:])) for square in each])
-
-
 def _card(contents: Contents, exported: Exported) -> str:
     """Return the model card. BadBundle where what a stranger's bundle says of itself is no such thing."""
     try:
@@ -135,12 +96,12 @@ def _card(contents: Contents, exported: Exported) -> str:
         raise BadBundle(f"the card in {contents.name} does not read ({error}); run: make bundle") from None
 
 
-def _trial(images: str, contents: Contents, given: Path | None) -> _Trial:
+def _trial(images: str, contents: Contents, given: Path | None) -> Trial:
     """Return the images to check with; a bundle that was `given` names no path and starts no download."""
     if images:
         paths = [one.path for one in find_images(images).images]
         at = np.unique(np.linspace(0, len(paths) - 1, min(MOST, len(paths))).astype(int))
-        return _Trial(f"{len(at)} images of {images}", [paths[i].read_bytes() for i in at])
+        return Trial(f"{len(at)} images of {images}", [paths[i].read_bytes() for i in at])
     data, drawn = contents.card.get("data"), draw_images(seed=1)
     asked = str(data.get("asked", "")) if isinstance(data, dict) else ""
     try:
@@ -152,8 +113,8 @@ def _trial(images: str, contents: Contents, given: Path | None) -> _Trial:
         read = [dataset.source.read(dataset.ids[i]) for i in at]
     except FirnError as error:
         say(f"the data set is not at hand ({error}); the export is checked on drawn images")
-        return _Trial(f"{len(drawn)} drawn images", [*drawn])
-    return _Trial(f"{len(read)} images of {dataset.name}", [*read])
+        return Trial(f"{len(drawn)} drawn images", [*drawn])
+    return Trial(f"{len(read)} images of {dataset.name}", [*read])
 
 
 def _facts(contents: Contents, geometry: Geometry) -> str:

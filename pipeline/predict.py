@@ -58,7 +58,7 @@ def predict(what: PredictOptions, model: ModelSelector, how: Weights, machine: M
     for record in found_.left_out:
         say(str(record))
     listed = found_.images
-    predictor = load(path, device_=machine.device, explained=what.overlays)
+    predictor = load(path, device=machine.device, explained=what.overlays)
     folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
     found = _predicted(predictor, listed, what.point, threads.workers)
     if not found.names:

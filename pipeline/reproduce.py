@@ -17,7 +17,7 @@ import numpy as np
 from features.backbones.registry import domains
 from features.backbones.weights import finetuned_root
 from features.datasets.packed import Packed
-from features.devices import device, precision
+from features.devices import choose_device, choose_precision
 from features.errors import CacheError
 from features.options import ExtractOptions, FeatureOptions, Taking, option, replaced
 from features.progress import say
@@ -152,7 +152,7 @@ def reproduce(recorded: RecordedOptions, model: Chosen, machine: Machine) -> tup
     Features are extracted anew, folds, heads, fine-tuned networks and stacks follow the recorded settings. Raises
     CacheError, BadDataset or BadWeights where what it was made of is not there.
     """
-    run, where = replace(model, model=recorded.run).load(), device(machine.device)
+    run, where = replace(model, model=recorded.run).load(), choose_device(machine.device)
     bases = bases_of(run)
     names = list(dict.fromkeys(name for base in bases for name in base.record.backbone.split("+")))
     make_folder(artifacts_root())
@@ -167,7 +167,7 @@ def budget_of(run: Run, bases: list[Run], where: str) -> tuple[str, Budget]:
     """Return the budget of a run, of a stack the widest of its runs, in words and numbers."""
     kind = where.partition(":")[0]
     arithmetic = {key.precision for base in bases for key in base.record.keys}
-    rows = [BUDGETS[kind, name if name != "auto" else precision("auto", where)] for name in arithmetic]
+    rows = [BUDGETS[kind, name if name != "auto" else choose_precision("auto", where)] for name in arithmetic]
     trained = TRAINED if any(base.record.head == FINETUNED for base in bases) else 1
     widest = Budget(*(trained * max(values) for values in zip(*rows, strict=True)))
     return f"{kind} in {'/'.join(sorted(arithmetic))}{', fine-tuned' if trained > 1 else ''}", widest

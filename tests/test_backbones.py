@@ -19,7 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from features.backbones import BACKBONES, load_spec, make_spec, spec_of_digest
 from features.backbones.build import cut, load_backbone, network, row
 from features.backbones.weights import read_state
-from features.devices import precision
+from features.devices import choose_precision
 from features.errors import BadWeights, UnknownName
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.onednn import packs
@@ -277,14 +277,14 @@ def test_networks_that_overflow_float16_take_bfloat16(tmp_path: Path, monkeypatc
     """On a GPU "auto" goes by the largest value of the weights at hand, before any image is read."""
     bundled = load_spec("squeezenet1_1")
     assert 1 < bundled.largest < 8000
-    assert precision("auto", "cuda", bundled.largest) == "float16"
+    assert choose_precision("auto", "cuda", bundled.largest) == "float16"
     state = read_state(bundled.file)
     state["features.3.squeeze.weight"] = state["features.3.squeeze.weight"].float() * 1e4
     torch.save(state, tmp_path / "squeezenet1_1.pth")
     monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
-    assert precision("auto", "cuda", load_spec("squeezenet1_1").largest) == "bfloat16"
-    assert precision("float16", "cuda", 1e9) == "float16"
-    assert precision("auto", "cpu", 1e9) in ("bfloat16", "float32")
+    assert choose_precision("auto", "cuda", load_spec("squeezenet1_1").largest) == "bfloat16"
+    assert choose_precision("float16", "cuda", 1e9) == "float16"
+    assert choose_precision("auto", "cpu", 1e9) in ("bfloat16", "float32")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v2"])

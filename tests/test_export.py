@@ -186,7 +186,7 @@ def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.Mon
         export(sought("logistic"), "onyx")
     with pytest.raises(FirnError, match=r"end in \.pt2"):
         export(sought("logistic"), "program", out=str(tmp_path / "m.onnx"))
-    monkeypatch.setattr("pipeline.export.PARITY", -1.0)
+    monkeypatch.setattr("models.predictor.export.PARITY", -1.0)
     with pytest.raises(FirnError, match=r"differs by .* it was not kept"):
         export(sought("logistic"), "program", out=str(tmp_path / "m.pt2"))
     assert list(tmp_path.iterdir()) == []

@@ -27,7 +27,7 @@ from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.datasets.image_folder import FileSource
-from features.devices import precision
+from features.devices import choose_precision
 from features.errors import BadImage, FirnError
 from features.extraction import prefetch
 from features.extraction.forward import Forward, float32_products, to_arrays
@@ -417,6 +417,6 @@ def test_float32_is_multiplied_as_it_is() -> None:
         with float32_products(kind):
             assert (convolutions.fp32_precision, products.fp32_precision) == (kind, kind)
     assert (convolutions.fp32_precision, products.fp32_precision) == before
-    assert precision("tf32", "cuda:1") == "tf32"
+    assert choose_precision("tf32", "cuda:1") == "tf32"
     with pytest.raises(FirnError, match="PRECISION=tf32 needs a GPU; run again with PRECISION=float32"):
-        precision("tf32", "cpu")
+        choose_precision("tf32", "cpu")

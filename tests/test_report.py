@@ -18,8 +18,8 @@ from runs_for_tests import draw_predictions, draw_runs, make_run
 from models.runs.compare import compare_runs, run_names
 from models.runs.record import Run
 from models.runs.results import ComparisonResult
-from pipeline.render.figures import operating_table, sides
 from pipeline.render.html_page import predictions_csv, write_report
+from pipeline.render.page_figures import operating_table, sides
 
 DRAWS = 60  # of the bootstrap
 EVIL = "<script>alert(1)</script>"

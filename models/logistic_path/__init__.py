@@ -6,11 +6,12 @@ loss            the logistic loss as a function of margins
 preconditioner  an inverse Hessian shared by neighbouring problems
 lbfgs           preconditioned L-BFGS on a batch of problems
 duality_gap     objective and gap in float64
-path            blocks of strengths, each warm-started from those before
+strengths       the grid of C; blocks of strengths, each warm-started from those before
 out_of_core     the same for features larger than memory, all problems with one pass over the rows per step
 solution        the public interface: `sweep`, `Sweep`, out-of-fold probabilities
 """
 
-from models.logistic_path.solution import Sweep, balanced, out_of_fold, predicted, strengths, sweep
+from models.logistic_path.solution import Sweep, balanced, out_of_fold, predicted, sweep
+from models.logistic_path.strengths import strengths
 
 __all__ = ["Sweep", "balanced", "out_of_fold", "predicted", "strengths", "sweep"]

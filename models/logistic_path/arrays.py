@@ -125,7 +125,7 @@ def arrays_on(device: str) -> Arrays:
 
     Raises UnknownName for any other, FirnError where there is no such GPU.
     """
-    name = device if device == "torch-cpu" else devices.device(device)
+    name = device if device == "torch-cpu" else devices.choose_device(device)
     if name == "cpu":
         return Numpy()
     import torch

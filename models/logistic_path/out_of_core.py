@@ -20,8 +20,8 @@ from models.logistic_path.design import Design, Moments, exact_design, fast_desi
 from models.logistic_path.duality_gap import Certified, curvature
 from models.logistic_path.lbfgs import PAIRS, Problems, dot, inverse_times, squared
 from models.logistic_path.loss import Labels, labels_of, losses
-from models.logistic_path.path import Block, Task, decades, solve_path
 from models.logistic_path.preconditioner import Preconditioner, Rounded, preconditioner_at
+from models.logistic_path.strengths import Block, Task, decades, solve_path
 
 SAMPLE = 32768  # rows at least
 _PER_FEATURE = 16  # rows of the sample

@@ -13,7 +13,7 @@ from features.errors import FirnError
 from models.logistic_path.arrays import ROWS, arrays_on
 from models.logistic_path.design import Moments, Standardised, exact_design, fast_design, moments
 from models.logistic_path.out_of_core import sample_size, solve_out_of_core
-from models.logistic_path.path import Task, solve_path
+from models.logistic_path.strengths import Task, solve_path
 
 Features: TypeAlias = Any  # (n, d): an array, or rows read in slices, with shape, ndim, dtype and len
 
@@ -34,11 +34,6 @@ class Sweep:
     gap: NDArray[np.float64]  # (F, S)
     iterations: NDArray[np.int64]  # (F, S)
     converged: NDArray[np.bool_]  # (F, S) gap <= tol
-
-
-def strengths(n: int = 20) -> NDArray[np.float64]:
-    """Return the default grid of C (n,), ascending from 1e-4 to 1e2."""
-    return np.logspace(-4, 2, n)
 
 
 def balanced(y: NDArray[np.int64], folds: NDArray[np.bool_]) -> NDArray[np.float64]:

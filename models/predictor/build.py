@@ -163,7 +163,7 @@ class _Packing:
             contents = replace(contents, outliers={**numbers, "features": features})
         self._write(contents)
         images = draw_images(run.record.seed)
-        found = load_unchecked(self.folder, device_="cpu")(images)
+        found = load_unchecked(self.folder, device="cpu")(images)
         samples = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
         _save(self.folder / GOLDEN, samples | {f"picture{i}": a for i, a in enumerate(images)})
         self._write(contents)

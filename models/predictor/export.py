@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, fold_batch_norm, load_backbone, truncated
 from features.errors import FirnError
+from features.images import Geometry, pixels
 from features.views import GEM_POWER
 from models.predictor.backbones import way_of
 from models.predictor.heads import FeatureModel, Model, NetworkModel
@@ -29,8 +30,11 @@ from models.predictor.torch_heads import calibrator, head_module
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from models.predictor.predictor import Predictor
+
 Runner = Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any]]]  # pixels -> probabilities, calibrated ones
 NAMES = ("pixels", ("proba", "calibrated"))  # of input and outputs
+PARITY = 1e-4  # in probability, between the exported graph and torch
 _EXAMPLES = 2  # images; 1 would be taken for a constant
 
 
@@ -271,3 +275,40 @@ POOLING: dict[str, tuple[Callable[[Tensor, Rounding], Tensor], ...]] = {  # the 
     "grid2": (partial(_grid, cells=2),),
     "grid3": (partial(_grid, cells=3),),
 }
+
+
+class Trial(NamedTuple):
+    """Images that an export is checked on."""
+
+    words: str
+    images: list[bytes | NDArray[Any]]
+
+
+def check_export(run: Runner, module: Portable, predictor: Predictor, trial: Trial) -> str:
+    """Compare a graph with torch, all images at once and one alone, and with the bundle in its own precision.
+
+    Returns how well they agree, in words. Raises FirnError where, in float32, they differ by more than PARITY.
+    """
+    squares = _squares(trial.images, predictor.geometry)
+    with torch.inference_mode():
+        expected = [out.numpy() for out in module(torch.from_numpy(squares))]
+    together, alone = run(squares), run(squares[:1])
+    off = max(float(np.abs(a - b).max()) for a, b in zip(together, expected, strict=True))
+    off = max(off, *(float(np.abs(a - b[:1]).max()) for a, b in zip(alone, expected, strict=True)))
+    precisions = {network.key.precision for network in predictor.contents.networks}
+    own = float(np.abs(together[0] - predictor(trial.images).proba).max())
+    if not off <= PARITY or (precisions == {"float32"} and not own <= PARITY):
+        raise FirnError(
+            f"the exported graph differs by {max(off, own):.2g} from the bundle on {trial.words}, more than "
+            f"{PARITY:g}; it was not kept; take another FORMAT="
+        )
+    names = "/".join(sorted(precisions))
+    return f"on {trial.words} it agrees with torch within {off:.1g}, with the bundle in {names} within {own:.1g}"
+
+
+def _squares(images: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> NDArray[np.float32]:
+    """Return images as the graph takes them, (n, 3, S, S) float32 on the scale 0..255."""
+    from models.predictor.predictor import encoded
+
+    each = [pixels(encoded(image), geometry, name="an image").astype(np.float32) for image in images]
+    return np.stack([np.broadcast_to(square, (3, *square.shape[1:])) for square in each])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from features.backbones import BackboneSpec
-from features.devices import BATCH, checked, device
+from features.devices import BATCH, checked, choose_device
 from features.errors import BadBundle, FirnError, unknown
 from models.explain.class_maps import CLASS_MAPS
 from models.heads import HEADS
@@ -64,7 +64,7 @@ def _check_part(head: str, kind: str) -> None:
         raise BadBundle(str(unknown("head", head[:40], HEADS)))
 
 
-def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
+def load(path: str | Path, *, device: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
     """Return the predictor in a bundle (a folder or a .zip) after its golden samples came out again.
 
     `explained` makes predictions carry class maps. Images go through the networks `batch_size` at once (as in
@@ -73,7 +73,7 @@ def load(path: str | Path, *, device_: str = "auto", batch_size: int = 0, explai
     """
     with opened(Path(path)) as folder:
         try:
-            predictor = load_unchecked(folder, device_=device_, batch_size=batch_size, explained=explained)
+            predictor = load_unchecked(folder, device=device, batch_size=batch_size, explained=explained)
             images, proba, distance = load_golden(folder)
             found = predictor(images)
         except (FirnError, MemoryError):
@@ -98,9 +98,9 @@ def read_bundle(folder: Path, where: str = "cpu") -> Loaded:
     return Loaded(folder, where)
 
 
-def load_unchecked(folder: Path, *, device_: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
+def load_unchecked(folder: Path, *, device: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
     """Return the predictor in a folder without a look at its golden samples, for making them."""
-    where = checked(device(device_))
+    where = checked(choose_device(device))
     size = batch_size or BATCH[where.partition(":")[0]]
     loaded = read_bundle(folder, where)
     if explained:

@@ -19,9 +19,9 @@ from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural
 from models.validation.predictions import Predictions
-from pipeline.render import figures
+from pipeline.render import page_figures as figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
-from pipeline.render.figures import CURVES, operating_table, sides, training_figures
+from pipeline.render.page_figures import CURVES, operating_table, sides, training_figures
 from pipeline.render.plots import draw_plots, learning_figure, load_learning
 from pipeline.render.tables import csv_lines
 

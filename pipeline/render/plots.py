@@ -16,7 +16,7 @@ from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural, with_interval
-from pipeline.render.figures import CURVES, Side, sides
+from pipeline.render.page_figures import CURVES, Side, sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,7 +113,7 @@ def load_learning(folder: Path, manifest: str) -> dict[str, Any] | None:
 
 def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figure of the page: ROC AUC over the number of groups, on a logarithmic axis, with intervals."""
-    from pipeline.render.figures import blank_layout, line_of
+    from pipeline.render.page_figures import blank_layout, line_of
 
     layout = blank_layout(f"{plural(content['unit'])} to learn from", "ROC AUC")
     layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~s", "dtick": None}

@@ -26,6 +26,11 @@ _POINTS = 3  # of the path, from which it is extrapolated
 Past: TypeAlias = list[tuple[float, Array]]  # log C and theta (F, K, d + 1), in ascending order
 
 
+def strengths(n: int = 20) -> NDArray[np.float64]:
+    """Return the default grid of C (n,), ascending from 1e-4 to 1e2."""
+    return np.logspace(-4, 2, n)
+
+
 class Block(NamedTuple):
     """The certified solutions of one block: every strength of `places` with every fold of `folds`."""
 
