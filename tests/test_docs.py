@@ -99,6 +99,20 @@ def test_targets_and_commands_belong_together() -> None:
     assert set(commands) <= targets
 
 
+def test_commands_in_all_documents_are_accepted() -> None:
+    """Every command in docs/ has targets that are there and variables that they take."""
+    seen = 0
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        for targets, given in re.findall(r"\bmake ((?:[a-z-]+ )*[a-z-]+)((?: [A-Z_]+=\S+)+)", path.read_text()):
+            names = [name for name in targets.split() if name in VERBS]
+            if not names:
+                continue
+            taken = {field.name.upper() for name in names for field in fields_of(load_verb(name))}
+            assert set(re.findall(r"\b([A-Z_]+)=", given)) <= taken, (path.name, targets, given)
+            seen += 1
+    assert seen > 40
+
+
 def test_every_variable_is_in_the_reference() -> None:
     """What a verb takes is named in the reference, and nothing else is."""
     taken = {field.name.upper() for name in VERBS for field in fields_of(load_verb(name))}
