@@ -39,7 +39,7 @@ class DatasetOptions:
     dataset: str = option(
         "pneumonia", "A name of the table, or a path: class folders, CSV, .npz, DICOM with CSV, pack (.h5)."
     )
-    seed: int = option(0, "Seed of splits, folds and heads.")
+    seed: int = option(0, "Seed of splits, folds and heads.", min=0, max=2**32 - 1)
     root: str = option("", "The folder that the paths of a table are relative to; empty is the table's own.")
     target: str = option("", "The finding or column that a table is about; folder: its folders are the classes.")
     positive: str = option("", "Which of two classes is the positive one; empty is the finding, by its name.")

@@ -27,7 +27,10 @@ def main() -> int:
     except OSError as error:
         return _fail(f"error: {_explained(error)}", 2)
     except Exception as error:
-        return _usage(error)
+        if getattr(error, "show", None) is None or sys.argv[1:]:
+            raise
+        error.show()  # type: ignore[attr-defined]  # the help, where nothing was typed
+        return 2
     if code == 130:
         return _fail("interrupted; what was done is kept, the same command goes on from there", code)
     return code
@@ -46,20 +49,13 @@ def _explained(error: OSError) -> str:
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again, what was done is kept",
         errno.EFBIG: "a file-size limit is set; lift it (ulimit -f) and run the same command again",
+        errno.EEXIST: "that is a file, and a folder has to be there; give another place",
+        errno.ENOTDIR: "a file is there where a folder has to be; give another place",
         errno.EROFS: "the folder is read-only; set FIRN_ARTIFACTS to one that can be written",
         errno.EACCES: "permission is missing; set FIRN_ARTIFACTS to a folder that can be written",
         errno.EDQUOT: "the quota is used up; free some space and run the same command again, what was done is kept",
     }
     return f"{what} ({advice[error.errno]})" if error.errno in advice else what
-
-
-def _usage(error: Exception) -> int:
-    """Print click's own usage errors; anything else is a fault of the program and keeps its traceback."""
-    show = getattr(error, "show", None)
-    if show is None:
-        raise error
-    show()
-    return int(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

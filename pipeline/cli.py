@@ -13,8 +13,9 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
-from features.errors import FirnError, quoted
+from features.errors import FirnError, quoted, unknown
 from features.options import Taking, leaves, typed
+from features.progress import say
 
 Verb = Callable[..., Any]
 
@@ -40,10 +41,24 @@ VERBS = {  # in the order of the flow: what `make` and --help say of each
     "cache-gc": "list what a data set needs no more; YES=1 removes it",
     "cache-pack": "features -> one HDF5 file for a colleague",
 }
+NEXT = {  # what follows on success; bundle, cache-pack and transfer say it themselves, with what they made
+    "doctor": "extract",
+    "extract": "train-heads",
+    "audit": "report",
+    "train-heads": "compare",
+    "finetune": "compare",
+    "compare": "report",
+    "report": "bundle",
+    "explain": "bundle",
+    "learning-curve": "compare",
+    "reproduce": "compare",
+    "cache-repair": "train-heads",
+}
 _COMMAND = re.compile(
     r"\bmake (?P<targets>[a-z]+(?:[ -][a-z]+)*)(?P<given>(?: [A-Z_]+=(?:'[^']*'|\"[^\"]*\"|[^\s'\";,)])+)*)"
 )
-_OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET"}  # mean something else to another verb
+_OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET"}  # are about what one verb does or makes
+_KINDS = ((bool, "1 or 0"), (int, "a whole number"), (float, "a number"))
 MAKE_ONLY = {"PYTHON", "BASE_PYTHON", "JOBS", "TESTS", "BENCH"}  # variables of the Makefile itself
 
 
@@ -99,18 +114,23 @@ def call(verb: Verb, values: dict[str, Any]) -> Any:
     hints = get_type_hints(verb, include_extras=True)
     hints.pop("return", None)
     own: dict[str, dict[str, Any]] = {parameter: {} for parameter in hints}
-    given = {}
+    given, left = given_to(verb, values), dict(values)
     for field in fields_of(verb):
-        value = own[field.parameter][field.name] = values.pop(field.name, field.default)
-        if value != field.default:
-            given[field.name.upper()] = typed(value)
-    if values:
-        raise TypeError(f"{verb.__name__} takes no {', '.join(values)}")
+        own[field.parameter][field.name] = left.pop(field.name, field.default)
+    if left:
+        raise TypeError(f"{verb.__name__} takes no {', '.join(left)}")
     try:
         return verb(**{name: _built((get_args(hint) or (hint,))[0], own[name]) for name, hint in hints.items()})
     except FirnError as error:
         error.args = (completed(str(error), given),)
         raise
+
+
+def given_to(verb: Verb, values: dict[str, Any]) -> dict[str, str]:
+    """Return the variables that have another value than the usual one, as they are typed."""
+    every = [(field, values.get(field.name, field.default)) for field in fields_of(verb)]
+    of_all = [(f, value) for f, value in every if f.name != "target" or not f.default]  # TARGET= of transfer is a set
+    return {field.name.upper(): typed(value) for field, value in of_all if value != field.default}
 
 
 def completed(text: str, given: dict[str, str]) -> str:
@@ -133,6 +153,7 @@ def flat(verb: Verb, given: frozenset[str] = frozenset()) -> Callable[..., None]
 
     def command(**values: Any) -> None:
         show(call(verb, values))
+        _say_next(verb.__name__.replace("_", "-"), given_to(verb, values))
 
     parameters = [_parameter(field, given) for field in fields_of(verb)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -169,9 +190,16 @@ def _built(kind: Any, values: dict[str, Any]) -> Any:
 def show(result: Any) -> None:
     """Print the lines that a verb returned; an exit code beside them ends the program."""
     lines, code = result if isinstance(result, tuple) else (result, 0)
-    typer.echo("\n".join(lines))
+    if lines:
+        typer.echo("\n".join(lines))
     if code:
         raise typer.Exit(code)
+
+
+def _say_next(name: str, given: dict[str, str]) -> None:
+    """Say what to type next, on stderr, unless make has more to do."""
+    if name in NEXT and os.environ.get("FIRN_GOALS", name).split()[-1:] == [name]:
+        say(completed(f"next: make {NEXT[name]}", given))
 
 
 def check_given(name: str, given: frozenset[str], arguments: list[str]) -> None:
@@ -193,8 +221,8 @@ def _check_taken(variable: str, verbs: list[str]) -> None:
     if variable in known:
         return
     close = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}=? " if close else ""
-    raise FirnError(f"make {' '.join(verbs)} takes no {variable}=; {hint}It takes: {' '.join(sorted(known))}")
+    hint = f" (did you mean {close[0]}=?)" if close else ""
+    raise FirnError(f"make {' '.join(verbs)} takes no {variable}={hint}; it takes: {' '.join(sorted(known))}")
 
 
 def build(arguments: list[str]) -> typer.Typer:
@@ -210,6 +238,8 @@ def build(arguments: list[str]) -> typer.Typer:
     named = arguments[0] if arguments else ""
     if named in VERBS:
         check_given(named, given, arguments)
+    elif named and not named.startswith("-"):
+        raise unknown("command", named, VERBS)
     for name, about in VERBS.items():
         if name == named:
             app.command(name, short_help=about)(flat(load_verb(name), given))
@@ -224,5 +254,29 @@ def _unread() -> None:
 
 def run() -> int:
     """Run what was typed; return the exit code. Raises FirnError for a user's mistake."""
-    code = build(sys.argv[1:])(standalone_mode=False)  # typer turns Ctrl-C into 130, older versions into Abort
+    app = build(sys.argv[1:])
+    try:
+        code = app(standalone_mode=False)  # typer turns Ctrl-C into 130, older versions into Abort
+    except Exception as error:
+        raise _explained(error, sys.argv[1:]) from None
     return code if isinstance(code, int) else 0
+
+
+def _explained(error: Exception, arguments: list[str]) -> Exception:
+    """Return a FirnError for what typer says of wrong usage, with what came; any other error as it is."""
+    if not hasattr(error, "format_message") or not arguments:
+        return error
+    asked = getattr(getattr(error, "param", None), "name", None)
+    field = next((f for f in fields_of(load_verb(arguments[0])) if f.name == asked), None)
+    if field is None:
+        return FirnError(f"{error.format_message().rstrip('.')}; see: python -m pipeline {arguments[0]} --help")
+    kind = next(words for kind, words in _KINDS if kind == field.kind or kind in get_args(field.kind))
+    low, high = field.how.get("min"), field.how.get("max")
+    bounds = "" if low is None else f" from {low} up" if high is None else f" from {low} to {high}"
+    return FirnError(f"expected {field.name.upper()}= to be {kind}{bounds}, got {_came(field, arguments)!r}")
+
+
+def _came(field: Field, arguments: list[str]) -> str:
+    """Return what was typed for an option, behind its flag or as a variable of make."""
+    flag, words = f"--{field.name.replace('_', '-')}", " ".join(arguments).replace("=", " ").split()
+    return words[words.index(flag) + 1] if flag in words else os.environ.get(field.name.upper(), "")

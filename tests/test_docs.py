@@ -136,7 +136,7 @@ def test_make_hands_on_its_command_line(tmp_path: Path) -> None:
         ("make extract train-heads EPOCH=2 DATASET=phantom", "takes no EPOCH="),
         ("make demo DATASET=colon", "make demo has its own DATASET="),
         ("make extract DATASET=", "DATASET= is empty"),
-        ("make cache-gc DATASET=phantom YES=maybe", "Invalid value for '--yes'"),
+        ("make cache-gc DATASET=phantom YES=maybe", "expected YES= to be 1 or 0, got 'maybe'"),
         ("make predict", "which images? run: make predict IMAGES="),
     ],
 )

@@ -100,7 +100,7 @@ WRONG = [
         "unknown head 'forest'",
     ),
     (["compare", "--dataset", "SPOTS"], "run: make train-heads"),
-    (["fly"], "No such command"),
+    (["fly"], "unknown command 'fly'"),
 ]
 
 
