@@ -53,6 +53,7 @@ def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -60,7 +61,8 @@ def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None
             speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
             return Text(f"{speed:,.1f} {unit}/s" if speed else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    words = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    columns = (words, BarColumn(bar_width=16), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as bar:
         task = bar.add_task(what, total=None)
         _bars.append(lambda text: bar.console.print(text, markup=False, highlight=False))

@@ -73,7 +73,9 @@ class Request:
 def resolve(dataset: Dataset, options: FeatureOptions) -> list[Request]:
     """Return one request per backbone. Raises UnknownName, BadWeights or FirnError for what does not fit."""
     dataset.source.stamps([])  # a pack has no images and says so before anything is made ready
-    names = names_in(options.backbone.replace("+", " ")) or [DEFAULT_BACKBONE]
+    names = names_in(options.backbone.replace("+", " ")) or ([DEFAULT_BACKBONE] if not options.backbone else [])
+    if not names:
+        raise FirnError(f"expected BACKBONE= to name a backbone, got {options.backbone!r}")
     if options.weights and len(names) > 1:
         raise FirnError(f"WEIGHTS= fits one backbone, and {len(names)} are asked for: {', '.join(names)}")
     if (way := options.preprocess or DEFAULT_PREPROCESS) not in PREPROCESS:

@@ -87,8 +87,6 @@ def label_view(manifest: Manifest, labels: str) -> tuple[tuple[str, ...], NDArra
 
 Cached = Entry | Pack
 
-_MADE_BY = {Entry: "extract", Pack: "cache-pack"}
-
 
 class View(NamedTuple):
     """What a head sees. Rows are images, sorted by id."""
@@ -106,11 +104,6 @@ class View(NamedTuple):
     def read(self, at: NDArray[np.integer[Any]]) -> Array:
         """Return features of the chosen rows, from the disk where they lie there."""
         return np.asarray(self.X[at])
-
-
-def made_by(entry: Cached) -> str:
-    """Return the make target that writes such features."""
-    return _MADE_BY[type(entry)]
 
 
 def load_manifest(entry: Cached) -> Manifest:
@@ -180,7 +173,9 @@ def _on_disk(
     manifest = load_manifest(entry)
     if part not in manifest.parts:
         block = part.removeprefix("maps/")
-        raise CacheError(f"no maps of {block} at {entry.folder}; run: make {made_by(entry)} MAPS={block}")
+        packed = isinstance(entry, Pack)
+        how = f"pack it with MAPS={block} where its images are" if packed else f"run: make extract MAPS={block}"
+        raise CacheError(f"no maps of {block} at {entry.folder}; {how}")
     if not len(manifest.ids):
         raise CacheError(f"{entry.folder} has no rows yet; run: make extract BACKBONE={entry.key.backbone}")
     order = np.argsort(manifest.ids, kind="stable") if by_id else np.arange(len(manifest.ids))

@@ -29,7 +29,7 @@ def _grouped(labels: bytes, groups: bytes, k: int, seed: int) -> NDArray[np.int6
     y, names = (np.frombuffer(column, dtype=np.int64) for column in (labels, groups))
     fewest = min(len(np.unique(names[y == c])) for c in np.unique(y))
     if fewest < 2:
-        raise BadDataset("a class has images of one group (patient) only in the training split; add more groups")
+        raise BadDataset("a class has images of one group only to learn from, and two at least are needed; add more")
     return (_dealt if names.max() >= _MANY else _stratified)(y, names, min(k, fewest), seed)
 
 

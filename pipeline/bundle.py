@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from features.errors import BadBundle, CacheError, FirnError
+from features.errors import BadBundle, CacheError, FirnError, command
 from features.options import make_command, option
 from features.progress import say
 from features.storage import artifacts_root, slug
@@ -42,6 +42,7 @@ def bundle(model: ModelSelector, how: BundleOptions, to: OutOptions) -> list[str
     run = model.load()
     target = write_bundle(run, Path(to.out) if to.out else _place(run), how)
     predictor = load(target, device="cpu")
+    say(f"next: {command('predict', MODEL=target, IMAGES='path/to/images')}")
     return [f"ready: {run.name}, {_agreement(run, predictor)}: {target}"]
 
 

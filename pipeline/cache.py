@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from features.backbones import BACKBONES, load_spec, weights
+from features.backbones.registry import architecture
 from features.cache import Digests, Entry
 from features.cache.entry import cache_root, changes, last_used, read_unknown
 from features.cache.gc import Survey, Waste, abandoned, bytes_below, remove, survey
 from features.cache.index import Manifest
 from features.cache.pack import SUFFIXES, is_pack, open_pack, write_pack
 from features.cache.verify import Damage, find_entries, verify
-from features.datasets import Dataset, load_dataset
+from features.datasets import DATASETS, Dataset, load_dataset
 from features.datasets.load import at_hand
 from features.devices import choose_device
 from features.errors import BadWeights, CacheError
@@ -94,9 +95,17 @@ def cache_verify(of: EntriesOptions) -> tuple[list[str], int]:
         )
         lines += [_told(damage) for damage in damages]
         well &= not damages
-    if not well:
-        lines.append(f"run: {make_command('cache-repair', dataset=of.dataset)}")
+        again = [f"run: {make_command('cache-repair', dataset=of.dataset)}"] if of.dataset else [_mended(entry)]
+        lines += [line for line in again if damages and line not in lines]
     return lines or ["the cache is empty"], 0 if well else 2
+
+
+def _mended(entry: Entry) -> str:
+    """Return what mends an entry: the command, or for a set of a path, which its name does not tell, in words."""
+    name = entry.folder.parent.name
+    if name in DATASETS:
+        return f"run: {make_command('cache-repair', dataset=name)}"
+    return f"cache-repair with the path of {name} as DATASET= mends it"
 
 
 def _verify_pack(path: Path) -> tuple[list[str], int]:
@@ -104,7 +113,7 @@ def _verify_pack(path: Path) -> tuple[list[str], int]:
     pack = open_pack(path)
     if pack.whole():
         return [f"whole: {path}, {megabytes(bytes_below(path))} read"], 0
-    return [f"damaged: {path}, its bytes do not match their seal; fetch it again or run: make cache-pack"], 2
+    return [f"damaged: {path}, its bytes do not match their seal; fetch it again"], 2
 
 
 def _told(damage: Damage) -> str:
@@ -197,7 +206,7 @@ def _survey(images: Dataset, features: FeatureOptions) -> Survey:
 
 def _asked(images: Dataset, features: FeatureOptions) -> Entry:
     """Return the entry that a run would use today. BadWeights where that cannot be told without a download."""
-    row = BACKBONES.get(features.backbone)
+    row = BACKBONES.get(architecture(features.backbone))
     if row is None or weights.find(features.backbone, row.file, features.weights or None) is None:
         raise BadWeights(f"no weights of {features.backbone} here, so it cannot be told whether a run would use it")
     return resolve(images, features)[0].entry
@@ -246,7 +255,7 @@ def _listed(entry: Entry, dataset: Dataset | None, digests: Digests | None) -> L
         manifest = entry.manifest()
         state = _state(entry, manifest, dataset, digests)
     except CacheError:
-        return Listed(place(entry), "", "", size, "damaged master; run: make cache-repair", used)
+        return Listed(place(entry), "", "", size, f"damaged master; {_mended(entry)}", used)
     images = f"{len(manifest.ids):,} of {manifest.about['wanted']:,}" if manifest else "no master"
     return Listed(place(entry), images, ", ".join(manifest.parts) if manifest else "", size, state, used)
 
@@ -254,7 +263,7 @@ def _listed(entry: Entry, dataset: Dataset | None, digests: Digests | None) -> L
 def _state(entry: Entry, manifest: Manifest | None, dataset: Dataset | None, digests: Digests | None) -> str:
     """Return the state in words; "ready" without any more."""
     if dataset is None or digests is None:
-        return "images not here"
+        return "images not here" if entry.folder.parent.name in DATASETS else "not compared: DATASET= gives its path"
     state = entry.state(dataset, digests, manifest.parts if manifest else ("pooled",))
     return state.word if state.word == "ready" else f"{state.word}: {state.why}"
 
@@ -304,6 +313,7 @@ def _packed(request: Request, path: Path, maps: str) -> str:
     entry = request.ready(parts)
     with shown(f"pack {request.dataset.name} with {request.spec.name}", "bytes") as progress:
         manifest = write_pack(entry, path, parts, progress=progress)
+    say(f"next: {make_command('train-heads', dataset=path)}")
     return f"packed: {len(manifest.ids):,} images, {', '.join(parts)}, {megabytes(bytes_below(path))} {path}"
 
 

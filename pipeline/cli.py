@@ -51,7 +51,6 @@ NEXT = {  # what follows on success; bundle, cache-pack and transfer say it them
     "report": "bundle",
     "explain": "bundle",
     "learning-curve": "compare",
-    "reproduce": "compare",
     "cache-repair": "train-heads",
 }
 _COMMAND = re.compile(

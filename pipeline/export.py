@@ -93,7 +93,7 @@ def _card(contents: Contents, exported: Exported) -> str:
     try:
         return render_card(contents, exported)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise BadBundle(f"the card in {contents.name} does not read ({error}); run: make bundle") from None
+        raise BadBundle(f"the card in {contents.name} does not read ({error}); make it anew (make bundle)") from None
 
 
 def _trial(images: str, contents: Contents, given: Path | None) -> Trial:
@@ -107,12 +107,12 @@ def _trial(images: str, contents: Contents, given: Path | None) -> Trial:
     try:
         dataset = load_dataset(asked) if given is None else at_hand(asked)
         if dataset is None:
-            raise BadDataset(f"no {asked[:40]!r} on this disk")
+            raise BadDataset("a bundle that is given leads to no path and no download; IMAGES= gives others")
         rows = np.flatnonzero(dataset.splits == "test") if "test" in dataset.splits else np.arange(len(dataset))
         at = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(int))]
         read = [dataset.source.read(dataset.ids[i]) for i in at]
     except FirnError as error:
-        say(f"the data set is not at hand ({error}); the export is checked on drawn images")
+        say(f"the export is checked on drawn images: {error}")
         return Trial(f"{len(drawn)} drawn images", [*drawn])
     return Trial(f"{len(read)} images of {dataset.name}", [*read])
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.image_list import Listed, find_images
-from features.errors import BadImage, FirnError
+from features.errors import BadImage, FirnError, unknown
 from features.images import pixels
 from features.options import ExtractOptions, FeatureOptions, Taking, option
 from features.progress import printable, say, shown
-from features.storage import artifacts_root, slug, write_whole
+from features.storage import artifacts_root, make_folder, slug, write_whole
 from models.explain.class_maps import asked_maps
 from models.predictor.build import BundleOptions
 from models.runs.options import ModelSelector
@@ -26,6 +26,7 @@ from pipeline.render.tables import csv_lines
 if TYPE_CHECKING:
     from models.predictor.predictor import Prediction, Predictor
 
+POINTS = ("youden", "sensitivity>=0.95")
 _TOLD = 20  # unreadable files on the terminal
 
 
@@ -37,6 +38,20 @@ class PredictOptions:
     point: str = option("", "youden (if empty), sensitivity>=0.95, or a probability of the positive class.")
     overlays: bool = option(False, "Also write every image with its class activation map laid over it.")
     out: str = option("", "The folder to write into; empty is one below artifacts.")
+
+    def __post_init__(self) -> None:
+        """Refuse no images, and what is no operating point, before any work."""
+        if not self.images:
+            raise FirnError("expected IMAGES= to be a folder, one image or a CSV with a column of paths, got none")
+        if self.point and self.point not in POINTS and not _is_share(self.point):
+            raise unknown("operating point", self.point, [*POINTS, "a number from 0 to 1"])
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 Weights = Annotated[BundleOptions, Taking("weights")]
@@ -52,14 +67,13 @@ def predict(what: PredictOptions, model: ModelSelector, how: Weights, machine: M
     """
     from models.predictor.loading import load
 
-    if not what.images:
-        raise FirnError("which images? run: make predict IMAGES=path/to/images, a folder, one image or a CSV of paths")
     found_, path = find_images(what.images), bundled(model, how)
     for record in found_.left_out:
         say(str(record))
     listed = found_.images
     predictor = load(path, device=machine.device, explained=what.overlays)
     folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
+    make_folder(folder)
     found = _predicted(predictor, listed, what.point, threads.workers)
     if not found.names:
         raise BadImage(f"no image could be read; the first: {next(iter(found.left_out.values()))}")

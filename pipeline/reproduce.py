@@ -26,7 +26,7 @@ from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
 from models.runs.options import HeadOptions, ModelSelector, RunOptions
-from models.runs.record import FINETUNED, Run, RunRecord, load_run, load_runs
+from models.runs.record import FINETUNED, Run, RunRecord, load_record, load_run, load_runs
 from models.runs.scores import shown
 
 
@@ -152,6 +152,8 @@ def reproduce(recorded: RecordedOptions, model: Chosen, machine: Machine) -> tup
     Features are extracted anew, folds, heads, fine-tuned networks and stacks follow the recorded settings. Raises
     CacheError, BadDataset or BadWeights where what it was made of is not there.
     """
+    if recorded.run and load_record(Path(recorded.run)) is None:
+        raise CacheError(f"expected RUN= to be the folder of a run (with a run.json), got {recorded.run}")
     run, where = replace(model, model=recorded.run).load(), choose_device(machine.device)
     bases = bases_of(run)
     names = list(dict.fromkeys(name for base in bases for name in base.record.backbone.split("+")))

@@ -12,7 +12,8 @@ import numpy as np
 
 from features.datasets import load_dataset
 from features.errors import BadDataset, FirnError
-from features.options import DatasetOptions, ExtractOptions, FeatureOptions, Taking, option, replaced
+from features.options import DatasetOptions, ExtractOptions, FeatureOptions, Taking, make_command, option, replaced
+from features.progress import say
 from features.request import open_features
 from features.storage import artifacts_root, slug, write_whole
 from features.views import Cached, View, load_manifest
@@ -81,6 +82,7 @@ def transfer(
         {"domain": title, **_told(_distances(view, first[-1][1], after, how.seed))}
         for title, (_, view) in zip(titles[:-1], first[:-1], strict=True)
     ]
+    say(f"next: {make_command('compare', run, dataset=way.target, seed=how.seed or '')}")
     return _written(
         TransferResult(
             passed=titles[:-1],
@@ -113,7 +115,8 @@ def _of_features(view: HeadOptions) -> list[str]:
     fitting = [name for name in view.names if HEADS[name].input == "pooled"]
     if view.insist and len(fitting) < len(view.names):
         odd = next(name for name in view.names if name not in fitting)
-        raise FirnError(f'{odd} needs more than pooled features; for transfer take HEADS="{" ".join(fitting)}"')
+        able = " ".join(fitting or [name for name, row in HEADS.items() if row.input == "pooled"])
+        raise FirnError(f'{odd} needs more than pooled features; for transfer take HEADS="{able}"')
     return fitting
 
 

@@ -250,7 +250,7 @@ def test_cross_validation_says_that_the_images_were_seen(spots: Path, capsys: py
 
 def test_what_cannot_be_explained(spots: Path, tmp_path: Path) -> None:
     """One clear line with the command to type: no run, no class maps, no cached maps, no images."""
-    with pytest.raises(CacheError, match="run: make train-heads DATASET="):
+    with pytest.raises(CacheError, match="run: make extract train-heads DATASET="):
         explain(str(spots))
     with pytest.raises(CacheError, match="run: make finetune DATASET="):
         explain(str(spots), heads="finetuned")

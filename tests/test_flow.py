@@ -99,7 +99,7 @@ WRONG = [
         ["train-heads", "--dataset", "SPOTS", "--backbone", "squeezenet1_1", "--heads", "forest"],
         "unknown head 'forest'",
     ),
-    (["compare", "--dataset", "SPOTS"], "run: make train-heads"),
+    (["compare", "--dataset", "SPOTS"], "run: make extract train-heads"),
     (["fly"], "unknown command 'fly'"),
 ]
 

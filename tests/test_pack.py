@@ -104,7 +104,7 @@ def test_views_of_a_pack_are_those_of_its_entry(spots: Path, tmp_path: Path, mon
             assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
             assert ours.X.dtype == theirs.X.dtype
     write_pack(entry, tmp_path / "pooled.hdf5")
-    with pytest.raises(CacheError, match="run: make cache-pack MAPS=late"):
+    with pytest.raises(CacheError, match="pack it with MAPS=late where its images are"):
         map_view(open_pack(tmp_path / "pooled.hdf5"), "late")
 
 
@@ -141,7 +141,7 @@ def test_every_flipped_bit_is_found(spots: Path, tmp_path: Path) -> None:
     flip(path, size - 10)
     lines, well = verify_entries(str(path))
     assert not well
-    assert lines == [f"damaged: {path}, its bytes do not match their seal; fetch it again or run: make cache-pack"]
+    assert lines == [f"damaged: {path}, its bytes do not match their seal; fetch it again"]
 
 
 def test_a_full_disk_leaves_what_was_there(spots: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_pack_as_a_data_set(colleague: tuple[Path, Path, Path]) -> None:
 def test_other_files_are_no_packs(spots: Path, tmp_path: Path) -> None:
     """A master, another HDF5 file, and a file that is none are told apart from a pack."""
     entry, _, _ = filled(load_dataset(str(spots)))
-    with pytest.raises(CacheError, match=r"features\.h5 is no pack.*make cache-pack"):
+    with pytest.raises(CacheError, match=r"features\.h5 is no pack.*cache-pack"):
         load_dataset(str(entry.master))
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.arange(3)

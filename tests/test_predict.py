@@ -183,7 +183,7 @@ def test_what_is_not_there(linear: ModelSelector, workshop: Path, spots: Path, t
             predict(str(images), linear)
     with pytest.raises(BadBundle, match="neither a bundle"):
         predict(str(spots), selected(tmp_path))
-    with pytest.raises(CacheError, match="run: make train-heads"):
+    with pytest.raises(CacheError, match="run: make extract train-heads"):
         predict(str(spots), selected(dataset=str(workshop / "spots"), heads="knn"))
     with pytest.raises(UnknownName, match="operating point"):
         predict(str(spots), linear, point="best", out=str(tmp_path / "out"))

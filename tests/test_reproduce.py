@@ -18,7 +18,7 @@ from PIL import Image
 from verbs_for_tests import reproduce, selected
 
 from features.devices import DEVICES, PRECISIONS
-from features.errors import BadBundle, CacheError
+from features.errors import CacheError
 from models.runs.record import Run, load_run, load_runs
 from pipeline.reproduce import BUDGETS, Budget, budget_of, compared
 
@@ -101,14 +101,10 @@ def test_every_device_and_precision_has_a_budget(workshop: Path) -> None:
 
 
 def test_what_is_not_there(workshop: Path, tmp_path: Path) -> None:
-    """No run, a bundle instead of one, a stack whose runs are gone."""
+    """No run, a stack whose runs are gone."""
     for place in (tmp_path, tmp_path / "none"):
-        with pytest.raises(BadBundle, match="neither a bundle"):
+        with pytest.raises(CacheError, match="expected RUN= to be the folder of a run"):
             reproduce(selected(place))
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "bundle.json").write_text("{}")
-    with pytest.raises(BadBundle, match="is a bundle, and this takes the folder of the run"):
-        reproduce(selected(tmp_path / "b"))
     run = of("stack")
     folder = Path(shutil.copytree(run.folder, tmp_path / "stack"))
     (folder / "run.json").write_text(json.dumps({**run.record.to_json(), "bases": ["gone/logistic"]}))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.backbones.registry import architecture, domains
-from features.errors import BadWeights
+from features.datasets.registry import DATASETS
+from features.errors import BadWeights, command
 from features.storage import artifacts_root
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ def find(name: str, file: str, given: str | Path | None = None) -> Path | None:
         return Path(given)
     found = next(iter(candidates(name, file)), None)
     if (passed := domains(name)) and found is None:
-        first, command = architecture(name), f"make finetune DATASET={passed[-1]} BACKBONE={name.rpartition('@')[0]}"
-        raise BadWeights(
-            f"{name} is {first} as it was fine-tuned on {passed[-1]}, which was not done yet; run: {command}"
-        )
+        first, before, named = architecture(name), name.rpartition("@")[0], passed[-1] in DATASETS
+        how = command("finetune", DATASET=passed[-1], BACKBONE=before) if named else f"finetune {before} on its path"
+        run = "run: " * named + how
+        raise BadWeights(f"{name} is {first} as it was fine-tuned on {passed[-1]}, which was not done yet; {run}")
     return found
 
 

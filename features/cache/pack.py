@@ -30,7 +30,7 @@ from features.errors import CacheError
 from features.storage import remove_leftovers, whole
 
 SUFFIXES = (".h5", ".hdf5")
-_MEND = "make cache-pack, where the images are, or fetch the file again"
+_MEND = "cache-pack where the images are, or fetch the file again"
 _TEXTS: Final = ("ids", "sha256", "splits", "groups")
 _ABOUT = (
     "Firn pack: row i of every dataset is the image ids[i]; pooled/<block>/{avg,max} and maps/<block> are features; "
@@ -92,7 +92,7 @@ def open_pack(path: Path) -> Pack:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise CacheError(f"{path} does not open as HDF5 ({error}); run: {_MEND}") from None
     if attributes.get("part") != "pack":
-        raise CacheError(f"{path} is no pack of features; make one where the images are: make cache-pack")
+        raise CacheError(f"{path} is no pack of features; cache-pack makes one where the images are")
     if _own_digest(attributes) != attributes.get("digest"):
         raise CacheError(f"damaged {path}: its attributes do not match their digest; run: {_MEND}")
     try:

@@ -61,15 +61,16 @@ def fill(todo: list[tuple[Request, tuple[str, ...]]], how: ExtractOptions) -> No
         say(f"left out {image}: {reason}")
     if len(outcome.left_out) > 20:
         say(f"... and {len(outcome.left_out) - 20} more; all are listed in features.h5 under left_out")
-    say(_told(outcome))
+    say(_told(outcome, len(first.dataset)))
 
 
-def _told(outcome: Outcome) -> str:
+def _told(outcome: Outcome, wanted: int) -> str:
     """Return the last line of a run: how many, how fast, which stage the others waited for, and how busy all were."""
     wall, limit = outcome.seconds["wall"], outcome.limit()
     busy = ", ".join(f"{stage} {share:.0%}" for stage, share in outcome.busy().items())
     gpu = f", GPU {np.mean(outcome.gpu):.0f}%" if outcome.gpu else ""
     at_work = f"the limit was {limit}, waited for {outcome.waited(limit):.0%} of the time; at work: {busy}{gpu}"
-    there = f"{outcome.skipped:,} were there already, {len(outcome.left_out):,} left out"
+    there = max(0, wanted - outcome.images - len(outcome.left_out))
+    others = f"{there:,} were there already, {len(outcome.left_out):,} left out"
     rate = f"{outcome.images:,} images in {wall:,.1f} s ({outcome.images / wall:,.1f}/s)"
-    return "; ".join(part for part in (rate, at_work * bool(outcome.images), there) if part)
+    return "; ".join(part for part in (rate, at_work * bool(outcome.images), others) if part)

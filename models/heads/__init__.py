@@ -71,5 +71,5 @@ def load_head(folder: Path) -> Head:
         head = make_head(content["head"]).restore(values, load_file(tensors) if tensors.exists() else {})
         head.classes_, head.chosen_ = np.arange(content["classes"]), content["chosen"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise CacheError(f"cannot read a head from {folder} ({error}); run: make train-heads") from None
+        raise CacheError(f"cannot read a head from {folder} ({error}); remove it and run: make train-heads") from None
     return head

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from features.errors import BadBundle
+from features.errors import BadBundle, command
 from features.storage import make_folder, sync_folder, temporary_name, whole
 
 BUNDLE = "bundle.json"
@@ -25,7 +25,7 @@ MOST_INFLATED = 200  # times the bytes in the archive; JSON shrinks to a twentie
 _ROOM = 1 << 20  # bytes that any file may inflate to
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _CHUNK = 1 << 20
-_AGAIN = "get it anew from where it was made, or run: make bundle"
+_AGAIN = "get it anew from where it was made, or make it anew (make bundle)"
 
 
 def is_bundle(path: Path) -> bool:
@@ -41,7 +41,8 @@ def opened(path: Path) -> Iterator[Path]:
         return
     if not path.is_file():
         raise BadBundle(
-            f"no bundle at {path}; expected a folder with a {BUNDLE}, or a .zip of one; run: make bundle OUT={path}"
+            f"no bundle at {path}; expected a folder with a {BUNDLE}, or a .zip of one, which "
+            f"{command('bundle', OUT=path)} makes of a run"
         )
     with tempfile.TemporaryDirectory(prefix="firn-bundle-") as folder:
         try:

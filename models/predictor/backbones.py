@@ -55,7 +55,7 @@ def way_of(line: str) -> str:
     """Return the row of PREPROCESS that a key's line begins with. Raises BadBundle."""
     way = line.partition(":")[0]
     if way not in PREPROCESS:
-        raise BadBundle(f"unknown preprocess {way[:40]!r} in a bundle; get it anew, or run: make bundle")
+        raise BadBundle(f"unknown preprocess {way[:40]!r} in a bundle; get it anew, or make it anew (make bundle)")
     return way
 
 

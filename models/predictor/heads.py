@@ -122,7 +122,7 @@ def read_model(folder: Path, part: Part, contents: Contents, specs: Sequence[Bac
     except Exception as error:  # tensors and texts of strangers: anything may be missing or of another shape
         raise BadBundle(
             f"{folder / part.folder} holds no {part.head[:40]} that fits ({type(error).__name__}: {str(error)[:200]}); "
-            "get the bundle anew, or run: make bundle"
+            "get the bundle anew, or make it anew (make bundle)"
         ) from None
 
 

@@ -81,7 +81,7 @@ def load(path: str | Path, *, device: str = "auto", batch_size: int = 0, explain
         except Exception as error:  # blocks and tensors of strangers that fit nowhere
             raise BadBundle(
                 f"{path} does not fit together ({type(error).__name__}: {str(error)[:200]}); "
-                "get it anew, or run: make bundle"
+                "get it anew, or make it anew (make bundle)"
             ) from None
     weakest = max((n.key.precision for n in predictor.contents.networks), key=_coarseness)
     ours = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
@@ -126,9 +126,11 @@ def _stack(folder: Path, contents: Contents) -> Stack | None:
     try:
         head: Any = head_of(folder, contents.stack, "stack", contents)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise BadBundle(f"the stack in {folder / contents.stack} does not read ({error}); run: make bundle") from None
+        raise BadBundle(
+            f"the stack in {folder / contents.stack} does not read ({error}); make it anew (make bundle)"
+        ) from None
     if not isinstance(head, Stack) or head.models != len(contents.parts):
-        raise BadBundle(f"expected a stack of {len(contents.parts)} parts; run: make bundle")
+        raise BadBundle(f"expected a stack of {len(contents.parts)} parts; make it anew (make bundle)")
     return head
 
 
@@ -150,5 +152,5 @@ def _outliers(folder: Path, contents: Contents) -> Novelty | None:
         if not fits or not (found.variances > 0).all() or not (found.scale > 0).all():
             raise ValueError("its arrays do not fit together")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BadBundle(f"{folder / OUTLIERS} does not read ({error}); run: make bundle") from None
+        raise BadBundle(f"{folder / OUTLIERS} does not read ({error}); make it anew (make bundle)") from None
     return found

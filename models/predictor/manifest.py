@@ -103,7 +103,9 @@ def load_contents(folder: Path) -> Contents:
     try:
         return _contents(_mapping(read_json(folder, BUNDLE), "the file"))
     except _Fault as fault:
-        raise BadBundle(f"{where}: {fault}; get it anew from where it was made, or run: make bundle") from None
+        raise BadBundle(
+            f"{where}: {fault}; get it anew from where it was made, or make it anew (make bundle)"
+        ) from None
 
 
 class _Fault(Exception):

@@ -49,7 +49,7 @@ def load_golden(folder: Path) -> tuple[list[NDArray[Any]], NDArray[np.float64], 
         tensors = load_file(path)
         proba, distance = (tensors.pop(name).astype(np.float64) for name in ("proba", "distance"))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise BadBundle(f"cannot read the golden samples {path} ({error}); run: make bundle") from None
+        raise BadBundle(f"cannot read the golden samples {path} ({error}); make it anew (make bundle)") from None
     images = [tensors[name] for name in sorted(tensors)]
     if not 1 <= len(images) <= MOST or proba.ndim != 2 or not len(images) == len(proba) == len(distance):
         raise BadBundle(f"expected as many images as probabilities in {path}, got {len(images)} and {len(proba)}")
@@ -65,7 +65,9 @@ def check_golden(
     """
     tolerance = TOLERANCES[precision]
     if expected["proba"].shape != found["proba"].shape:
-        raise BadBundle(f"{where}: golden samples are of {expected['proba'].shape[1]} classes; run: make bundle")
+        raise BadBundle(
+            f"{where}: golden samples are of {expected['proba'].shape[1]} classes; make it anew (make bundle)"
+        )
     off = {
         "logits": _apart(_logits(expected["proba"]), _logits(found["proba"])),
         "distances from the training images": _apart(expected["distance"], found["distance"]),

@@ -54,7 +54,7 @@ def read_trees(path: Path, classes: int, features: int) -> Trees:
         head, *texts = path.read_text(encoding="utf-8").partition("\nend of trees")[0].split("\nTree=")
         return _joined(_fields(head), [_fields(text) for text in texts], classes, features)
     except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise BadBundle(f"{path} holds no trees that can be read ({error}); run: make bundle") from None
+        raise BadBundle(f"{path} holds no trees that can be read ({error}); make it anew (make bundle)") from None
 
 
 def _fields(text: str) -> dict[str, str]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from features.backbones.registry import domains
 from features.backbones.weights import finetuned_root
-from features.errors import CacheError
+from features.cache.pack import Pack
+from features.errors import BadDataset, CacheError
 from features.options import DatasetOptions, make_command
 from features.progress import say, shown
 from features.storage import slug
@@ -27,7 +28,6 @@ from features.views import (
     join,
     label_view,
     load_manifest,
-    made_by,
     map_view,
     pooled_view,
     rows_view,
@@ -139,7 +139,7 @@ class Stage:
         if chosen:
             return chosen, f"{'+'.join('+'.join(some) for some in chosen)} {'maps' if of_maps else pool}"
         entry = self.entries[0]
-        how = f"; run: {self._again(entry, entry.key.blocks[-1])}" if len(self.entries) == 1 else " of one backbone"
+        how = f"; {self._again(entry, entry.key.blocks[-1])}" if len(self.entries) == 1 else " of one backbone"
         say(f"{name} on {self.name} is left out: it needs feature maps{how}")
         return None
 
@@ -163,10 +163,12 @@ class Stage:
         say(f"{name} on {self.name} is left out: {why}; {able} read them from the disk")
 
     def _again(self, entry: Cached, block: str) -> str:
-        """Return the command that keeps the maps of a block too."""
+        """Return how the maps of a block come in: the command, or of a pack who has the images for it."""
         key = entry.key
+        if isinstance(entry, Pack):
+            return f"pack it with MAPS={block} where its images are"
         how = {"backbone": key.backbone, "preprocess": key.preprocess_mode, "precision": key.precision}
-        return make_command(made_by(entry), self.data, maps=block, **how)
+        return f"run: {make_command('extract', self.data, maps=block, **how)}"
 
     def _entry_name(self) -> str:
         return "+".join(entry.key.folder() for entry in self.entries)
@@ -182,7 +184,7 @@ class Stage:
         cached = [block for block in entry.key.blocks if f"maps/{block}" in manifest.parts]
         if not cached and insist:
             block = entry.key.blocks[-1]
-            raise CacheError(f"no feature maps at {entry.folder}; run: {self._again(entry, block)}")
+            raise CacheError(f"no feature maps at {entry.folder}; {self._again(entry, block)}")
         return ((cached[-1],),) if cached else ()
 
     def _view(self, name: str, blocks: Chosen, pool: str) -> View:
@@ -193,8 +195,21 @@ class Stage:
             read = _maps if of_maps else partial(_pooled, pool=pool)
             views = [read(entry, some) for entry, some in zip(self.entries, blocks, strict=True)]
             view = join([view._replace(X=view.X[:]) for view in views]) if len(views) > 1 else views[0]
-            self._last = (wanted, view._replace(y=self._merged[view.y]))
+            self._last = (wanted, self._checked(view._replace(y=self._merged[view.y])))
         return self._last[1]
+
+    def _checked(self, view: View) -> View:
+        """Return a view in which every class can be learned. BadDataset names one of fewer than two groups."""
+        to_learn = learned(view.splits, choose_protocol(self.run.protocol))
+        unit = self._manifests[0].about["grouped_by"] or "image"
+        for label, name in enumerate(self._classes):
+            own = to_learn & (view.y == label)
+            if (groups := len(np.unique(view.groups[own]))) < 2:
+                raise BadDataset(
+                    f"class {name} has {groups} {unit}{'s' * (groups != 1)} to learn from, and two are needed: "
+                    f"{int(own.sum()):,} of the {len(own):,} images of {self._manifests[0].about['dataset']}"
+                )
+        return view
 
     def _identity(self, name: str, blocks: object, described: str) -> str:
         """Return a digest of all that a run depends on; a run with another one is out of date."""

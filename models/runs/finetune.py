@@ -137,7 +137,7 @@ class FinetuneJob:
         if size := sum(self._bytes(request) for request, some in todo if some):
             root = artifacts_root()
             free = shutil.disk_usage(root if root.is_dir() else ".").free
-            what = f"maps of {self.after} of {len(self.request.dataset):,} images in {len(todo)} views"
+            what = f"maps of {self.after} of {len(self.request.dataset):,} images, views: {len(todo)}"
             say(f"extracting {what}: {size / 1e9:.2f} GB, {free / 1e9:.0f} GB are free")
             if size > free:
                 raise FirnError(

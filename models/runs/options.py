@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from features.errors import BadBundle, CacheError
+from features.cache.pack import is_pack
+from features.errors import BadBundle, CacheError, unknown
 from features.options import DatasetOptions, make_command, names_in, option
 from features.views import choose_pool
-from models.heads import choose_heads
+from models.heads import HEADS, choose_heads
 from models.predictor.archive import BUNDLE, is_bundle
 from models.runs.compare import choose
 from models.runs.current import current_runs
@@ -82,25 +83,35 @@ class ModelSelector:
     def load_all(self) -> list[Run]:
         """Return all runs of the data set, as it is now, that are meant. CacheError, with what to type, for none."""
         dataset, backbones, heads = self.data.load(), names_in(self.backbone), names_in(self.heads)
+        for kind, names, known in (
+            ("labels", [self.run.labels], {*dataset.label_views, "classes"}),
+            ("head", heads, {*HEADS, FINETUNED}),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown(kind, name, known)
         every = load_runs(dataset.name, self.run.labels, self.run.protocol)
         runs = [run for run in every if not heads or run.record.head in heads]
         runs = [run for run in runs if not backbones or _made_of(run, backbones)]
         if not runs:
-            raise CacheError(f"no trained heads of {dataset.name} yet; run: {self.command()}")
+            meant = f" that HEADS= and BACKBONE= mean, of {len(every)} that are there" if every else ""
+            raise CacheError(f"no trained heads of {dataset.name} yet{meant}; run: {self.command()}")
         if not (current := current_runs(dataset, self.run.labels, runs)):
-            again = self.command().replace("make ", "make extract ", 1)
             raise CacheError(
-                f"no run of {dataset.name} is of its images, labels and splits as they are now; run: {again}"
+                f"no run of {dataset.name} is of its images, labels and splits as they are now; run: {self.command()}"
             )
         return current
 
     def command(self) -> str:
-        """Return the command that trains what is meant."""
-        finetuned = names_in(self.heads) == [FINETUNED]
-        heads = "" if finetuned else self.heads
-        return make_command(
-            "finetune" if finetuned else "train-heads", self.data, self.run, backbone=self.backbone, heads=heads
-        )
+        """Return the command that extracts and trains what is meant; of a pack, which is extracted, that trains."""
+        names = [name for name in names_in(self.heads) if name != FINETUNED]
+        if self.heads and not names:
+            return make_command("finetune", self.data, self.run, backbone=self.backbone)
+        inputs, packed = {HEADS[name].input for name in names}, is_pack(self.data.dataset)
+        more = {"heads": " ".join(names) if inputs != {"runs"} else "", "maps": "1" if "maps" in inputs else ""}
+        if packed:
+            return make_command("train-heads", self.data, self.run, backbone=self.backbone, heads=more["heads"])
+        return make_command("extract train-heads", self.data, self.run, backbone=self.backbone, **more)
 
 
 def _made_of(run: Run, backbones: list[str]) -> bool:

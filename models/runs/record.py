@@ -168,7 +168,7 @@ def load_run(folder: Path) -> Run:
     """Return a whole run. CacheError where it does not read."""
     record = load_record(folder)
     if record is None:
-        raise CacheError(f"no whole run in {folder}; run: make train-heads")
+        raise CacheError(f"no whole run in {folder}; expected one with a run.json, below artifacts/heads")
     return Run(folder, record, load_predictions(folder / "predictions.csv", record.classes))
 
 

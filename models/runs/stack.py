@@ -53,7 +53,7 @@ def train_stack(
 
 
 def _record(runs: Sequence[Run], named: str, identity: str, facts: Mapping[str, Any]) -> RunRecord:
-    """Return the record of a stack: what its runs have in common, and what is its own."""
+    """Return the record of a stack: what its runs have in common, what is its own, and the seconds of all."""
     own: dict[str, Any] = {
         "backbone": named,
         "entry": named,
@@ -69,7 +69,8 @@ def _record(runs: Sequence[Run], named: str, identity: str, facts: Mapping[str, 
         "history": (),
         "firn": firn_version(),
     }
-    return replace(runs[0].record, **own, **facts)
+    seconds = {part: own_ + sum(run.record.seconds[part] for run in runs) for part, own_ in facts["seconds"].items()}
+    return replace(runs[0].record, **own, **{**facts, "seconds": seconds})
 
 
 def base_runs(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from features.options import make_command
+from features.storage import slug
 from features.views import POOLS
 from models.finetuning.settings import FinetuneOptions
 from models.runs.record import RunRecord
@@ -142,29 +143,32 @@ _RUN = {"labels": "classes", "protocol": "split"}  # what is left away where it 
 
 
 def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
-    """Return the commands that make the same runs and the same comparison again."""
-    first = records[0]
-    run = _run(first)
-    single = [record for record in records if not record.bases and record.finetuning is None]
-    stacks = [
-        make_command(
-            "train-heads",
-            **_data(first),
-            **run,
-            backbone=r.backbone.replace("+", " "),
-            heads=r.head,
-            seed=str(r.seed),
-        )
-        for r in records
-        if r.bases
-    ]
-    return [
-        *_extractions(single),
-        *_trainings(single),
-        *dict.fromkeys(finetune_command(r) for r in records if r.finetuning is not None),
-        *stacks,
-        make_command("compare", **_data(first), **run, seed=str(seed)),
-    ]
+    """Return the commands that make the same runs and the same comparison again.
+
+    A stack combines what is there, so that each comes after its own runs and before all others.
+    """
+    lines, left = [], [record for record in records if not record.bases]
+    for stack in sorted((record for record in records if record.bases), key=lambda record: len(record.bases)):
+        lines += _single([record for record in left if _place(record) in stack.bases])
+        left = [record for record in left if _place(record) not in stack.bases]
+        backbones = stack.backbone.replace("+", " ")
+        how = {"backbone": backbones, "heads": stack.head, "seed": str(stack.seed)}
+        lines.append(make_command("train-heads", **_data(stack), **_run(stack), **how))
+    compared = make_command("compare", **_data(records[0]), **_run(records[0]), seed=str(seed))
+    return [*lines, *_single(left), compared]
+
+
+def _single(records: Sequence[RunRecord]) -> list[str]:
+    """Return the commands that make runs again which are no stacks."""
+    heads = [record for record in records if record.finetuning is None]
+    networks = dict.fromkeys(finetune_command(record) for record in records if record.finetuning is not None)
+    return [*_extractions(heads), *_trainings(heads), *networks]
+
+
+def _place(record: RunRecord) -> str:
+    """Return the folder of a run below that of all runs, as a stack names it."""
+    parts = [slug(record.view), record.head] if record.finetuning is None else [record.head, slug(record.view)]
+    return "/".join([record.entry, *parts])
 
 
 def train_command(record: RunRecord) -> str:

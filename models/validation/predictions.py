@@ -59,5 +59,5 @@ def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
             len(rows), len(classes)
         )
     except (OSError, ValueError, IndexError) as error:
-        raise CacheError(f"cannot read {path} ({error}); run: make train-heads") from None
+        raise CacheError(f"cannot read {path} ({error}); remove {path.parent} and run: make train-heads") from None
     return Predictions(ids, groups, y, proba, fold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from features.progress import printable
@@ -21,7 +22,9 @@ SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 
 def print_table(results: ComparisonResult, console: Console) -> None:
     """Print the runs, best validation first, then the summary and how the choice was made; fits 100 columns."""
-    console.print(_table(results), soft_wrap=False)
+    tables = (_table(results, COLUMNS[:n]) for n in range(len(COLUMNS), -1, -1))  # fewer scores on a narrow terminal
+    narrow = next((t for t in tables if console.measure(t).minimum <= console.width), _table(results, ()))
+    console.print(narrow, soft_wrap=False)
     console.print(printable(results.summary), style="bold", markup=False, highlight=False)
     data = results.dataset
     guess = " (a guess; POSITIVE= chooses)" if data.positive_is_guess else ""
@@ -34,7 +37,7 @@ def print_table(results: ComparisonResult, console: Console) -> None:
         console.print(printable(note), style="dim", markup=False, highlight=False)
 
 
-def _table(results: ComparisonResult) -> Table:
+def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -47,7 +50,7 @@ def _table(results: ComparisonResult) -> Table:
         ("valid.\nAUC", "test ROC AUC\n[95 % interval]") if tested else ("validation ROC AUC\n[95 % interval]",)
     ):
         table.add_column(title, justify="right", no_wrap=True)
-    for name in COLUMNS:
+    for name in scores:
         table.add_column(SHORT[name], justify="right", no_wrap=True, min_width=6)
     table.add_column("train\ns", justify="right", no_wrap=True, min_width=6)
     finetuned = any(row.record.finetuning for row in results.runs)  # else the rate says no more than the seconds
@@ -56,11 +59,11 @@ def _table(results: ComparisonResult) -> Table:
     table.add_column("vs\nchosen", no_wrap=True)
     for row in results.runs:
         chosen = row is results.chosen
-        table.add_row(*map(Text, _cells(row, chosen, finetuned)), style="bold" if chosen else "")
+        table.add_row(*map(Text, _cells(row, chosen, finetuned, scores)), style="bold" if chosen else "")
     return table
 
 
-def _cells(row: RunResult, chosen: bool, finetuned: bool) -> list[str]:
+def _cells(row: RunResult, chosen: bool, finetuned: bool, scores: Sequence[str]) -> list[str]:
     shown, seconds = row.shown, row.record.seconds
     areas = [_plain(row.validation["roc_auc"])] if row.test else []
     versus = row.against_chosen
@@ -69,7 +72,7 @@ def _cells(row: RunResult, chosen: bool, finetuned: bool) -> list[str]:
         printable(row.name),
         *areas,
         with_interval(shown["roc_auc"]),
-        *(_plain(shown[name]) for name in COLUMNS),
+        *(_plain(shown[name]) for name in scores),
         f"{seconds['fit'] + seconds['oof']:.3g}",
         *([f"{row.images_per_second:,.0f}"] if finetuned else []),
         "chosen" if chosen else WORDS[versus.verdict] if versus else "–",
