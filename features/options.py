@@ -57,6 +57,9 @@ class DatasetOptions:
         return load_dataset(self.dataset, seed=self.seed, **self.more)
 
 
+DATA = tuple(field.name for field in dataclasses.fields(DatasetOptions))
+
+
 @dataclass(frozen=True)
 class FeatureOptions:
     """Which features: data set, backbones, weights, preprocessing and arithmetic."""

@@ -61,9 +61,9 @@ def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None
             speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
             return Text(f"{speed:,.1f} {unit}/s" if speed else "")
 
-    words = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
-    columns = (words, BarColumn(bar_width=16), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as bar:
+    words = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    columns = (words, BarColumn(bar_width=12), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30, expand=True) as bar:
         task = bar.add_task(what, total=None)
         _bars.append(lambda text: bar.console.print(text, markup=False, highlight=False))
         try:

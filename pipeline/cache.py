@@ -22,6 +22,7 @@ from features.devices import choose_device
 from features.errors import BadWeights, CacheError
 from features.extraction.engine import fill
 from features.options import (
+    DATA,
     ExtractOptions,
     FeatureOptions,
     Taking,
@@ -124,7 +125,7 @@ def _told(damage: Damage) -> str:
     return f"  {damage.path}: {damage.reason}; it held {len(damage.images)} images:\n{shown}"
 
 
-Machine = Annotated[FeatureOptions, Taking("dataset", "seed", "device")]
+Machine = Annotated[FeatureOptions, Taking(*DATA, "device")]
 
 
 def cache_repair(features: Machine, how: Annotated[ExtractOptions, Taking("workers")]) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from features.options import Taking
+from features.options import DATA, Taking
 from features.storage import artifacts_root
 from models.runs.compare import compare_runs
 from models.runs.options import ModelSelector
 from pipeline.render.html_page import write_report
 from pipeline.render.terminal import print_table
 
-Compared = Annotated[ModelSelector, Taking("dataset", "seed", "backbone", "labels", "protocol")]
+Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", "labels", "protocol")]
 
 
 def compare(runs: Compared) -> list[str]:

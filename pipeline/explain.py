@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from features.backbones import load_spec
 from features.datasets import Dataset
 from features.errors import CacheError, FirnError, unknown
-from features.options import FeatureOptions, Taking, names_in, option
+from features.options import DATA, FeatureOptions, Taking, names_in, option
 from features.progress import say
 from features.storage import artifacts_root, slug, write_whole
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, image_seen
@@ -38,7 +38,7 @@ class SheetOptions:
     per_row: int = option(6, "Images in a line of the sheet.", min=2)
 
 
-Explained = Annotated[ModelSelector, Taking("dataset", "seed", "backbone", "heads", "labels", "protocol")]
+Explained = Annotated[ModelSelector, Taking(*DATA, "backbone", "heads", "labels", "protocol")]
 
 
 def explain(runs: Explained, sheet: SheetOptions, features: Annotated[FeatureOptions, Taking("weights")]) -> list[str]:

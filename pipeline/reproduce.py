@@ -19,7 +19,7 @@ from features.backbones.weights import finetuned_root
 from features.datasets.packed import Packed
 from features.devices import choose_device, choose_precision
 from features.errors import CacheError
-from features.options import ExtractOptions, FeatureOptions, Taking, option, replaced
+from features.options import DATA, ExtractOptions, FeatureOptions, Taking, option, replaced
 from features.progress import say
 from features.storage import artifacts_root, make_folder
 from features.views import POOLS
@@ -142,7 +142,7 @@ class RecordedOptions:
     run: str = option("", "The folder of a run; empty is the run that validation chooses of DATASET.")
 
 
-Chosen = Annotated[ModelSelector, Taking("dataset", "seed", "backbone", "heads", "labels", "protocol")]
+Chosen = Annotated[ModelSelector, Taking(*DATA, "backbone", "heads", "labels", "protocol")]
 Machine = Annotated[FeatureOptions, Taking("device", "weights")]
 
 

@@ -79,6 +79,8 @@ def differences(run: Run, dataset: Dataset) -> Iterator[str]:
         yield f"{gone:,} of its images are gone"
     if new := len(dataset.ids) - len(now):
         yield f"{new:,} images are new"
+    if record.labels == "classes" and record.classes != tuple(dataset.classes):
+        yield f"its classes are {', '.join(record.classes)} in this order, now {', '.join(dataset.classes)} (POSITIVE=)"
     if record.labels == "classes":
         classes = np.array(dataset.classes)[dataset.labels[now]]
         if changed := int((np.array(record.classes)[seen.y[at]] != classes).sum()):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
+from features.backbones.registry import BACKBONES, architecture, domains
+from features.backbones.weights import find
 from features.cache.pack import is_pack
 from features.errors import BadBundle, CacheError, unknown
 from features.options import DatasetOptions, make_command, names_in, option
@@ -94,6 +97,7 @@ class ModelSelector:
         runs = [run for run in every if not heads or run.record.head in heads]
         runs = [run for run in runs if not backbones or _made_of(run, backbones)]
         if not runs:
+            _check_backbones(backbones)
             meant = f" that HEADS= and BACKBONE= mean, of {len(every)} that are there" if every else ""
             raise CacheError(f"no trained heads of {dataset.name} yet{meant}; run: {self.command()}")
         if not (current := current_runs(dataset, self.run.labels, runs)):
@@ -112,6 +116,15 @@ class ModelSelector:
         if packed:
             return make_command("train-heads", self.data, self.run, backbone=self.backbone, heads=more["heads"])
         return make_command("extract train-heads", self.data, self.run, backbone=self.backbone, **more)
+
+
+def _check_backbones(terms: list[str]) -> None:
+    """Raise UnknownName for a backbone that there is not, BadWeights for one that was not fine-tuned yet."""
+    for name in {name for term in terms for name in term.split("+")}:
+        if architecture(name) not in BACKBONES:
+            import_module("features.backbones.build").row(name)  # imports torch
+        if domains(name):
+            find(name, "")
 
 
 def _made_of(run: Run, backbones: list[str]) -> bool:
