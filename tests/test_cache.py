@@ -61,7 +61,9 @@ def test_ls_tells_the_state(spots: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert listed.state == "ready"
     bytes_ = sum(p.stat().st_size for p in entry.folder.rglob("*") if p.is_file())
     assert listed.size == f"{bytes_ / 1e6:.1f} MB"
-    assert list_entries()[0].state == "images not here", "a folder's place is not known from its name"
+    assert list_entries()[0].state == "not compared: DATASET= gives its path", (
+        "a folder's place is not known from its name"
+    )
     (spots / "train/spot/train000.png").rename(spots / "train/normal/x.png")
     assert list_entries(str(spots))[0].state.startswith("partial: 1 of 32 images")
     (spots / "train/normal/x.png").unlink()

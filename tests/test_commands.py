@@ -20,9 +20,9 @@ from runs_for_tests import draw_runs, make_run
 
 from features.errors import quoted
 from features.progress import shown
-from models.runs.commands import commands
 from models.runs.compare import compare_runs
 from models.runs.record import load_runs
+from models.runs.summary import commands
 from pipeline.__main__ import main
 from pipeline.cli import VERBS
 from pipeline.render.terminal import print_table
