@@ -157,7 +157,7 @@ def test_the_line_says_everything() -> None:
     other["zoom"] = 0.5
     lines = {replace(view, **{name: value}).describe() for name, value in other.items()} | {view.describe()}
     assert len(lines) == len(fields(view)) + 1
-    assert PLAIN.describe() == "squash: whole image to 64 x 64 (bilinear, antialias)"
+    assert PLAIN.describe() == "squash: whole picture to 64 x 64 (bilinear, antialias)"
     assert replace(PLAIN, augmentation=view).describe() == f"{PLAIN.describe()}; {view.describe()}"
     assert STILL.describe() == replace(STILL, shift=0.0, degrees=0.0).describe()
 

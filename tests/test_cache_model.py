@@ -165,11 +165,12 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def move(self) -> None:
-        """Move the whole folder."""
+        """Move the whole folder: a data set that is given by its path is known by where it is, and begins anew."""
         self.homes += 1
         home = self.root / f"home{self.homes}"
         shutil.move(self.folder.parent, home)
         self.folder = home / self.folder.name
+        self.stored, self.settled = set(), False
 
     # The cache ---------------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ def test_make_hands_on_its_command_line(tmp_path: Path) -> None:
     odd = tmp_path / 'it\'s 5% of #1, "x" y'
     done = run(f"make doctor {make_command('', dataset=str(odd)).split(maxsplit=1)[1]}", BACKBONE="nothing")
     assert done.returncode == 2
-    assert str(odd) in done.stderr
+    assert repr(str(odd)) in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_the_thawed_network_is_a_backbone(spots: Path, tmp_path: Path) -> None:
     assert keys[NET].weights != keys[f"{NET}@{name}"].weights
     train_heads(str(other), f"{NET}@{name}", heads="lda", precision="float32")
     extract(str(spots), f"{NET}@{name}", precision="float32")
-    with pytest.raises(CacheError, match="has seen the labels"):
+    with pytest.raises(CacheError, match="has seen their labels"):
         train_heads(str(spots), f"{NET}@{name}", heads="lda", precision="float32")
 
 

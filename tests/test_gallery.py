@@ -21,6 +21,7 @@ from verbs_for_tests import audit, compare, extract, report, selected, train_hea
 from verbs_for_tests import pack as cache_pack
 
 from features.datasets import load_dataset
+from features.errors import CacheError
 from models.runs.compare import compare_runs
 from models.runs.outcomes import judged
 from models.runs.record import load_runs
@@ -142,8 +143,8 @@ def test_what_is_missing_is_said(evil: Path, tmp_path: Path, capsys: pytest.Capt
     cache_pack(str(evil), NET, out=str(pack), precision="float32")
     tile = json.loads((page.parent / "gallery.json").read_text())["lines"][0]["images"][0]["id"]
     Image.new("L", (48, 48)).save(evil / tile)
-    report(str(evil))
-    assert "has changed since its features were extracted" in capsys.readouterr().err
+    with pytest.raises(CacheError, match="as they are now; run: make extract train-heads DATASET="):
+        report(str(evil))
     os.unlink(page.parent / "gallery.json")
     assert "features of squeezenet1_1 without the images" in gallery_of(Path(report(str(pack))))
 
