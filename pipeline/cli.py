@@ -204,6 +204,9 @@ def _say_next(name: str, given: dict[str, str]) -> None:
 def check_given(name: str, given: frozenset[str], arguments: list[str]) -> None:
     """Raise FirnError for a variable given to make that no target takes, that is fixed there, or that is empty."""
     own = {field.name.upper(): field for field in fields_of(load_verb(name))}
+    if "FIRN_GOALS" in os.environ:
+        for variable in sorted((own.keys() & os.environ.keys()) - given):
+            say(f"{variable}= of the environment is not used; write it behind make: {variable}={os.environ[variable]}")
     goals = os.environ.get("FIRN_GOALS", name).split()
     verbs = [goal for goal in goals if goal in VERBS] or [name]
     for variable in sorted(v for v in given if v not in MAKE_ONLY and not v.startswith("FIRN_")):
