@@ -88,24 +88,22 @@ def cache_verify(of: EntriesOptions) -> tuple[list[str], int]:
     """Read every byte of all entries, those of a data set, or a pack; return what to tell, and 2 for damage."""
     if is_pack(of.dataset):
         return _verify_pack(Path(of.dataset))
-    lines, well = [], True
+    lines, again = list[str](), list[str]()
     for entry in find(of.dataset):
         damages = verify(entry)
         lines.append(
             f"{'damaged' if damages else 'whole'}: {place(entry)}, {megabytes(bytes_below(entry.folder))} read"
         )
         lines += [_told(damage) for damage in damages]
-        well &= not damages
-        again = [f"run: {make_command('cache-repair', dataset=of.dataset)}"] if of.dataset else [_mended(entry)]
-        lines += [line for line in again if damages and line not in lines]
-    return lines or ["the cache is empty"], 0 if well else 2
+        again += [_mended(entry, of.dataset)] * bool(damages)
+    return [*lines, *dict.fromkeys(again)] or ["the cache is empty"], 2 if again else 0
 
 
-def _mended(entry: Entry) -> str:
-    """Return what mends an entry: the command, or for a set of a path, which its name does not tell, in words."""
+def _mended(entry: Entry, asked: str) -> str:
+    """Return what mends an entry of the set that was asked for; where none was, a name does not tell its path."""
     name = entry.folder.parent.name
-    if name in DATASETS:
-        return f"run: {make_command('cache-repair', dataset=name)}"
+    if asked or name in DATASETS:
+        return f"run: {make_command('cache-repair', dataset=asked or name)}"
     return f"cache-repair with the path of {name} as DATASET= mends it"
 
 
@@ -240,7 +238,7 @@ def list_entries(dataset: str = "") -> list[Listed]:
     names = {entry.folder.parent.name for entry in found} if not given else set()
     sets = {d.name: d for d in [*given, *filter(None, map(at_hand, sorted(names)))]}
     digests = {name: _digests(d) for name, d in sets.items()}
-    return [_listed(e, sets.get(e.folder.parent.name), digests.get(e.folder.parent.name)) for e in found]
+    return [_listed(e, dataset, sets.get(e.folder.parent.name), digests.get(e.folder.parent.name)) for e in found]
 
 
 def _digests(dataset: Dataset) -> Digests:
@@ -248,7 +246,7 @@ def _digests(dataset: Dataset) -> Digests:
     return Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo)
 
 
-def _listed(entry: Entry, dataset: Dataset | None, digests: Digests | None) -> Listed:
+def _listed(entry: Entry, asked: str, dataset: Dataset | None, digests: Digests | None) -> Listed:
     size = megabytes(bytes_below(entry.folder))
     when = last_used(entry)
     used = datetime.fromtimestamp(when).isoformat(" ", "minutes") if when else "never"
@@ -256,7 +254,7 @@ def _listed(entry: Entry, dataset: Dataset | None, digests: Digests | None) -> L
         manifest = entry.manifest()
         state = _state(entry, manifest, dataset, digests)
     except CacheError:
-        return Listed(place(entry), "", "", size, f"damaged master; {_mended(entry)}", used)
+        return Listed(place(entry), "", "", size, f"damaged master; {_mended(entry, asked)}", used)
     images = f"{len(manifest.ids):,} of {manifest.about['wanted']:,}" if manifest else "no master"
     return Listed(place(entry), images, ", ".join(manifest.parts) if manifest else "", size, state, used)
 

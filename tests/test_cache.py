@@ -61,16 +61,15 @@ def test_ls_tells_the_state(spots: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert listed.state == "ready"
     bytes_ = sum(p.stat().st_size for p in entry.folder.rglob("*") if p.is_file())
     assert listed.size == f"{bytes_ / 1e6:.1f} MB"
-    assert list_entries()[0].state == "not compared: DATASET= gives its path", (
-        "a folder's place is not known from its name"
-    )
+    assert list_entries()[0].state == "not compared: DATASET= gives its path"
     (spots / "train/spot/train000.png").rename(spots / "train/normal/x.png")
     assert list_entries(str(spots))[0].state.startswith("partial: 1 of 32 images")
     (spots / "train/normal/x.png").unlink()
     assert list_entries(str(spots))[0].state.startswith("stale: ")
     flip(entry.master, 900)
     (damaged,) = list_entries(str(spots))
-    assert damaged.state == "damaged master; run: make cache-repair"
+    assert damaged.state == f"damaged master; run: make cache-repair DATASET={spots}"
+    assert "cache-repair with the path of spots-" in list_entries()[0].state
     print_entries([listed, damaged])
     header, first, second = capsys.readouterr().out.splitlines()
     assert header.split() == ["entry", "images", "parts", "size", "state", "used"]

@@ -84,8 +84,9 @@ def _lone_group(case: Case) -> Iterator[str]:
     dataset = case.dataset
     for label, name in enumerate(dataset.classes):
         own = (dataset.labels == label) & (dataset.splits != "test")
-        if dataset.grouped_by and len(np.unique(dataset.groups[own])) == 1:
-            yield f"all images of {name} to learn from come from one {dataset.grouped_by}: heads cannot be trained"
+        if len(np.unique(dataset.groups[own])) == 1:
+            unit = dataset.grouped_by or "image"
+            yield f"all images of {name} to learn from come from one {unit}: heads cannot be trained"
 
 
 def _few(case: Case) -> Iterator[str]:
@@ -105,7 +106,8 @@ def _untested(case: Case) -> Iterator[str]:
 def _straddling(case: Case) -> Iterator[str]:
     dataset = case.dataset
     if dataset.grouped_by and (both := straddling(dataset.groups, dataset.splits)):
-        yield f"{len(both):,} groups ({dataset.grouped_by}) are in more than one split, for example {both[0]}: leaks"
+        are = "group" if len(both) == 1 else "groups"
+        yield f"in more than one split: {len(both):,} {are} ({dataset.grouped_by}), for example {both[0]}: leaks"
 
 
 def _nothing_to_see(case: Case) -> Iterator[str]:
