@@ -22,8 +22,8 @@ from features.storage import artifacts_root, make_folder, slug, write_whole
 from models.predictor.archive import opened
 from models.predictor.build import BundleOptions
 from models.predictor.export import FORMATS, NAMES, Trial, check_export
+from models.predictor.loading import draw_images
 from models.predictor.manifest import Contents
-from models.predictor.self_test import draw_images
 from models.runs.options import ModelSelector
 from pipeline.bundle import bundled
 from pipeline.render.model_card import Exported, render_card

@@ -15,13 +15,12 @@ from features.errors import BadImage, FirnError, unknown
 from features.images import pixels
 from features.options import ExtractOptions, FeatureOptions, Taking, option
 from features.progress import printable, say, shown
-from features.storage import artifacts_root, make_folder, slug, write_whole
+from features.storage import artifacts_root, csv_lines, make_folder, slug, write_whole
 from models.explain.class_maps import asked_maps
 from models.predictor.build import BundleOptions
 from models.runs.options import ModelSelector
 from models.runs.outcomes import asked_of
 from pipeline.bundle import bundled
-from pipeline.render.tables import csv_lines
 
 if TYPE_CHECKING:
     from models.predictor.predictor import Prediction, Predictor

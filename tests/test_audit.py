@@ -19,6 +19,7 @@ from verbs_for_tests import audit, extract, pack
 from features.errors import UnknownName
 from features.images.phash import HASH_BITS, SIDE, hash_bits, thumbnail
 from features.inspection.thumbnails import blank, load_thumbnails
+from features.storage import csv_lines
 from models.audit import CHECKS, Evidence, Subject, find_all, measure_leakage
 from models.audit import neighbours as blocks
 from models.audit.duplicates import likeness
@@ -26,7 +27,6 @@ from models.audit.label_errors import label_errors
 from models.audit.neighbours import best_matches, far_out, mean_distances
 from pipeline.__main__ import main
 from pipeline.render.audit_page import findings_page
-from pipeline.render.tables import csv_lines
 
 NET = "squeezenet1_1"
 

@@ -20,12 +20,12 @@ from verbs_for_tests import bundle, predict, selected
 
 from features.datasets.image_list import find_images
 from features.errors import BadBundle, BadDataset, BadImage, CacheError, FirnError, UnknownName
+from features.storage import csv_lines
 from models.predictor.predictor import Prediction
 from models.runs.compare import choose
 from models.runs.options import ModelSelector
 from models.runs.record import load_runs
 from pipeline.predict import predictions_table
-from pipeline.render.tables import csv_lines
 
 ROOT = Path(__file__).parents[1]
 DICOM = Path(pydicom.data.__file__).parent / "test_files"

@@ -24,10 +24,9 @@ from PIL import Image
 from features.errors import BadBundle, BadImage, BadWeights, FirnError, UnknownName
 from models.predictor.archive import BUNDLE, check_files, opened, write_archive
 from models.predictor.build import BundleOptions, write_bundle
-from models.predictor.loading import OUTLIERS, load
+from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load
 from models.predictor.manifest import load_contents
 from models.predictor.ood import fit_novelty
-from models.predictor.self_test import GOLDEN, draw_images
 from models.predictor.trees import read_trees
 from models.runs.record import Run, load_runs
 

@@ -28,10 +28,9 @@ from features.views import Cached, choose_blocks, rows_view
 from models.heads import HEADS, load_head, save_head
 from models.metrics import CALIBRATIONS, Calibration
 from models.predictor.archive import BUNDLE, write_archive
-from models.predictor.loading import OUTLIERS, load_unchecked
+from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
-from models.predictor.self_test import GOLDEN, draw_images
 from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
 from models.runs.summary import train_command

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from features.datasets.dataset import Source
 from features.errors import BadImage
 from features.progress import printable
-from features.storage import artifacts_root
+from features.storage import artifacts_root, csv_lines
 from models.audit import CHECKS, Finding
 from models.runs.record import runs_root
 from models.runs.summary import with_interval
-from pipeline.render.tables import csv_lines
 
 if TYPE_CHECKING:
     from rich.table import Table

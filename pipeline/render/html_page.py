@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from features.datasets.dataset import SPLITS
 from features.options import make_command
-from features.storage import write_whole
+from features.storage import csv_lines, write_whole
 from models.audit import CHECKS
 from models.runs.compare import run_names
 from models.runs.record import Run, RunRecord
@@ -23,7 +23,6 @@ from pipeline.render import page_figures as figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
 from pipeline.render.page_figures import CURVES, operating_table, sides, training_figures
 from pipeline.render.plots import draw_plots, learning_figure, load_learning
-from pipeline.render.tables import csv_lines
 
 GALLERY = "gallery.json"  # beside the page: `report` writes it, and `compare` shows it again
 _JPEG = "data:image/jpeg;base64,"
