@@ -10,8 +10,10 @@ import pytest
 from conftest import draw
 from verbs_for_tests import collect, compare, extract, selected, train_heads
 
+from features.cache.entry import cache_root
 from features.errors import CacheError
 from features.progress import heard
+from models.runs.current import stale_runs
 
 NET = "squeezenet1_1"
 
@@ -75,3 +77,22 @@ def test_other_bytes_under_the_same_names(table: Path) -> None:
     with heard() as lines, pytest.raises(CacheError):
         selected(dataset=str(table)).load_all()
     assert all(line.endswith("other bytes of images") for line in lines)
+
+
+def test_no_run_is_removed_on_a_guess(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an image cannot be read just now, or the cache is gone, no run is called one of other data."""
+    relabel(table)
+    dataset = selected(dataset=str(table)).data.load()
+    assert len(list(stale_runs(dataset))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(type(dataset.source), "read", unreadable)
+        (cache_root(dataset.name) / "digests.h5").unlink()
+        assert list(stale_runs(dataset)) == []
+    assert len(list(stale_runs(dataset))) == 2
+    shutil.rmtree(cache_root(dataset.name))
+    assert list(stale_runs(dataset)) == []
+
+
+def unreadable(source: object, image: str) -> bytes:
+    """Fail as a network drive does."""
+    raise OSError(f"{image}: stale file handle")

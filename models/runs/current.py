@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from features.cache.content import Digests
-from features.cache.entry import cache_root, read_unknown
+from features.cache.entry import Entry, cache_root, read_unknown
 from features.cache.index import Manifest
 from features.cache.verify import find_entries
 from features.datasets import Dataset
@@ -33,11 +33,17 @@ def current_runs(dataset: Dataset, labels: str, runs: Sequence[Run]) -> list[Run
 
 
 def stale_runs(dataset: Dataset) -> Iterator[tuple[Path, str]]:
-    """Yield the folders of runs of other images, labels or splits than the data set has now, and how they differ."""
+    """Yield the folders of runs of other images, labels or splits than the data set has now, and how they differ.
+
+    None where that cannot be told for certain, for what is yielded may be removed: where an image cannot be read just
+    now, or where no cache entry says which images were left out.
+    """
     now: dict[str, str] = {}
+    if not isinstance(dataset.source, Packed) and not (_read(dataset).known().all() and _entries(dataset)):
+        return
     for path in sorted((artifacts_root() / "heads").rglob("run.json")):
         record = load_record(path.parent)
-        if record is None or record.dataset != dataset.name:
+        if record is None or record.dataset != dataset.name or record.labels not in {"classes", *dataset.label_views}:
             continue
         if record.labels not in now:
             now[record.labels] = current_manifest(dataset, record.labels)
@@ -56,10 +62,8 @@ def current_manifest(dataset: Dataset, labels: str) -> str:
 
 def _manifest(dataset: Dataset) -> Manifest:
     """Return what an extraction would list today, without the images that were once unreadable and are as they were."""
-    root = cache_root(dataset.name)
-    memo = Digests.load(root / "digests.h5")
-    found = read_unknown(dataset, Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo))
-    left_out = np.array([s.encode() for entry in find_entries(root) for s in entry.left_out()], dtype="S64")
+    found = _read(dataset)
+    left_out = np.array([s.encode() for entry in _entries(dataset) for s in entry.left_out()], dtype="S64")
     at = np.flatnonzero(found.known() & ~np.isin(found.sha256, left_out))
     splits, groups = (
         np.char.encode(column[at].astype(np.str_), "utf-8") for column in (dataset.splits, dataset.groups)
@@ -67,6 +71,16 @@ def _manifest(dataset: Dataset) -> Manifest:
     about = {"classes": list(dataset.classes), "label_views": dataset.label_views}
     labels = dataset.labels[at].astype(np.int64)
     return Manifest(found.ids[at], found.sha256[at], labels, splits, groups, {}, {}, about)
+
+
+def _read(dataset: Dataset) -> Digests:
+    """Return the digests of all images, UNKNOWN for those that cannot be read."""
+    memo = Digests.load(cache_root(dataset.name) / "digests.h5")
+    return read_unknown(dataset, Digests.of(dataset.ids, dataset.source.stamps(dataset.ids), memo))
+
+
+def _entries(dataset: Dataset) -> list[Entry]:
+    return [*find_entries(cache_root(dataset.name))]
 
 
 def differences(run: Run, dataset: Dataset) -> Iterator[str]:
