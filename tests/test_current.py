@@ -55,6 +55,18 @@ def test_runs_of_edited_labels_are_left_out(table: Path) -> None:
     assert [run["head"] for run in results["runs"]] == ["lda"]
 
 
+def test_a_stale_run_named_by_its_folder_says_so(table: Path) -> None:
+    """It is still the run that was asked for; one of today's data says nothing."""
+    run = selected(dataset=str(table)).load_all()[0]
+    with heard() as lines:
+        assert selected(run.folder).load().folder == run.folder
+    assert lines == []
+    relabel(table)
+    with heard() as lines:
+        selected(run.folder).load()
+    assert [line.rpartition(": ")[2] for line in lines] == ["1 labels have changed"]
+
+
 def test_stale_runs_can_be_removed(table: Path) -> None:
     """cache-gc lists them, and removes them when told to; a run may be named too."""
     assert collect(str(table), NET, precision="float32")[-1].startswith("nothing to remove")

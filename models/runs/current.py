@@ -14,6 +14,7 @@ from features.cache.index import Manifest
 from features.cache.verify import find_entries
 from features.datasets import Dataset
 from features.datasets.packed import Packed
+from features.errors import FirnError
 from features.progress import say
 from features.storage import artifacts_root
 from features.views import label_view
@@ -30,6 +31,17 @@ def current_runs(dataset: Dataset, labels: str, runs: Sequence[Run]) -> list[Run
         if run.record.manifest != now:
             say(f"left out {run.name}: {'; '.join(differences(run, dataset)) or 'other bytes of images'}")
     return kept
+
+
+def say_if_stale(run: Run) -> None:
+    """Say how the data of a run that was named by its folder differ from those of today, where these are at hand."""
+    try:
+        dataset = run.record.data.load()
+        if run.record.manifest != current_manifest(dataset, run.record.labels):
+            how = "; ".join(differences(run, dataset)) or "other bytes of images"
+            say(f"{run.name} in {run.folder} is of other data than {dataset.name} has now: {how}")
+    except (FirnError, OSError):
+        return
 
 
 def stale_runs(dataset: Dataset) -> Iterator[tuple[Path, str]]:

@@ -15,7 +15,7 @@ from features.views import choose_pool
 from models.heads import HEADS, choose_heads
 from models.predictor.archive import BUNDLE, is_bundle
 from models.runs.compare import choose
-from models.runs.current import current_runs
+from models.runs.current import current_runs, say_if_stale
 from models.runs.record import FINETUNED, Run, load_record, load_run, load_runs
 from models.validation.cross_validation import choose_protocol
 
@@ -81,7 +81,9 @@ class ModelSelector:
                 f"{self.model} is neither a bundle (a folder with a {BUNDLE}, or a .zip) nor the folder of a run "
                 "(with a run.json, below artifacts/heads); or leave MODEL= away and name the DATASET="
             )
-        return load_run(Path(self.model))
+        run = load_run(Path(self.model))
+        say_if_stale(run)
+        return run
 
     def load_all(self) -> list[Run]:
         """Return all runs of the data set, as it is now, that are meant. CacheError, with what to type, for none."""
