@@ -282,6 +282,55 @@ def test_bands_draw_whole_groups() -> None:
         assert np.allclose(once, twice, atol=1e-12)
 
 
+def test_curves_of_folds_are_drawn_from_pairs_within_folds() -> None:
+    """The area of the ROC curve and its corner are those of the table; a shift between folds changes nothing."""
+    y, proba, groups = predictions(300, 2)
+    folds, column = np.unique(groups, return_inverse=True)[1] % 3, proba[:, 1]
+    shifted = np.clip(column / 4 + folds / 4, 0, 1)
+    pooled, apart = (roc_curve_band(y, s, groups, folds=folds, grid=20001, n_bootstrap=0) for s in (column, shifted))
+    assert np.allclose(pooled.value, apart.value, atol=1e-12)
+    whole = np.stack([1 - shifted, shifted], axis=1)
+    assert apart.value[1:-1].mean() == pytest.approx(METRICS["roc_auc"](y, whole, folds=folds), abs=1e-3)
+    assert abs(apart.value.mean() - METRICS["roc_auc"](y, whole)) > 0.01, "pooling would tell another story"
+    pairs = [np.prod(np.bincount(y[folds == k])) for k in range(3)]
+    found = rates(y, shifted, groups, folds=folds, specificity=0.8, sensitivity=0.9, n_bootstrap=200)
+    each = [rates(y[folds == k], column[folds == k], specificity=0.8, sensitivity=0.9, n_bootstrap=0) for k in range(3)]
+    for place, interval in enumerate(found):
+        assert interval.value == pytest.approx(np.average([row[place].value for row in each], weights=pairs))
+        assert interval.low < interval.value < interval.high
+    assert found.partial_auc.value == pytest.approx(
+        np.average(
+            [reference.roc_auc_score(y[folds == k], column[folds == k], max_fpr=0.2) for k in range(3)], weights=pairs
+        )
+    )
+    narrow, wide = (roc_curve_band(y, column, groups, folds=f, n_bootstrap=200) for f in (None, folds))
+    assert (wide.high - wide.low).mean() > (narrow.high - narrow.low).mean(), "folds share training images"
+
+
+def test_a_stated_prevalence_is_that_of_images_drawn_so() -> None:
+    """Decision curve and reliability at 0.1 are those of a sample in which positives are so rare."""
+    random = np.random.default_rng(0)
+    y = np.repeat([0, 1], 400)
+    score = np.clip(random.beta(2 + 2 * y, 4), 0.01, 0.99)
+    rare = np.concatenate([np.repeat(np.flatnonzero(y == 0), 9), np.flatnonzero(y == 1)])  # a positive in ten
+    at = [0.05, 0.1, 0.4]
+    found, drawn = net_benefit(y, score, at, prevalence=0.1), net_benefit(y[rare], score[rare], at)
+    assert found.model == pytest.approx(drawn.model) and found.treat_all == pytest.approx(drawn.treat_all)
+    stated, sampled = reliability_curve(y, score, prevalence=0.1), reliability_curve(y[rare], score[rare])
+    assert stated.predicted == pytest.approx(sampled.predicted) and stated.observed == pytest.approx(sampled.observed)
+    assert ((stated.low <= stated.observed) & (stated.observed <= stated.high)).all()
+    usual = net_benefit(y, score, at, prevalence=0.5, n_bootstrap=300)
+    plain = net_benefit(y, score, at, n_bootstrap=300)
+    assert usual.model == pytest.approx(plain.model) and usual.high == pytest.approx(plain.high)
+
+
+def test_some_metrics_are_those_of_all() -> None:
+    y, proba, groups = predictions(120, 2)
+    every = score(y, proba, groups, n_bootstrap=100, seed=4)
+    some = score(y, proba, groups, only=("brier", "roc_auc", "pr_auc"), n_bootstrap=100, seed=4)
+    assert list(some) == ["brier", "roc_auc", "pr_auc"] and all(every[name] == some[name] for name in some)
+
+
 @pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
 def test_operating_points_are_the_best_of_all_thresholds(ties: bool) -> None:
     y, proba, _ = predictions(150, 2, ties=ties)

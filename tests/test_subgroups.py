@@ -107,3 +107,35 @@ def test_bins_say_their_bounds() -> None:
         "40 or more",
         "",
     ]
+
+
+def test_out_of_fold_subgroups_are_ranked_within_folds_and_counted_once() -> None:
+    """Two repeats of the same predictions: as many images and patients, areas within folds, tests that know of it."""
+    y, proba, groups, sex = drawn(3, worse=0.6)
+    fold = groups // 4 % 5
+    shifted = 1 / (1 + np.exp(-(np.log(proba[:, 1] / proba[:, 0]) + fold)))  # no common scale
+    proba = np.stack([1 - shifted, shifted], axis=1)
+    once, again = (
+        subgroup_tables(
+            np.tile(y, k),
+            np.tile(proba, (k, 1)),
+            {"sex": np.tile(sex, k)},
+            np.tile(groups, k),
+            folds=np.concatenate([fold, fold + 5])[: k * len(y)],
+            threshold=np.tile(fold / 20 + 0.4, k),
+            n_bootstrap=300,
+        )[0]
+        for k in (1, 2)
+    )
+    for row, twice in zip(once.rows, again.rows, strict=True):
+        at = sex == row.name
+        parts = [at & (fold == k) for k in range(5)]
+        pairs = [(y[p] == 1).sum() * (y[p] == 0).sum() for p in parts]
+        areas = [delong(y[p], proba[p, 1]).auc[0] for p in parts]
+        assert row.scores["roc_auc"].value == pytest.approx(np.average(areas, weights=pairs))
+        called = proba[:, 1] >= fold / 20 + 0.4
+        assert row.scores["sensitivity"].value == pytest.approx(called[at & (y == 1)].mean())
+        assert (twice.images, twice.groups) == (row.images, row.groups)
+        for name in COMPARED:
+            assert twice.scores[name] == pytest.approx(row.scores[name], abs=0.02), "repeats make no patients"
+    assert again.p_values["roc_auc"] == pytest.approx(once.p_values["roc_auc"], rel=0.5)

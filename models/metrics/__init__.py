@@ -35,7 +35,17 @@ from models.metrics.significance import (
     holm,
     score_of_the_chosen,
 )
-from models.metrics.subgroups import AGGREGATES, Subgroup, SubgroupTable, in_bins, predictions_by_group, subgroup_tables
+from models.metrics.subgroups import (
+    AGGREGATES,
+    COMPARED,
+    Subgroup,
+    SubgroupTable,
+    in_bins,
+    predictions_by_group,
+    probabilities_by_group,
+    subgroup,
+    subgroup_tables,
+)
 from models.metrics.thresholds import (
     NetBenefit,
     RateAtRate,
@@ -49,6 +59,7 @@ from models.metrics.thresholds import (
 __all__ = [
     "AGGREGATES",
     "CALIBRATIONS",
+    "COMPARED",
     "METRICS",
     "BadPredictions",
     "Band",
@@ -84,10 +95,12 @@ __all__ = [
     "operating_points",
     "pr_curve_band",
     "predictions_by_group",
+    "probabilities_by_group",
     "rates",
     "reliability_curve",
     "roc_curve_band",
     "score",
     "score_of_the_chosen",
+    "subgroup",
     "subgroup_tables",
 ]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from models.metrics.bootstrap import Interval, quantile, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
-from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample, ratio
 
 _NEWTON, _CONVERGED, _SINGULAR = 50, 1e-10, 1e14  # steps; of the coefficients; condition of the curvature
 
@@ -28,13 +28,21 @@ class Reliability(NamedTuple):
 
 
 def reliability_curve(
-    y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None, *, bins: int = BINS, level: float = 0.95
+    y: ArrayLike,
+    score: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    prevalence: float | None = None,
+    bins: int = BINS,
+    level: float = 0.95,
 ) -> Reliability:
     """Return the reliability diagram of score (n,) in 0 to 1 against y (n,) of 0 and 1, in `bins` equal parts.
 
     The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds are
     Wilson's for the effective number of images, by the design effect of groups (n,) and Student's t (Korn & Graubard
-    1998, Survey Methodology 24:193). Raises BadPredictions.
+    1998, Survey Methodology 24:193). With a `prevalence`, for which the scores hold, the classes count as if it were
+    the share of class 1; that moves the odds of every bin by the same factor, and the bounds with them. Raises
+    BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
     sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
@@ -47,7 +55,13 @@ def reliability_curve(
     held, gaps = (sample.tally(place, bins, of)[:, used] for of in (None, sample.y - share[place]))
     count = _effective(held, gaps, hits * (1 - hits), level)
     low, high = wilson(hits * count, count, level)
-    return Reliability(predicted, hits, low, high, images[used])
+    if prevalence is None:
+        return Reliability(predicted, hits, low, high, images[used])
+    weight = np.where(sample.y == 1, prevalence / sample.y.mean(), (1 - prevalence) / (1 - sample.y.mean()))
+    predicted = ratio(*(np.bincount(place, row, minlength=bins)[used] for row in (weight * column, weight)))
+    factor = prevalence / (1 - prevalence) * (1 / sample.y.mean() - 1)
+    moved = (factor * share / (1 - share + factor * share) for share in (hits, low, high))
+    return Reliability(predicted, *moved, images[used])
 
 
 def _effective(held: Floats, gaps: Floats, variance: Floats, level: float) -> Floats:

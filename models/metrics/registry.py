@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,11 +148,12 @@ def score(
     *,
     folds: ArrayLike | None = None,
     threshold: ArrayLike | None = None,
+    only: Iterable[str] = (),
     n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return each metric with its confidence interval.
+    """Return each metric, or `only` some by name, with its confidence interval.
 
     y (n,) class numbers; proba (n, K); groups (n,) patients, slides: what is independent of each other, None where each
     image is; folds (n,) of out-of-fold predictions. The binary ROC AUC has DeLong's interval (Obuchowski's for groups),
@@ -165,12 +166,13 @@ def score(
     """
     whole = make_sample(y, proba, groups, folds=folds, threshold=threshold)
     sample = whole.by_fold()
-    value, drawn = replicated(METRICS, sample, n_bootstrap, seed)
-    intervals = {}
-    for name, metric in METRICS.items():
-        bootstrap = metric.interval(value[name], drawn[name], level, metric.evidence(sample))
-        intervals[name] = (metric.analytic and metric.analytic(whole, level)) or bootstrap
-    return intervals
+    asked = {name: METRICS[name] for name in only or METRICS}
+    analytic = {name: metric.analytic and metric.analytic(whole, level) for name, metric in asked.items()}
+    value, drawn = replicated({name: asked[name] for name in asked if not analytic[name]}, sample, n_bootstrap, seed)
+    return {
+        name: analytic[name] or metric.interval(value[name], drawn[name], level, metric.evidence(sample))
+        for name, metric in asked.items()
+    }
 
 
 def replicated(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from models.metrics.bootstrap import resamples
 from models.metrics.sample import Floats, Sample, make_sample, ratio
+
+Curve = Callable[[Floats, Floats, Floats], Floats]  # true and false positives at falling thresholds, grid -> curve
 
 
 class Band(NamedTuple):
@@ -26,6 +28,7 @@ def roc_curve_band(
     score: ArrayLike,
     groups: ArrayLike | None = None,
     *,
+    folds: ArrayLike | None = None,
     grid: int = 101,
     n_bootstrap: int = 2000,
     level: float = 0.95,
@@ -33,11 +36,14 @@ def roc_curve_band(
 ) -> Band:
     """Return the ROC curve: sensitivity (value) at `grid` even steps of 1 - specificity (x), with a band.
 
-    y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,). Ties make slanted segments. The band holds point by point,
-    not for the curve as a whole, by the percentile bootstrap over groups (Fawcett 2006: vertical averaging); with few
-    images of either class read it with care (Hanczar et al. 2010, Bioinformatics 26:822).
+    y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,). Ties make slanted segments. Out of fold, the curve
+    is the mean of the folds' at each x, each fold with the weight of its pairs, so that its area is the metric
+    `roc_auc`. The band holds point by point, not for the curve as a whole, by the percentile bootstrap over groups
+    (Fawcett 2006: vertical averaging); with few images of either class read it with care (Hanczar et al. 2010,
+    Bioinformatics 26:822).
     """
-    return _band(_sensitivity, y, score, groups, grid, n_bootstrap, level, seed)
+    sample = _sample(y, score, groups, folds)
+    return _band(_sensitivity, sample, sample, grid, n_bootstrap, level, seed)
 
 
 def pr_curve_band(
@@ -45,6 +51,7 @@ def pr_curve_band(
     score: ArrayLike,
     groups: ArrayLike | None = None,
     *,
+    folds: ArrayLike | None = None,
     grid: int = 101,
     n_bootstrap: int = 2000,
     level: float = 0.95,
@@ -53,60 +60,59 @@ def pr_curve_band(
     """Return the precision-recall curve: precision at `grid` even steps of recall; the rest as `roc_curve_band`.
 
     Precision is a step function of recall, not interpolated (Davis & Goadrich 2006): the one at the highest threshold
-    that reaches the recall. Its area is the average precision, the metric `pr_auc`.
+    that reaches the recall. Its area is the average precision, the metric `pr_auc`: of all folds together, as precision
+    is no matter of pairs within one; only the band is that of models of several folds.
     """
-    return _band(_precision, y, score, groups, grid, n_bootstrap, level, seed)
+    sample = _sample(y, score, groups, folds)
+    return _band(_precision, sample, sample.pooled, grid, n_bootstrap, level, seed)
 
 
-def _band(
-    curve: Callable[[Floats, Floats, Floats], Floats],
-    y: ArrayLike,
-    score: ArrayLike,
-    groups: ArrayLike | None,
-    grid: int,
-    n_bootstrap: int,
-    level: float,
-    seed: int,
-) -> Band:
+def _sample(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None, folds: ArrayLike | None) -> Sample:
     column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
+    return make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
+
+
+def _band(curve: Curve, sample: Sample, ranked: Sample, grid: int, n_bootstrap: int, level: float, seed: int) -> Band:
+    """Return the curve of a sample, whose images are ranked as in `ranked`, with its band."""
     x = np.linspace(0, 1, grid).round(12)
-    value = _curves(curve, sample, np.ones((1, sample.n_groups)), x)[0]
-    blocks = [_curves(curve, sample, weights, x) for weights in resamples(sample, n_bootstrap, seed)]
-    drawn = np.concatenate([np.full((1, grid), np.nan), *blocks])
+
+    def curves(weights: Floats) -> Floats:
+        return over_folds(lambda hits, alarms: curve(hits, alarms, x), grid, ranked, weights)
+
+    value = curves(np.ones((1, sample.n_groups)))[0]
+    drawn = np.concatenate([np.full((1, grid), np.nan), *map(curves, resamples(sample, n_bootstrap, seed))])
     drawn = drawn[~np.isnan(drawn[:, -1])]
-    if not len(drawn) or (sample.groups_by_class < 2).any():
+    if not len(drawn) or (sample.independent[:-1] < 2).any():
         return Band(x, value, np.full(grid, np.nan), np.full(grid, np.nan))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.clip(value + np.sqrt(sample.inflation) * (ends - value), 0, 1)
     return Band(x, value, low, high)
 
 
-def _curves(curve: Callable[[Floats, Floats, Floats], Floats], sample: Sample, weights: Floats, x: Floats) -> Floats:
-    """Return the curve of each replicate at x, (b, grid)."""
-    hits, alarms = counts_by_threshold(sample, weights)
-    usable = (hits[:, -1] > 0) & (alarms[:, -1] > 0)
-    rows = np.full((len(weights), len(x)), np.nan)
-    for row in np.flatnonzero(usable):
-        rows[row] = curve(hits[row], alarms[row], x)
-    return rows
+def over_folds(of: Callable[[Floats, Floats], Any], size: int, sample: Sample, weights: Floats) -> Floats:
+    """Return the mean over folds, by their pairs of a positive and a negative, of what a threshold gives in each.
+
+    `of` makes `size` numbers of the true and the false positives (m,) at falling thresholds. Returns a row for each
+    replicate of `weights` (b, G), (b, size); NaN where no fold has both classes.
+    """
+    counts = [_counts(sample, weights, sample.folds == fold) for fold in np.unique(sample.folds)]
+    pairs = np.stack([hits[:, -1] * alarms[:, -1] for hits, alarms in counts])
+    shares = ratio(pairs, np.broadcast_to(pairs.sum(axis=0), pairs.shape))
+    total = np.where(np.isnan(shares[0])[:, None], np.nan, np.zeros((1, size)))
+    for (hits, alarms), share in zip(counts, shares, strict=True):
+        for row in np.flatnonzero(share > 0):
+            total[row] += share[row] * np.asarray(of(hits[row], alarms[row]))
+    return total
 
 
-def counts_by_threshold(sample: Sample, weights: Floats) -> tuple[Floats, Floats]:
-    """Return the true and false positives of each replicate at each of m falling thresholds, (b, m) each."""
-    order = np.argsort(-sample.proba[:, 1], kind="stable")
+def _counts(sample: Sample, weights: Floats, at: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Return the true and false positives among some images, of each replicate at m falling thresholds, (b, m) each."""
+    order = np.flatnonzero(at)[np.argsort(-sample.proba[at, 1], kind="stable")]
     falling = sample.proba[order, 1]
     ends = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # the last of each run of ties
     weight = weights[:, sample.groups[order]]
     hits = np.cumsum(weight * sample.y[order], axis=1)[:, ends]
     return hits, np.cumsum(weight, axis=1)[:, ends] - hits
-
-
-def rates_by_threshold(sample: Sample, weights: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Yield the false and true positive rates of each replicate, (m + 1,) from 0 to 1; NaN where it lacks a class."""
-    hits, alarms = counts_by_threshold(sample, weights)
-    of_all = (ratio(column, np.repeat(column[:, -1:], column.shape[1], axis=1)) for column in (alarms, hits))
-    none = np.zeros((len(weights), 1))
-    yield from zip(*(np.hstack([none, rate]) for rate in of_all), strict=True)
 
 
 def _sensitivity(hits: Floats, alarms: Floats, x: Floats) -> Floats:

@@ -24,6 +24,7 @@ class GroupPredictions(NamedTuple):
     y: Ints  # (G,)
     proba: Floats  # (G, K)
     images: Ints  # (G,)
+    mixed: int  # groups whose images are of several classes
 
 
 def _mean(place: Ints, positive: Floats, size: int) -> Floats:
@@ -45,7 +46,7 @@ def _noisy_or(place: Ints, positive: Floats, size: int) -> Floats:
 # one that at least one image is positive, were they independent (Pearl 1988)
 AGGREGATES: dict[str, Callable[[Ints, Floats, int], Floats]] = {
     "mean": _mean,
-    "max": _maximum,
+    "maximum": _maximum,
     "noisy-or": _noisy_or,
 }
 
@@ -53,22 +54,34 @@ AGGREGATES: dict[str, Callable[[Ints, Floats, int], Floats]] = {
 def predictions_by_group(y: ArrayLike, proba: ArrayLike, groups: ArrayLike, how: str = "mean") -> GroupPredictions:
     """Return the predictions of groups (patients) from those of their images.
 
-    y (n,), proba (n, K), groups (n,). Of two classes a group is positive where any image of it is; of more, all its
-    images must be of one class, and `how` must be "mean". Raises UnknownName, BadPredictions.
+    y (n,), proba (n, K), groups (n,). Of two classes a group is positive where any image of it is; of more, groups
+    whose images are of several classes are left out. Raises UnknownName, BadPredictions.
+    """
+    sample = make_sample(y, proba, groups)
+    names, joined, images = probabilities_by_group(sample.proba, groups, how)
+    highest, lowest = np.zeros(len(names), np.int64), np.full(len(names), sample.n_classes)
+    np.maximum.at(highest, sample.groups, sample.y)
+    np.minimum.at(lowest, sample.groups, sample.y)
+    kept = np.full(len(names), True) if sample.binary else highest == lowest
+    return GroupPredictions(names[kept], highest[kept], joined[kept], images[kept], int((highest != lowest).sum()))
+
+
+def probabilities_by_group(proba: Floats, groups: ArrayLike, how: str = "mean") -> tuple[NDArray[Any], Floats, Ints]:
+    """Return the names (G,), probabilities (G, K) and images (G,) of groups from the probabilities of images (n, K).
+
+    `how` is a row of AGGREGATES, of which more than two classes have the mean only. Raises UnknownName, BadPredictions.
     """
     if how not in AGGREGATES:
         raise unknown("aggregate", how, AGGREGATES)
-    sample, names = make_sample(y, proba, groups), np.unique(np.asarray(groups))
-    size, place = sample.n_groups, sample.groups
-    label = np.zeros(size, np.int64)
-    np.maximum.at(label, place, sample.y)
-    if sample.binary:
-        positive = AGGREGATES[how](place, sample.proba[:, 1], size)
-        return GroupPredictions(names, label, np.stack([1 - positive, positive], axis=1), np.bincount(place))
-    if how != "mean" or (label[place] != sample.y).any():
-        raise BadPredictions(f"more than two classes have 'mean' of groups of one class only, got {how!r}")
-    means = np.stack([_mean(place, column, size) for column in sample.proba.T], axis=1)
-    return GroupPredictions(names, label, means, np.bincount(place))
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    if proba.shape[1] == 2:
+        positive = AGGREGATES[how](place, proba[:, 1], len(names))
+        return names, np.stack([1 - positive, positive], axis=1), np.bincount(place)
+    if how != "mean":
+        raise BadPredictions(
+            f"AGGREGATE={how} is for two classes, and there are {proba.shape[1]}; leave it for the mean"
+        )
+    return names, np.stack([_mean(place, column, len(names)) for column in proba.T], axis=1), np.bincount(place)
 
 
 COMPARED = ("roc_auc", "sensitivity", "specificity")
@@ -79,7 +92,7 @@ class Subgroup(NamedTuple):
     """The images of one value of a column."""
 
     name: str
-    images: tuple[int, ...]  # of each class
+    images: tuple[int, ...]  # of each class, each once however often it was predicted
     groups: tuple[int, ...]  # that hold an image of each class
     scores: Mapping[str, Interval]  # of COMPARED
     calibration: CalibrationLine | None  # of two classes
@@ -117,18 +130,20 @@ def subgroup_tables(
     columns: Mapping[str, ArrayLike],
     groups: ArrayLike | None = None,
     *,
-    threshold: float | None = None,
+    folds: ArrayLike | None = None,
+    threshold: ArrayLike | None = None,
     n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> list[SubgroupTable]:
     """Return the scores of every subgroup, and tests of the differences between subgroups, Holm-corrected over all.
 
-    y (n,), proba (n, K), groups (n,); `columns` {name: (n,)} of values whose words name a subgroup, empty where there
-    is none. A test is Wald's of equal scores, by the covariance of a bootstrap over groups in which a group may be in
-    several subgroups, against F with the fewest groups' degrees of freedom. Raises BadPredictions.
+    y (n,), proba (n, K), groups (n,), folds (n,), threshold one for all or (n,); `columns` {name: (n,)} of values whose
+    words name a subgroup, empty where there is none. A test is Wald's of equal scores, by the covariance of a bootstrap
+    over groups in which a group may be in several subgroups, against F with the fewest groups' degrees of freedom.
+    Raises BadPredictions.
     """
-    whole = make_sample(y, proba, groups, threshold=threshold)
+    whole = make_sample(y, proba, groups, folds=folds, threshold=threshold)
     draws = {"n_bootstrap": n_bootstrap, "seed": seed}
     tables = []
     for name, column in columns.items():
@@ -136,29 +151,34 @@ def subgroup_tables(
         if words.shape != whole.y.shape:
             raise BadPredictions(f"expected one value of {name} an image, got {len(words)} for {len(whole.y)} images")
         parts = {value: words == value for value in np.unique(words) if value}
-        rows = [_subgroup(value, whole, at, threshold, level, draws) for value, at in parts.items()]
-        p_values = _tests(whole, list(parts.values()), **draws)
+        rows = [subgroup(value, whole, at, level=level, **draws) for value, at in parts.items()]
+        p_values = _tests(whole.by_fold(), list(parts.values()), **draws)
         tables.append(SubgroupTable(name, tuple(rows), int((words == "").sum()), p_values, {}))
     adjusted = iter(holm([p for table in tables for p in table.p_values.values()]).tolist())
     return [table._replace(p_adjusted={name: next(adjusted) for name in table.p_values}) for table in tables]
 
 
-def _subgroup(
-    name: str, whole: Sample, at: NDArray[np.bool_], threshold: float | None, level: float, draws: Mapping[str, int]
+def subgroup(
+    name: str, whole: Sample, at: NDArray[np.bool_], *, level: float = 0.95, n_bootstrap: int = 2000, seed: int = 0
 ) -> Subgroup:
-    y, proba, groups = whole.y[at], whole.proba[at], whole.groups[at]
-    scores = score(y, proba, groups, threshold=threshold, level=level, **draws)
-    line = calibration_line(y, proba[:, 1], groups, level=level) if whole.binary else None
-    images = tuple(np.bincount(y, minlength=whole.n_classes).tolist())
-    held = tuple(make_sample(y, proba, groups).groups_by_class.tolist())
-    return Subgroup(name, images, held, {metric: scores[metric] for metric in COMPARED}, line)
+    """Return the scores of the images of a sample under a mask (n,), with the decisions that the sample has of them."""
+    y, proba, groups, folds = whole.y[at], whole.proba[at], whole.groups[at], whole.folds[at]
+    draws: dict[str, Any] = {"folds": folds, "level": level}
+    right = np.where(whole.decision[at] == 1, 0.0, 2.0) if whole.binary else None  # the threshold that decides so
+    scores = score(y, proba, groups, threshold=right, only=COMPARED, n_bootstrap=n_bootstrap, seed=seed, **draws)
+    line = calibration_line(y, proba[:, 1], groups, **draws) if whole.binary else None
+    sample = make_sample(y, proba, groups, folds=folds)
+    images = np.bincount(y, minlength=whole.n_classes) / sample.by_fold().repeats
+    return Subgroup(
+        name, tuple(images.round().astype(int).tolist()), tuple(sample.groups_by_class.tolist()), scores, line
+    )
 
 
 def _part(whole: Sample, at: NDArray[np.bool_]) -> tuple[Sample, NDArray[np.int64]]:
     """Return the sample of some images, and the numbers of its groups in the whole."""
     present, codes = np.unique(whole.groups[at], return_inverse=True)
     columns: tuple[Any, ...] = (whole.y[at], whole.proba[at], whole.decision[at], codes, whole.folds[at])
-    return Sample(*columns), present
+    return Sample(*columns, whole.repeats), present
 
 
 def _tests(whole: Sample, parts: Sequence[NDArray[np.bool_]], *, n_bootstrap: int, seed: int) -> dict[str, float]:
@@ -170,11 +190,11 @@ def _tests(whole: Sample, parts: Sequence[NDArray[np.bool_]], *, n_bootstrap: in
     for name, metric in rows.items():
         found = np.stack([np.concatenate([block[name] for block in part]) for part in drawn])
         evidence = min((metric.evidence(sample) for sample, _ in samples), default=0.0)
-        p_values[name] = _wald(found[:, 0], found[:, 1:], evidence)
+        p_values[name] = _wald(found[:, 0], found[:, 1:], evidence, whole.inflation)
     return p_values
 
 
-def _wald(score: Floats, drawn: Floats, evidence: float) -> float:
+def _wald(score: Floats, drawn: Floats, evidence: float, inflation: float) -> float:
     """Return the p-value of equal scores (L,) from replicates (L, b); NaN where they cannot be tested."""
     from scipy.special import fdtrc
 
@@ -183,7 +203,7 @@ def _wald(score: Floats, drawn: Floats, evidence: float) -> float:
     if apart < 1 or freedom <= 0 or np.isnan(score).any() or drawn.shape[1] <= len(score):
         return np.nan
     difference, replicates = score[1:] - score[0], drawn[1:] - drawn[0]
-    covariance = np.atleast_2d(np.cov(replicates)) * evidence / (evidence - 1)
+    covariance = np.atleast_2d(np.cov(replicates)) * inflation * evidence / (evidence - 1)
     if not np.linalg.cond(covariance) < 1e12:
         return np.nan
     statistic = float(difference @ np.linalg.solve(covariance, difference))

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from models.metrics.bootstrap import Interval, logit_interval, quantile, resamples, standard_error
-from models.metrics.roc import rates_by_threshold
-from models.metrics.sample import BadPredictions, Floats, effective_groups, make_sample
+from models.metrics.roc import over_folds
+from models.metrics.sample import BadPredictions, Floats, Sample, effective_groups, make_sample, ratio
 
 _ROUNDING = 1e-12
 
@@ -51,30 +51,47 @@ def net_benefit(
     thresholds: ArrayLike,
     groups: ArrayLike | None = None,
     *,
+    folds: ArrayLike | None = None,
+    prevalence: float | None = None,
     n_bootstrap: int = 0,
     level: float = 0.95,
     seed: int = 0,
 ) -> NetBenefit:
     """Return the decision curve of Vickers & Elkin 2006: TP/n - FP/n * t/(1 - t) at each threshold t.
 
-    y (n,) of 0 and 1, score (n,) calibrated probabilities, thresholds (t,) in 0 <= t < 1, groups (n,). The band is
-    Student's t with the standard error of the bootstrap over groups. Raises BadPredictions.
+    y (n,) of 0 and 1, score (n,) calibrated probabilities, thresholds (t,) in 0 <= t < 1, groups (n,), folds (n,).
+    With a `prevalence`, the classes count as if this were the share of class 1, for which the probabilities hold. The
+    band is Student's t with the standard error of the bootstrap over groups. Raises BadPredictions.
     """
     at, column = np.asarray(thresholds, dtype=np.float64), np.asarray(score, dtype=np.float64)
     if not column.size or not ((at >= 0) & (at < 1)).all():
         raise BadPredictions(f"expected images and thresholds 0 <= t < 1, got {column.size} and {at[:9].tolist()}")
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
-    odds = at / (1 - at)
-    gains = (column[:, None] >= at) * np.where(sample.y[:, None] == 1, 1.0, -odds)
-    by_group = np.zeros((sample.n_groups, len(at)))
-    np.add.at(by_group, sample.groups, gains)
-    images = np.bincount(sample.groups)
-    drawn = [w @ by_group / (w @ images)[:, None] for w in resamples(sample, n_bootstrap, seed)]
-    replicates = np.concatenate([np.empty((0, len(at))), *drawn]).T
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
+    odds, share = at / (1 - at), float(sample.y.mean()) if prevalence is None else prevalence
+    treated = (column[:, None] >= at).astype(np.float64)
+    parts = [_summed(sample, treated * (sample.y == k)[:, None]) for k in (0, 1)]
+    images = [_summed(sample, (sample.y == k)[:, None].astype(np.float64)) for k in (0, 1)]
+
+    def benefit(weights: Floats) -> Floats:
+        alarms, hits, negatives, positives = (weights @ column for column in (*parts, *images))
+        if prevalence is None:
+            return np.asarray((hits - odds * alarms) / (negatives + positives))
+        alarms, hits = (ratio(n, np.broadcast_to(of, n.shape)) for n, of in ((alarms, negatives), (hits, positives)))
+        return np.asarray(share * hits - (1 - share) * odds * alarms)
+
+    model = benefit(np.ones((1, sample.n_groups)))[0]
+    replicates = np.concatenate([np.empty((0, len(at))), *map(benefit, resamples(sample, n_bootstrap, seed))]).T
     evidence = effective_groups(*sample.independent[:-1])
-    half = np.array([standard_error(row, evidence) for row in replicates]) * quantile(level, max(evidence - 1, 1))
-    model, share = gains.mean(axis=0), sample.y.mean()
+    error = np.array([standard_error(row, evidence) for row in replicates]) * np.sqrt(sample.inflation)
+    half = error * quantile(level, max(evidence - 1, 1))
     return NetBenefit(at, model, share - (1 - share) * odds, model - half, model + half)
+
+
+def _summed(sample: Sample, columns: Floats) -> Floats:
+    """Return the sums of columns (n, t) over the images of each group, (G, t)."""
+    total = np.zeros((sample.n_groups, columns.shape[1]))
+    np.add.at(total, sample.groups, columns)
+    return total
 
 
 class RateAtRate(NamedTuple):
@@ -90,6 +107,7 @@ def rates(
     score: ArrayLike,
     groups: ArrayLike | None = None,
     *,
+    folds: ArrayLike | None = None,
     specificity: float = 0.9,
     sensitivity: float = 0.95,
     n_bootstrap: int = 2000,
@@ -98,27 +116,28 @@ def rates(
 ) -> RateAtRate:
     """Return sensitivity at a fixed specificity, specificity at a fixed sensitivity, and the partial ROC AUC.
 
-    y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,). The threshold is chosen on these images, in each replicate
-    anew: what an operating point fixed beforehand reaches is for `score` to say. Partial area: McClish 1989 (Med.
-    Decis. Making 9:190). NaN where y has one class. Raises BadPredictions.
+    y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,): out of fold the mean over the folds by their
+    pairs, as of the ROC curve. The threshold is chosen on these images, in each replicate anew: what an operating point
+    fixed beforehand reaches is for `score` to say. Partial area: McClish 1989 (Med. Decis. Making 9:190). NaN where y
+    has one class. Raises BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
-    least = 1 - specificity
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
 
     def reached(weights: Floats) -> Floats:
-        return np.array([_reached(*pair, least, sensitivity) for pair in rates_by_threshold(sample, weights)])
+        return over_folds(lambda *counts: _reached(*counts, 1 - specificity, sensitivity), 3, sample, weights)
 
-    whole = np.ones((1, sample.n_groups))
-    found = np.concatenate([reached(weights) for weights in (whole, *resamples(sample, n_bootstrap, seed))])
+    value = reached(np.ones((1, sample.n_groups)))[0]
+    drawn = np.concatenate([np.empty((0, 3)), *map(reached, resamples(sample, n_bootstrap, seed))])
+    drawn = value + np.sqrt(sample.inflation) * (drawn - value)
     evidence = effective_groups(*sample.independent[:-1])
-    return RateAtRate(*(logit_interval(float(row[0]), row[1:], level, evidence) for row in found.T))
+    rows = zip(value.tolist(), drawn.T, strict=True)
+    return RateAtRate(*(logit_interval(found, replicates, level, evidence) for found, replicates in rows))
 
 
-def _reached(alarms: Floats, hits: Floats, least: float, sensitivity: float) -> tuple[float, float, float]:
-    """Return the three of `RateAtRate` from the false and true positive rates of falling thresholds, from 0 to 1."""
-    if np.isnan(hits[-1] + alarms[-1]):
-        return np.nan, np.nan, np.nan
+def _reached(true: Floats, false: Floats, least: float, sensitivity: float) -> tuple[float, float, float]:
+    """Return the three of `RateAtRate` from the true and false positives at falling thresholds."""
+    hits, alarms = (np.append(0.0, counts / counts[-1]) for counts in (true, false))
     most = float(hits[alarms <= least + _ROUNDING].max())
     fewest = float(alarms[hits >= sensitivity - _ROUNDING].min())
     inside = alarms < least
