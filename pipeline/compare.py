@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from features.datasets.columns import further_columns
 from features.options import DATA, Taking
 from features.storage import artifacts_root
 from models.runs.compare import compare_runs
+from models.runs.examination import ExaminationOptions
 from models.runs.options import ModelSelector
 from pipeline.render.html_page import write_report
 from pipeline.render.terminal import print_table
@@ -14,16 +16,18 @@ from pipeline.render.terminal import print_table
 Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", "labels", "protocol")]
 
 
-def compare(runs: Compared) -> list[str]:
+def compare(runs: Compared, how: ExaminationOptions) -> list[str]:
     """Compare all runs of a data set under one protocol, or those of the given backbones; return the page's path.
 
-    The choice is made by out-of-fold predictions; test images are only reported. Raises CacheError where there is
-    no run.
+    The choice is made by out-of-fold predictions; test images are only reported. Of the chosen run there are scores by
+    subgroup, for each further column of the data set's table, and by patient. Raises CacheError where there is no run,
+    BadDataset for a table that is not of these images.
     """
     from rich.console import Console
 
     found = runs.load_all()
-    result = compare_runs(found, seed=runs.data.seed)
+    columns = further_columns(runs.data.load(), how.columns)
+    result = compare_runs(found, how, columns, seed=runs.data.seed)
     out = Console()
     print_table(result, out if out.is_terminal else Console(width=100))
     return [str(write_report(result, found, artifacts_root() / "compare" / found[0].record.root.name))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,9 @@ from features.options import ExtractOptions, FeatureOptions, Taking, option
 from features.progress import printable, say, shown
 from features.storage import artifacts_root, csv_lines, make_folder, slug, write_whole
 from models.explain.class_maps import asked_maps
+from models.metrics import at_prevalence, probabilities_by_group
 from models.predictor.build import BundleOptions
+from models.runs.examination import ExaminationOptions, stated_shares
 from models.runs.options import ModelSelector
 from models.runs.outcomes import asked_of
 from pipeline.bundle import bundled
@@ -53,16 +55,21 @@ def _is_share(text: str) -> bool:
         return False
 
 
+How = Annotated[ExaminationOptions, Taking("aggregate", "prevalence")]
 Weights = Annotated[BundleOptions, Taking("weights")]
 Machine = Annotated[FeatureOptions, Taking("device")]
 Threads = Annotated[ExtractOptions, Taking("workers")]
 
 
-def predict(what: PredictOptions, model: ModelSelector, how: Weights, machine: Machine, threads: Threads) -> list[str]:
+def predict(
+    what: PredictOptions, model: ModelSelector, how: Weights, machine: Machine, threads: Threads, asked: How
+) -> list[str]:
     """Predict the images of a folder, a file or a CSV; return a summary and the path of predictions.csv.
 
     Unreadable files are left out and listed in unreadable.csv; with `overlays` there is an image with its class map
-    for each. Raises BadBundle, BadDataset; BadImage where nothing can be read; FirnError for a model without maps.
+    for each. A CSV with a column of groups (patients) has them in predictions-by-group.csv too. With a prevalence,
+    there are probabilities for it beside those of training. Raises BadBundle, BadDataset; BadImage where nothing can be
+    read; FirnError for a model without maps, and for a prevalence of other classes.
     """
     from models.predictor.loading import load
 
@@ -73,19 +80,93 @@ def predict(what: PredictOptions, model: ModelSelector, how: Weights, machine: M
     predictor = load(path, device=machine.device, explained=what.overlays)
     folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
     make_folder(folder)
+    even = np.full((1, len(predictor.classes)), 1 / len(predictor.classes))
+    _stated(even, predictor, asked.prevalence)  # a mistake is said before any work
+    if any(one.group for one in listed):
+        probabilities_by_group(even, [""], asked.aggregate)
     found = _predicted(predictor, listed, what.point, threads.workers)
     if not found.names:
         raise BadImage(f"no image could be read; the first: {next(iter(found.left_out.values()))}")
     names = {str(one.path): one.name for one in listed}
-    _write_tables(found, names, folder)
+    stated = _stated(found.calibrated, predictor, asked.prevalence)
+    _write_tables(found, names, folder, stated)
+    lines = [_summary(found, predictor, what.point, path), _of_prevalence(found, stated)]
+    lines.append(_write_groups(found, predictor, listed, asked.aggregate, what.point, folder))
     if what.overlays:
         _write_overlays(predictor, found, names, folder / "overlays")
-    return [_summary(found, predictor, what.point, path), str(folder / "predictions.csv")]
+    return [*filter(None, lines), str(folder / "predictions.csv")]
 
 
-def _write_tables(found: Prediction, names: dict[str, str], folder: Path) -> None:
+class Stated(NamedTuple):
+    """Probabilities at a stated prevalence."""
+
+    shares: NDArray[np.float64]  # (K,) of the classes
+    trained: NDArray[np.float64]  # (K,) in training
+    proba: NDArray[np.float64]  # (n, K)
+
+
+def _trained(predictor: Predictor) -> NDArray[np.float64]:
+    """Return the share of each class among the training images, (K,). Raises FirnError where a bundle does not say."""
+    given = predictor.contents.card.get("trained_shares")
+    right = isinstance(given, list) and len(given) == len(predictor.classes) and all(map(_is_positive, given))
+    if not right or abs(sum(given) - 1) > 1e-6:
+        raise FirnError(
+            f"{predictor.contents.name} does not say which share of its training images was of each class, which "
+            "PREVALENCE= needs; make its bundle anew (make bundle)"
+        )
+    return np.asarray(given, dtype=np.float64)
+
+
+def _stated(proba: NDArray[np.float64], predictor: Predictor, prevalence: str) -> Stated | None:
+    """Return calibrated probabilities (n, K) as they are at another prevalence; None where none was asked for."""
+    if not prevalence:
+        return None
+    trained = _trained(predictor)
+    shares = stated_shares(prevalence, proba, trained)
+    return None if shares is None else Stated(shares, trained, at_prevalence(proba, trained, shares))
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, float) and 0 < number < 1
+
+
+def _write_groups(
+    found: Prediction, predictor: Predictor, listed: Sequence[Listed], how: str, point: str, folder: Path
+) -> str:
+    """Write predictions-by-group.csv where a table told the groups (patients); return what it says in one line."""
+    told = {str(one.path): one.group or one.name for one in listed}
+    if not any(one.group for one in listed):
+        return ""
+    names, proba, images = probabilities_by_group(found.proba, [told[path] for path in found.names], how)
+    threshold, classes = threshold_of_groups(predictor, how, point), found.classes
+    decided = len(classes) > 2 or threshold is not None
+    called = proba.argmax(axis=1) if threshold is None else (proba[:, 1] >= threshold).astype(np.int64)
+    header = [["group", "images", *(f"p_{name}" for name in classes), *(["decision"] if decided else [])]]
+    lines = (
+        [name, n, *map(repr, row), *([classes[k]] if decided else [])]
+        for name, n, row, k in zip(names.tolist(), images.tolist(), proba.tolist(), called.tolist(), strict=True)
+    )
+    write_whole(folder / "predictions-by-group.csv", [csv_lines([*header, *lines])])
+    counts = np.bincount(called, minlength=len(classes)).tolist()
+    words = ", ".join(f"{n:,} {name}" for n, name in zip(counts, classes, strict=True))
+    rule = "the most probable class" if threshold is None else f"{classes[1]} from {threshold:.6g} up"
+    undecided = "no decision: the model was trained on groups of one image each; POINT=0.5 decides"
+    return printable(f"{len(names):,} groups by {how}: " + (f"{words}; {rule}" if decided else undecided))
+
+
+def threshold_of_groups(predictor: Predictor, how: str, point: str) -> float | None:
+    """Return the threshold of a group's probability: the number given, else what training chose by group, if it did."""
+    if len(predictor.classes) != 2 or (point and point not in POINTS):
+        return predictor.threshold(point)
+    points = predictor.contents.card.get("points_by_group")
+    found = points.get(how) if isinstance(points, dict) else None
+    value = found.get(point or POINTS[0]) if isinstance(found, dict) else None
+    return value if isinstance(value, float) and np.isfinite(value) else None
+
+
+def _write_tables(found: Prediction, names: dict[str, str], folder: Path, stated: Stated | None) -> None:
     """Write predictions.csv and unreadable.csv, and name the first files that could not be read."""
-    write_whole(folder / "predictions.csv", [csv_lines(predictions_table(found, names))])
+    write_whole(folder / "predictions.csv", [csv_lines(predictions_table(found, names, stated))])
     unreadable = [(names[path], why.removeprefix(f"{path}: ")) for path, why in found.left_out.items()]
     write_whole(folder / "unreadable.csv", [csv_lines([("path", "reason"), *unreadable])])
     for name, why in unreadable[:_TOLD]:
@@ -109,16 +190,30 @@ def _predicted(predictor: Predictor, listed: Sequence[Listed], point: str, worke
     return joined(pieces, predictor.classes)
 
 
-def predictions_table(found: Prediction, names: dict[str, str]) -> Iterator[list[object]]:
+def predictions_table(found: Prediction, names: dict[str, str], stated: Stated | None = None) -> Iterator[list[object]]:
     """Yield the header and a line for each image, probabilities with all their digits."""
-    classes = found.classes
-    ends = ("decision", "outlier", "distance")
-    yield ["path", *(f"p_{name}" for name in classes), *(f"calibrated_{name}" for name in classes), *ends]
-    numbers = np.concatenate([found.proba, found.calibrated], axis=1).tolist()
+    classes, columns = found.classes, [found.proba, found.calibrated]
+    header = ["path", *(f"p_{name}" for name in classes), *(f"calibrated_{name}" for name in classes)]
+    if stated is not None:
+        header += [f"prevalence_{share:.4g}_{name}" for share, name in zip(stated.shares, classes, strict=True)]
+        columns.append(stated.proba)
+    yield [*header, "decision", "outlier", "distance"]
+    numbers = np.concatenate(columns, axis=1).tolist()
     rest = zip(found.labels, found.outlier.tolist(), found.distance.tolist(), strict=True)
     for name, row, (label, outlier, distance) in zip(found.names, numbers, rest, strict=True):
         far = "" if np.isnan(distance) else f"{distance:.4f}"
         yield [names.get(name, name), *map(repr, row), label, "yes" if outlier else "no", far]
+
+
+def _of_prevalence(found: Prediction, stated: Stated | None) -> str:
+    """Say at which prevalence probabilities are, beside that of training; decisions do not move with it."""
+    if stated is None:
+        return ""
+    shares = zip(found.classes, stated.shares, stated.trained, strict=True)
+    words = ", ".join(f"{share:.3g} {name} (in training {trained:.3g})" for name, share, trained in shares)
+    return printable(
+        f"columns prevalence_*: calibrated probabilities at {words}; decisions stay at the operating point"
+    )
 
 
 def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -> str:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
+from features.datasets.columns import further_columns
 from features.errors import FirnError
 from features.options import FeatureOptions, Taking
 from features.progress import say
 from features.storage import artifacts_root, write_whole
 from models.runs.compare import compare_runs
+from models.runs.examination import ExaminationOptions
 from pipeline.compare import Compared
 from pipeline.render.html_page import GALLERY, write_report
 
 
-def report(runs: Compared, features: Annotated[FeatureOptions, Taking("weights")]) -> list[str]:
+def report(
+    runs: Compared, features: Annotated[FeatureOptions, Taking("weights")], how: ExaminationOptions
+) -> list[str]:
     """Compare as `compare` does and write the page with a gallery of errors; return the page's path.
 
     Where images or their maps are missing the page says which command brings them. Raises CacheError where there is
@@ -23,10 +27,11 @@ def report(runs: Compared, features: Annotated[FeatureOptions, Taking("weights")
     from pipeline.render.gallery import make_gallery
 
     found = runs.load_all()
-    result = compare_runs(found, seed=runs.data.seed)
+    dataset = runs.data.load()
+    result = compare_runs(found, how, further_columns(dataset, how.columns), seed=runs.data.seed)
     folder, why_not = artifacts_root() / "compare" / found[0].record.root.name, ""
     try:
-        gallery = make_gallery(result, found, runs.data.load(), features.weights)
+        gallery = make_gallery(result, found, dataset, features.weights)
         write_whole(folder / GALLERY, [json.dumps(gallery, indent=1).encode()])
     except FirnError as error:
         why_not = str(error)

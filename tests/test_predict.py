@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from models.predictor.predictor import Prediction
 from models.runs.compare import choose
 from models.runs.options import ModelSelector
 from models.runs.record import load_runs
-from pipeline.predict import predictions_table
+from pipeline.predict import predictions_table, threshold_of_groups
 
 ROOT = Path(__file__).parents[1]
 DICOM = Path(pydicom.data.__file__).parent / "test_files"
@@ -111,6 +112,51 @@ def test_lists(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
         find_images(str(lines))
     with pytest.raises(BadDataset, match="leads out"):
         find_images(str(tmp_path / "in"))
+
+
+def test_patients_of_a_table_and_a_stated_prevalence(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
+    """A line for each patient, and probabilities by Bayes' rule beside those of training, in columns that say so."""
+    images = sorted((workshop / "spots" / "test").rglob("*.png"))
+    (tmp_path / "in").mkdir()
+    lines = ["path,patient"]
+    for i, image in enumerate(images):
+        shutil.copy(image, tmp_path / "in" / f"{i}.png")
+        lines.append(f"{i}.png,p{i // 3}")
+    (tmp_path / "in" / "list.csv").write_text("\n".join(lines))
+    asked = {"out": str(tmp_path / "out"), "aggregate": "noisy-or", "prevalence": "0.2"}
+    *said, path = predict(tmp_path / "in" / "list.csv", linear, **asked)
+    rows, patients = table(tmp_path / "out"), table(tmp_path / "out", "predictions-by-group.csv")
+    assert path == str(tmp_path / "out" / "predictions.csv")
+    for row in rows:
+        odds = float(row["calibrated_spot"]) / float(row["calibrated_normal"]) / 4  # trained on halves
+        assert float(row["prevalence_0.2_spot"]) == pytest.approx(odds / (1 + odds))
+        assert float(row["prevalence_0.8_normal"]) == pytest.approx(1 / (1 + odds))
+    assert [row["group"] for row in patients] == ["p0", "p1", "p2"]
+    for i, row in enumerate(patients):
+        own = [float(image["p_spot"]) for image in rows[3 * i : 3 * i + 3]]
+        assert float(row["p_spot"]) == pytest.approx(1 - np.prod([1 - p for p in own]))
+        assert int(row["images"]) == len(own)
+    assert "decision" not in patients[0] and "no decision" in said[2], "trained on patients of one image"
+    assert "0.2 spot (in training 0.5)" in said[1] and "stay at the operating point" in said[1]
+    predict(tmp_path / "in" / "list.csv", linear, **asked, point="0.7")
+    for row in table(tmp_path / "out", "predictions-by-group.csv"):
+        assert row["decision"] == ("spot" if float(row["p_spot"]) >= 0.7 else "normal")
+    with pytest.raises(FirnError, match="is of 3 classes, and there are 2"):
+        predict(tmp_path / "in" / "list.csv", linear, prevalence="0.2,0.3,0.5")
+
+
+def test_patients_are_decided_where_training_knew_patients() -> None:
+    """The threshold is that of the aggregate asked for; what a stranger's bundle says is a number or nothing."""
+    points = {"mean": {"youden": 0.4, "sensitivity>=0.95": 0.2}, "maximum": {"youden": "0.9"}}
+    contents = SimpleNamespace(card={"points_by_group": points})
+    predictor: Any = SimpleNamespace(contents=contents, classes=("a", "b"), threshold=float)
+    found = [threshold_of_groups(predictor, how, point) for how, point in PAIRS]
+    assert found == [0.4, 0.2, None, None, 0.3]
+    contents.card = {"points_by_group": ["mean"]}
+    assert threshold_of_groups(predictor, "mean", "") is None
+
+
+PAIRS = (("mean", ""), ("mean", "sensitivity>=0.95"), ("maximum", ""), ("noisy-or", "youden"), ("mean", "0.3"))
 
 
 def test_formulas_in_names(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:

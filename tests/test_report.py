@@ -65,7 +65,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def test_every_file_is_there_and_whole(two: Written) -> None:
     names = {path.name for path in two.page.parent.iterdir()}
-    assert names == {"results.json", "predictions.csv", "roc.svg", "roc.png", "pr.svg", "pr.png", "report.html"}
+    tables = {"results.json", "predictions.csv", "predictions-by-group.csv", "report.html"}
+    assert names == tables | {"roc.svg", "roc.png", "pr.svg", "pr.png"}
     assert json.loads((two.page.parent / "results.json").read_text(encoding="utf-8")) == json.loads(
         json.dumps(two.results)
     )

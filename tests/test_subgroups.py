@@ -93,6 +93,12 @@ def test_what_cannot_be_compared_is_missing() -> None:
     sex[:] = "woman"
     (table,) = subgroup_tables(y, proba, {"sex": sex}, groups, n_bootstrap=20)
     assert np.isnan(list(table.p_adjusted.values())).all() and len(table.rows) == 1
+    sex[:4], sex[100:] = "man", "child"
+    sex[(y == 1) & (sex == "child")] = "woman"
+    of_two = np.isin(sex, ["woman", "man"])
+    (three,) = subgroup_tables(y, proba, {"sex": sex}, groups, n_bootstrap=200)
+    (two,) = subgroup_tables(y[of_two], proba[of_two], {"sex": sex[of_two]}, groups[of_two], n_bootstrap=200)
+    assert three.p_values["sensitivity"] == pytest.approx(two.p_values["sensitivity"], abs=0.15), "children have none"
     with pytest.raises(FirnError, match="one value of sex an image"):
         subgroup_tables(y, proba, {"sex": sex[:4]}, groups)
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from features.datasets.dataset import LeftOut
+from features.datasets.dataset import LeftOut, is_missing
 from features.datasets.listing import list_images
 from features.datasets.table import TABLES, read_table
 from features.errors import BadDataset
@@ -17,6 +17,7 @@ class Listed(NamedTuple):
 
     name: str  # as it is written into predictions.csv
     path: Path
+    group: str = ""  # the patient, where a table tells
 
 
 class Found(NamedTuple):
@@ -52,8 +53,13 @@ def _from_table(path: Path) -> list[Listed]:
     base, table = Path(os.path.realpath(path.parent)), read_table(path)
     if (at := table.roles.get("path")) is None:
         raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(table.header)!r}")
+    group = table.roles.get("group")
     return [
-        Listed(cells[at], _inside(cells[at], base, f"{path}, line {number}"))
+        Listed(
+            cells[at],
+            _inside(cells[at], base, f"{path}, line {number}"),
+            "" if group is None or is_missing(cells[group]) else cells[group],
+        )
         for number, cells in table.rows
         if cells[at]
     ]

@@ -139,9 +139,9 @@ def subgroup_tables(
     """Return the scores of every subgroup, and tests of the differences between subgroups, Holm-corrected over all.
 
     y (n,), proba (n, K), groups (n,), folds (n,), threshold one for all or (n,); `columns` {name: (n,)} of values whose
-    words name a subgroup, empty where there is none. A test is Wald's of equal scores, by the covariance of a bootstrap
-    over groups in which a group may be in several subgroups, against F with the fewest groups' degrees of freedom.
-    Raises BadPredictions.
+    words name a subgroup, empty where there is none. A test is Wald's of equal scores of the subgroups that have two
+    groups of each class that the score needs, by the covariance of a bootstrap over groups in which a group may be in
+    several subgroups, against F with the fewest groups' degrees of freedom. Raises BadPredictions.
     """
     whole = make_sample(y, proba, groups, folds=folds, threshold=threshold)
     draws = {"n_bootstrap": n_bootstrap, "seed": seed}
@@ -182,15 +182,16 @@ def _part(whole: Sample, at: NDArray[np.bool_]) -> tuple[Sample, NDArray[np.int6
 
 
 def _tests(whole: Sample, parts: Sequence[NDArray[np.bool_]], *, n_bootstrap: int, seed: int) -> dict[str, float]:
-    """Return the p-value of each score of COMPARED for no difference between the parts."""
+    """Return the p-value of each score of COMPARED for no difference between the parts that have it, of two groups."""
     rows, samples = {name: METRICS[name] for name in COMPARED}, [_part(whole, at) for at in parts]
     blocks = [np.ones((1, whole.n_groups)), *resamples(whole, n_bootstrap, seed)]
     drawn = [[values(rows, sample, weights[:, present]) for weights in blocks] for sample, present in samples]
     p_values = {}
     for name, metric in rows.items():
         found = np.stack([np.concatenate([block[name] for block in part]) for part in drawn])
-        evidence = min((metric.evidence(sample) for sample, _ in samples), default=0.0)
-        p_values[name] = _wald(found[:, 0], found[:, 1:], evidence, whole.inflation)
+        evidence = np.array([metric.evidence(sample) for sample, _ in samples])
+        told = (evidence >= 2) & ~np.isnan(found[:, 0])
+        p_values[name] = _wald(found[told, 0], found[told, 1:], min(evidence[told], default=0.0), whole.inflation)
     return p_values
 
 

@@ -31,6 +31,7 @@ from models.predictor.archive import BUNDLE, write_archive
 from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
+from models.runs.examination import points_by_group, trained_shares
 from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
 from models.runs.summary import train_command
@@ -274,6 +275,8 @@ class _Packing:
             "data": {name: record[name] for name in _OF_DATA},
             "results": {name: getattr(rows, name) for name in ("validation", "test", "confusion", "threshold")},
             "versions": dict(run.record.versions),
+            "trained_shares": trained_shares(run).tolist(),
+            "points_by_group": points_by_group(run),
             "made": self.how.as_dict(),
         }
         calibration = self.how.fitted(run)

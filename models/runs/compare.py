@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from features.datasets.columns import Columns
 from features.errors import CacheError
 from features.options import make_command
 from models.metrics import (
@@ -23,6 +24,7 @@ from models.metrics import (
     holm,
     score_of_the_chosen,
 )
+from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, examine, examined
 from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult, Verdict, ranked, stamped
 from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
@@ -105,14 +107,21 @@ def _verdict(test: SimultaneousTest) -> Verdict:
 TELLING = {"entry": "{}", "seed": "seed {}"}  # fields that tell apart runs of the same name
 
 
-def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> ComparisonResult:
+def compare_runs(
+    runs: Sequence[Run],
+    how: ExaminationOptions = USUAL,
+    columns: Columns = NO_COLUMNS,
+    *,
+    seed: int = 0,
+    n_bootstrap: int = 2000,
+) -> ComparisonResult:
     """Return the results of several runs on one data set, best validation first.
 
     The run of highest out-of-fold ROC AUC is chosen; on the test images (out of fold where there are none) every
     other one is compared with it by DeLong's covariance (two classes) or that of the bootstrap over groups (more), in
     simultaneous tests; without test images its score is also corrected for having been chosen. Decisions are
-    the most probable class, or with two classes the out-of-fold Youden threshold. Raises CacheError for no runs, and
-    for runs that did not see the same images.
+    the most probable class, or with two classes the out-of-fold Youden threshold. The chosen run is looked at more
+    closely, as `examine` says. Raises CacheError for no runs, and for runs that did not see the same images.
     """
     names = run_names(runs)
     _check_same_images(runs, names)
@@ -128,10 +137,11 @@ def compare_runs(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000)
         by_class(best, rows[order[0]].confusion, **draws),
         _corrected([runs[i] for i in order], rows[order[0]], seed),
         calibrations(best, **draws),
+        examine(best, how, columns, judged=len(runs), **draws),
         {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, **draws},
         {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
     )
-    again = commands([row.record for row in result.runs], seed)
+    again = commands([row.record for row in result.runs], seed, examined(how))
     return stamped(result, commands=again, summary=summary(result), protocol=protocol(result))
 
 

@@ -68,6 +68,21 @@ class RunResult:
 
 
 @dataclass(frozen=True)
+class Examination:
+    """What is said of the chosen run alone, on test images or out of fold; see `models.runs.examination`."""
+
+    asked: Mapping[str, str]  # ExaminationOptions
+    counts: Sequence[Mapping[str, Any]]  # of each class: images and groups, learned from and scored
+    everyone: Mapping[str, Any]  # all images, as a row of the subgroups
+    subgroups: Sequence[Mapping[str, Any]]  # of each column: rows, tests, images without a value
+    passed_over: Sequence[str]  # columns that make no subgroups, and why
+    by_group: Mapping[str, Any] | None  # scores by patient; None where each has one image
+    prevalence: Mapping[str, Any]  # class shares trained, scored, estimated, stated; what holds at the stated one
+    rates: Sequence[Mapping[str, Any]]  # sensitivity at a specificity, the reverse, partial area; none for more classes
+    remarks: Sequence[str]
+
+
+@dataclass(frozen=True)
 class ComparisonResult:
     """What `results.json` holds."""
 
@@ -76,6 +91,7 @@ class ComparisonResult:
     classes: Sequence[Mapping[str, Any]]  # of the chosen run: each class against the rest; empty for two
     corrected: Score | None  # the chosen run's score corrected for the choice, without test images
     calibration: Mapping[str, Scores]
+    examination: Examination
     settings: Mapping[str, Any]  # choice, level, alpha, seed, n_bootstrap
     metrics: Mapping[str, Mapping[str, Any]]
     commands: Sequence[str] = ()
@@ -102,6 +118,7 @@ class ComparisonResult:
         """Return the results ready for JSON; what all runs have in common stands once."""
         data = self.dataset
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("runs", "images")}
+        own["examination"] = asdict(self.examination)
         common = {name: getattr(data, name) for name in (*_OF_DATA, "protocol")}
         common |= {"name": data.dataset, "positive": data.positive, "images": self.images}
         return {
@@ -118,6 +135,7 @@ class ComparisonResult:
         data = {name: content["dataset"][name] for name in (*_OF_DATA, "protocol")}
         runs = tuple(RunResult.from_json(row, data) for row in content["runs"])
         own = {f.name: content[f.name] for f in fields(cls) if f.name not in ("runs", "images")}
+        own["examination"] = Examination(**own["examination"])
         return cls(runs=runs, images=content["dataset"]["images"], **own)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import CALIBRATIONS, Interval, operating_points, score
+from models.metrics import CALIBRATIONS, Interval, calibration_line, operating_points, score
 from models.runs.record import Run
 from models.validation.predictions import Predictions
 
@@ -39,8 +39,7 @@ class RunScores:
 def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
     """Return thresholds, scores on both parts and the confusion matrix of a run."""
     held, tested = (run.predictions.part(test=test) for test in (False, True))
-    part, points = tested if len(tested.y) else held, _thresholds(held)
-    applied = _thresholds_of_other_folds(held, run.record.folds) if not len(tested.y) else dict[str, Any](points)
+    part, points, applied = shown(run), fixed_thresholds(held), applied_thresholds(run)
     scores = partial(_scores, seed=seed, n_bootstrap=n_bootstrap)
     at = {name: scores(part, applied[name]) for name in points}
     decided = at.get("youden") or scores(part, None)
@@ -56,7 +55,15 @@ def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
     )
 
 
-def _thresholds(held: Predictions) -> dict[str, float]:
+def applied_thresholds(run: Run) -> dict[str, Any]:
+    """Return for each rule what decides the images that are shown: one threshold, out of fold one an image (n,)."""
+    held = run.predictions.part(test=False)
+    if len(run.predictions.part(test=True).y):
+        return dict(fixed_thresholds(held))
+    return dict(_thresholds_of_other_folds(held, run.record.folds))
+
+
+def fixed_thresholds(held: Predictions) -> dict[str, float]:
     """Return the thresholds that out-of-fold predictions choose; none for more than two classes."""
     if held.proba.shape[1] != 2:
         return {}
@@ -65,9 +72,9 @@ def _thresholds(held: Predictions) -> dict[str, float]:
 
 def _thresholds_of_other_folds(held: Predictions, folds: int) -> dict[str, NDArray[np.float64]]:
     """Return for each rule and image (n,) the threshold that the other folds of its repeat choose."""
-    rules = {name: np.zeros(len(held.y)) for name in _thresholds(held)}
+    rules = {name: np.zeros(len(held.y)) for name in fixed_thresholds(held)}
     for own, others in _folds(held, folds):
-        for name, threshold in _thresholds(others).items():
+        for name, threshold in fixed_thresholds(others).items():
             rules[name][own] = threshold
     return rules
 
@@ -80,10 +87,12 @@ def _folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], P
         yield own, held.take(others)
 
 
-def _scores(part: Predictions, threshold: Any, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
-    """Return every metric with its interval."""
-    draws = {"n_bootstrap": n_bootstrap, "seed": seed}
-    scores = score(part.y, part.proba, part.groups, folds=part.fold, threshold=threshold, level=LEVEL, **draws)
+def _scores(
+    part: Predictions, threshold: Any, only: Sequence[str] = (), *, seed: int, n_bootstrap: int
+) -> dict[str, Any]:
+    """Return every metric, or only some, with its interval."""
+    draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed, "only": only, "level": LEVEL}
+    scores = score(part.y, part.proba, part.groups, folds=part.fold, threshold=threshold, **draws)
     return {name: as_dict(row) for name, row in scores.items()}
 
 
@@ -103,15 +112,14 @@ def by_class(run: Run, confusion: Sequence[Sequence[int]], *, seed: int, n_boots
     classes = []
     for k, name in enumerate(run.record.classes):
         proba = np.stack([1 - part.proba[:, k], part.proba[:, k]], axis=1)
-        area = _scores(
-            part._replace(y=(part.y == k).astype(np.int64), proba=proba), None, seed=seed, n_bootstrap=n_bootstrap
-        )
+        one = part._replace(y=(part.y == k).astype(np.int64), proba=proba)
+        area = _scores(one, None, ("roc_auc", "pr_auc"), seed=seed, n_bootstrap=n_bootstrap)
         right, true, decided = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
         classes.append(
             {
                 "name": name,
                 "images": true,
-                **{metric: area[metric] for metric in ("roc_auc", "pr_auc")},
+                **area,
                 "recall": right / true if true else None,
                 "precision": right / decided if decided else None,
             }
@@ -120,19 +128,34 @@ def by_class(run: Run, confusion: Sequence[Sequence[int]], *, seed: int, n_boots
 
 
 def calibrations(run: Run, *, seed: int, n_bootstrap: int) -> dict[str, dict[str, Any]]:
-    """Return {"none", "temperature", ...: {"brier", "ece", "log_loss"}} of a run, before and after each calibration.
+    """Return {"none", "temperature", ...: its scores} of a run, before and after each calibration.
 
-    Fitted on out-of-fold predictions; without test images on those of the other folds.
+    Those of CALIBRATED, and of two classes the calibration slope and intercept. Fitted on out-of-fold predictions;
+    without test images on those of the other folds.
     """
+    part, found = shown(run), {}
+    for name in ("none", *CALIBRATIONS):
+        each = part._replace(proba=calibrated(run, name))
+        found[name] = _scores(each, None, CALIBRATED, seed=seed, n_bootstrap=n_bootstrap) | line_of(each)
+    return found
+
+
+def line_of(part: Predictions) -> dict[str, Any]:
+    """Return calibration slope and intercept of two classes with their intervals; nothing for more."""
+    if part.proba.shape[1] != 2:
+        return {}
+    line = calibration_line(part.y, part.proba[:, 1], part.groups, folds=part.fold, level=LEVEL)
+    return {name: as_dict(interval) for name, interval in line._asdict().items()}
+
+
+def calibrated(run: Run, name: str) -> NDArray[np.float64]:
+    """Return the probabilities that are shown, (n, K), after a row of CALIBRATIONS; "none" for those that came."""
     part, held = shown(run), run.predictions.part(test=False)
-    tested = len(run.predictions.part(test=True).y) > 0
-    rows = {"none": part.proba}
-    for name, make in CALIBRATIONS.items():
-        rows[name] = make(held.y, held.proba)(part.proba) if tested else _crosswise(make, held, run.record.folds)
-    every = {
-        name: _scores(part._replace(proba=p), None, seed=seed, n_bootstrap=n_bootstrap) for name, p in rows.items()
-    }
-    return {name: {metric: scores[metric] for metric in CALIBRATED} for name, scores in every.items()}
+    if name == "none":
+        return part.proba
+    if len(run.predictions.part(test=True).y):
+        return CALIBRATIONS[name](held.y, held.proba)(part.proba)
+    return _crosswise(CALIBRATIONS[name], held, run.record.folds)
 
 
 def _crosswise(make: Any, held: Predictions, folds: int) -> NDArray[np.float64]:

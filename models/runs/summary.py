@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import TypeVar
 
 from features.options import make_command
 from features.storage import slug
@@ -84,8 +85,8 @@ def protocol(results: ComparisonResult) -> list[str]:
         + _of_stacks(results.runs),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
-        _intervals(results.settings, unit, data.positive is not None),
-        _comparison(results.settings, data.positive is not None, tested),
+        _intervals(results, unit),
+        _comparison(results, tested),
     ]
 
 
@@ -119,22 +120,31 @@ def _decisions(results: ComparisonResult) -> str:
     )
 
 
-def _intervals(settings: Mapping[str, Any], unit: str, binary: bool) -> str:
+def _delong(results: ComparisonResult) -> str:
+    """Return whose variance the ROC AUC of two classes has: Obuchowski's where a group has several images."""
+    unit = results.dataset.grouped_by or "group"
+    return f"DeLong (Obuchowski for several images a {unit})" if results.examination.by_group else "DeLong"
+
+
+def _intervals(results: ComparisonResult, unit: str) -> str:
+    settings, first = results.settings, f"{_delong(results)} for the ROC AUC, and for all else "
     return (
         f"Intervals hold with {100 * settings['level']:g} % confidence: "
-        f"{'DeLong for the ROC AUC, and for all else ' if binary else ''}the bootstrap with "
+        f"{first if results.dataset.positive else ''}the bootstrap with "
         f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}. Out of fold, areas count "
         "pairs within folds, and intervals are those of the models of the folds on new "
         f"{plural(unit)}, not of training again on others (Bates et al. 2021)."
     )
 
 
-def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
+def _comparison(results: ComparisonResult, tested: bool) -> str:
     return (
         f"Every other run was compared with the chosen one on the same {'test' if tested else 'held-out'} images by "
-        f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, in simultaneous tests against "
+        f"{f'the paired test of {_delong(results)}' if results.dataset.positive else 'the paired bootstrap'}, in "
+        "simultaneous tests against "
         f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “not "
-        f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
+        f"distinguishable” means a corrected p of {results.settings['alpha']} or more: no difference was "
+        "detected, which does not show that two runs are equal."
     )
 
 
@@ -142,10 +152,11 @@ K = TypeVar("K")
 _RUN = {"labels": "classes", "protocol": "split"}  # what is left away where it is usual
 
 
-def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
+def commands(records: Sequence[RunRecord], seed: int, asked: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """Return the commands that make the same runs and the same comparison again.
 
-    A stack combines what is there, so that each comes after its own runs and before all others.
+    `asked` are further variables of the comparison. A stack combines what is there, so that each comes after its own
+    runs and before all others.
     """
     lines, left = [], [record for record in records if not record.bases]
     for stack in sorted((record for record in records if record.bases), key=lambda record: len(record.bases)):
@@ -154,7 +165,7 @@ def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
         backbones = stack.backbone.replace("+", " ")
         how = {"backbone": backbones, "heads": stack.head, "seed": str(stack.seed)}
         lines.append(make_command("train-heads", **_data(stack), **_run(stack), **how))
-    compared = make_command("compare", **_data(records[0]), **_run(records[0]), seed=str(seed))
+    compared = make_command("compare", **_data(records[0]), **_run(records[0]), seed=str(seed), **asked)
     return [*lines, *_single(left), compared]
 
 

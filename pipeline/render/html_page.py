@@ -14,13 +14,14 @@ from features.options import make_command
 from features.storage import csv_lines, write_whole
 from models.audit import CHECKS
 from models.runs.compare import run_names
+from models.runs.examination import at_stated, first_repeat, grouped_run
 from models.runs.record import Run, RunRecord
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural
-from models.validation.predictions import Predictions
 from pipeline.render import page_figures as figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
+from pipeline.render.forest import Bar, bar_of, forest, forest_scores, scale_of, subgroups_csv
 from pipeline.render.page_figures import CURVES, operating_table, sides, training_figures
 from pipeline.render.plots import draw_plots, learning_figure, load_learning
 
@@ -125,15 +126,6 @@ class Column(NamedTuple):
     extra: bool  # shown only with all metrics
 
 
-class Bar(NamedTuple):
-    """An interval in per cent of the column's width; `chosen` is where the chosen run's value lies."""
-
-    low: float
-    value: float
-    high: float
-    chosen: float
-
-
 class Cell(NamedTuple):
     """A score with its interval in words and as a bar."""
 
@@ -167,16 +159,8 @@ def ranking_columns(results: ComparisonResult) -> list[Column]:
 def ranking_rows(results: ComparisonResult) -> list[list[Cell]]:
     """Return the cells of each run, in the order of the results and of `ranking_columns`."""
     columns, runs = ranking_columns(results), results.runs
-    scales = [_scale([getattr(row, column.part)[column.metric] for row in runs]) for column in columns]
+    scales = [scale_of([getattr(row, column.part)[column.metric] for row in runs]) for column in columns]
     return [[_cell(row, runs[0], *pair) for pair in zip(columns, scales, strict=True)] for row in runs]
-
-
-def _scale(scores: Sequence[Mapping[str, float | None]]) -> tuple[float, float]:
-    """Return the ends of a column's axis: all intervals, with a little room."""
-    numbers = [number for score in scores for number in score.values() if number is not None]
-    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-    room = 0.04 * (high - low) or 0.01
-    return low - room, high + room
 
 
 def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float, float]) -> Cell:
@@ -186,15 +170,17 @@ def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float,
         return Cell(None, "", None, column.extra)
     if low is None or high is None:
         return Cell(value, "", None, column.extra)
-    places = [
-        round(100 * (number - scale[0]) / (scale[1] - scale[0]), 2) for number in (low, value, high, best["value"])
-    ]
-    return Cell(value, f"[{low:.3f}, {high:.3f}]", Bar(*places), column.extra)
+    return Cell(value, f"[{low:.3f}, {high:.3f}]", bar_of(score, best["value"], scale), column.extra)
 
 
 FOLDER = Path(__file__).parent
 TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
 MOST = 20  # runs in the ranking at first sight, and in the curves
+BY_GROUP = {  # scores that stand by image and by patient, by "two classes"
+    True: ("roc_auc", "pr_auc", "sensitivity", "specificity", "mcc", "brier"),
+    False: ("roc_auc", "pr_auc", "balanced_accuracy", "accuracy", "mcc", "brier"),
+}
+LINE = {"slope": "Slope", "intercept": "Intercept"}
 PRESETS = {"youden": "Youden", "sensitivity>=0.95": "sensitivity ≥ 0.95"}
 
 
@@ -264,6 +250,12 @@ def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> 
         "again": commands(results, extras),
         "report_command": report_command(results),
         "audit_command": audit_command(results),
+        "examination": results.examination,
+        "forest": forest(results),
+        "forest_scores": forest_scores(results),
+        "by_image": [(results.metrics[name]["label"], name) for name in BY_GROUP[binary]],
+        "labels": {name: row["label"] for name, row in results.metrics.items()} | LINE,
+        "prevalence": (results.examination.prevalence["stated"] or [0, 0])[1],
         "thawed": any(row.record.history for row in results.runs),
         "data": _drawn(results, runs, extras.learning),
     }
@@ -277,10 +269,13 @@ def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str
     parts = [sides(shown(by_name[name]), classes) for name in names]
     bootstrap = {name: results.settings[name] for name in ("n_bootstrap", "level", "seed")}
     drawn = {kind: figures.curve_figure(kind, names[:MOST], parts[:MOST], **bootstrap) for kind in CURVES}
-    once = sides(_first_repeat(by_name[chosen.name]), classes)  # each image once, where images are counted
+    run = by_name[chosen.name]
+    once = sides(first_repeat(run, shown(run)), classes)  # each image once, where images are counted
+    stated, prevalence = at_stated(run, results.examination)
+    trusted = sides(first_repeat(run, stated), classes)
     drawn |= {
-        "reliability": figures.reliability_figure(once),
-        "decision": figures.decision_figure(once),
+        "reliability": figures.reliability_figure(trusted, prevalence),
+        "decision": figures.decision_figure(trusted, prevalence, **bootstrap),
         "cost": figures.cost_figure(results.runs),
         **({"learning": learning_figure(learning)} if learning else {}),
         **training_figures(results.runs),
@@ -290,12 +285,6 @@ def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str
     thresholds = {name: row["threshold"] for name, row in chosen.thresholds.items()} | {"half": 0.5}
     drawn["scores"] = figures.score_figure(once[0], classes[0])
     return {"figures": drawn, "operating": operating_table(once[0], thresholds)}
-
-
-def _first_repeat(run: Run) -> Predictions:
-    """Return the predictions that are shown, each image once: of the first repeat of a repeated cross-validation."""
-    part = shown(run)
-    return part.take(part.fold < run.record.folds)
 
 
 def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
@@ -327,7 +316,10 @@ def _versions(rows: Sequence[RunResult]) -> dict[str, str]:
 
 
 def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
-    """Write results.json, predictions.csv, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
+    """Write results.json, the tables, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
+
+    The tables are predictions.csv, subgroups.csv where columns make any, and predictions-by-group.csv of the chosen run
+    where groups (patients) have several images.
 
     `results` is what compare_runs returned for `runs`. What other verbs have found of the same images is on the page
     too (`load_extras`); `no_gallery` says why there is no gallery, where one was asked for. OSError (disk full,
@@ -336,17 +328,31 @@ def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *
     text = json.dumps(results.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "results.json", [text.encode()])
     write_whole(folder / "predictions.csv", predictions_csv(runs))
+    chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
+    _write_examined(folder, results, chosen)
     for name, content in draw_plots(results, runs).items():
         write_whole(folder / name, [content])
-    chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
     extras = load_extras(folder, results, chosen)._replace(no_gallery=no_gallery)
     page = folder / "report.html"
     write_whole(page, [render_page(results, runs, extras).encode()])
     return page
 
 
+def _write_examined(folder: Path, results: ComparisonResult, chosen: Run) -> None:
+    """Write the tables of the chosen run; those of an earlier comparison that are of nothing now go."""
+    grouped = grouped_run(chosen, results.examination.asked["aggregate"])
+    for name, lines in (
+        ("subgroups.csv", subgroups_csv(results) if results.examination.subgroups else None),
+        ("predictions-by-group.csv", predictions_csv([grouped[0]]) if grouped else None),
+    ):
+        if lines is not None:
+            write_whole(folder / name, lines)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
 def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
-    """Yield a header, then one line per image of each run, probabilities with all their digits."""
+    """Yield a header, then one line per image (or group) of each run, probabilities with all their digits."""
     classes = runs[0].record.classes
     yield csv_lines([["id", "group", "split", "fold", "label", *(f"p_{name}" for name in classes), "run"]])
     for run, name in zip(runs, run_names(runs), strict=True):

@@ -125,6 +125,7 @@
     $("threshold").setAttribute("aria-valuetext",
       `threshold ${p.threshold.toFixed(3)}, sensitivity ${text(p.sensitivity)}, specificity ${text(p.specificity)}`);
     for (const button of all("[data-preset]")) button.setAttribute("aria-pressed", operating.presets[button.dataset.preset] === place);
+    $("exploratory").hidden = Object.values(operating.presets).includes(place);
     redraw("roc", "pr", "scores");
   };
 

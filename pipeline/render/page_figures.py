@@ -44,16 +44,19 @@ class Side(NamedTuple):
     y: NDArray[np.int64]  # (n,) 1 for that class
     score: Floats  # (n,)
     groups: NDArray[np.str_]  # (n,)
+    folds: NDArray[np.int64]  # (n,)
 
     def band(self, kind: str, **settings: Any) -> Band:
         """Return a curve of CURVES with its band; `n_bootstrap=0` makes the curve alone."""
-        return CURVES[kind].band(self.y, self.score, self.groups, grid=GRID, **settings)
+        return CURVES[kind].band(self.y, self.score, self.groups, folds=self.folds, grid=GRID, **settings)
 
 
 def sides(part: Predictions, classes: Sequence[str]) -> list[Side]:
     """Return the positive one of two classes, or each of more, against the rest."""
     positives = [1] if len(classes) == 2 else range(len(classes))
-    return [Side(classes[k], (part.y == k).astype(np.int64), part.proba[:, k], part.groups) for k in positives]
+    return [
+        Side(classes[k], (part.y == k).astype(np.int64), part.proba[:, k], part.groups, part.fold) for k in positives
+    ]
 
 
 def operating_table(side: Side, chosen: Mapping[str, float]) -> dict[str, Any]:
@@ -140,18 +143,23 @@ def _band(band: Any) -> list[Trace]:
     if np.isnan(band.low).any():
         return []
     x, y = np.concatenate([band.x, band.x[::-1]]), np.concatenate([band.high, band.low[::-1]])
-    fill = {"fill": "toself", "fillcolor": "var(--band)", "hoverinfo": "skip", "meta": {"run": 0}, "name": "band"}
+    fill: dict[str, Any] = {"fill": "toself", "fillcolor": "var(--band)", "hoverinfo": "skip", "showlegend": False}
+    fill |= {"meta": {"run": 0}, "name": "band"}
     return [_line(x, y, {"width": 0}, **fill)]
 
 
-def reliability_figure(views: Sequence[Side]) -> Figure:
-    """Return how often a class really occurs among images of each predicted probability."""
-    layout = blank_layout("predicted probability", "share that really is")
-    return {"layout": layout, "views": [_reliability(side) for side in views]}
+def reliability_figure(views: Sequence[Side], prevalence: float | None = None) -> Figure:
+    """Return how often a class really occurs among images of each predicted probability, at a stated prevalence."""
+    layout = blank_layout(f"predicted probability{_at(prevalence)}", "share that really is")
+    return {"layout": layout, "views": [_reliability(side, prevalence) for side in views]}
 
 
-def _reliability(side: Side) -> list[Trace]:
-    curve = reliability_curve(side.y, side.score, side.groups)
+def _at(prevalence: float | None) -> str:
+    return "" if prevalence is None else f" at a prevalence of {prevalence:.3g}"
+
+
+def _reliability(side: Side, prevalence: float | None) -> list[Trace]:
+    curve = reliability_curve(side.y, side.score, side.groups, prevalence=prevalence)
     sizes = 6 + 16 * np.sqrt(curve.images / curve.images.max())
     hover = "predicted %{x:.3f}<br>really %{y:.3f}<br>%{text} images<extra></extra>"
     errors = {
@@ -175,24 +183,32 @@ def _reliability(side: Side) -> list[Trace]:
     return [_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), GREY, name="perfect", hoverinfo="skip"), points]
 
 
-def decision_figure(views: Sequence[Side]) -> Figure:
-    """Return the net benefit of acting on the chosen run's probabilities, against acting always and never."""
-    layout = blank_layout("threshold probability", "net benefit")
+def decision_figure(views: Sequence[Side], prevalence: float | None = None, **bootstrap: Any) -> Figure:
+    """Return the net benefit of acting on the chosen run's probabilities, against acting always and never.
+
+    At the images' own class balance, or at a stated prevalence; `bootstrap` is n_bootstrap, level and seed of the band.
+    """
+    layout = blank_layout(f"threshold probability{_at(prevalence)}", "net benefit")
     layout["yaxis"] |= {"range": None, "tickformat": ".2f"}
     layout |= {"showlegend": True}
-    return {"layout": layout, "views": [_decision(side) for side in views]}
+    return {"layout": layout, "views": [_decision(side, prevalence, bootstrap) for side in views]}
 
 
-def _decision(side: Side) -> list[Trace]:
-    benefit = net_benefit(side.y, side.score, np.linspace(0.01, 0.99, 99))
-    floor = -0.1 * float(side.y.mean())
+def _decision(side: Side, prevalence: float | None, bootstrap: Mapping[str, Any]) -> list[Trace]:
+    at = {"folds": side.folds, "prevalence": prevalence, **bootstrap}
+    benefit = net_benefit(side.y, side.score, np.linspace(0.01, 0.99, 99), side.groups, **at)
+    floor = -0.1 * float(side.y.mean() if prevalence is None else prevalence)
     rows = (
         ("act on every image", benefit.treat_all, GREY | {"dash": "dash"}),
         ("act on none", np.zeros(99), GREY),
         ("act by the chosen run", benefit.model, line_of(0)),
     )
     kept = [(name, np.where(value >= floor, value, np.nan), line) for name, value, line in rows]
-    return [_line(benefit.thresholds, value, line, name=name, hovertemplate=HOVER) for name, value, line in kept]
+    lines = [_line(benefit.thresholds, value, line, name=name, hovertemplate=HOVER) for name, value, line in kept]
+    seen = benefit.model >= floor
+    low, high = (np.maximum(bound, floor)[seen] for bound in (benefit.low, benefit.high))
+    band = _band(Band(benefit.thresholds[seen], benefit.model[seen], low, high))
+    return [*(trace | {"meta": None} for trace in band), *lines]
 
 
 def score_figure(side: Side, rest: str) -> Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from features.progress import printable
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "≈ tie: on the {} images not distinguishable from the chosen run (corrected p ≥ 0.05)."
+TIES = "≈ tie: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
+FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy",)}  # by patient, by "two classes"
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 
@@ -32,9 +33,30 @@ def print_table(results: ComparisonResult, console: Console) -> None:
         [f"Sensitivity is that of “{printable(data.positive)}”, the positive class{guess}."] if data.positive else []
     )
     lines = [NOTE, *positive, TIES.format("test" if results.tested else "held-out")]
+    lines += map(printable, examined_lines(results))
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
     if note := results.dataset.note:
         console.print(printable(note), style="dim", markup=False, highlight=False)
+
+
+def examined_lines(results: ComparisonResult) -> Iterator[str]:
+    """Yield what is said of the chosen run alone: by patient, the subgroups that differ, remarks."""
+    found, unit = results.examination, results.dataset.grouped_by or "group"
+    if found.by_group:
+        scores, labels = found.by_group["scores"], results.metrics
+        names = ("roc_auc", *FIRST[results.dataset.positive is not None])
+        told = (f"{labels[name]['label']} {with_interval(scores[name])}" for name in names)
+        yield f"The chosen run by {unit} ({found.by_group['aggregate']} of its images): {', '.join(told)}."
+    for table in found.subgroups:
+        p_values = [(name, test["p_adjusted"]) for name, test in table["tests"].items()]
+        apart = [
+            f"{name.replace('_', ' ')} (p = {p:.3g})"
+            for name, p in p_values
+            if p is not None and p < results.settings["alpha"]
+        ]
+        if apart:
+            yield f"Subgroups of {table['column']} differ in {', '.join(apart)}; corrected for all."
+    yield from found.remarks
 
 
 def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
