@@ -258,7 +258,7 @@ def test_table_fits_and_marks_ties(two: tuple[list[Run], dict[str, Any]]) -> Non
     _, results = two
     text = printed(results)
     assert max(map(len, text.splitlines())) <= 100
-    chosen, tie, lower = (line for line in text.splitlines() if line.strip()[:1].isdigit())
+    chosen, tie, lower = (line for line in text.splitlines() if line.strip()[:1].isdigit() and " on resnet18" in line)
     assert all(row["name"] in line for row, line in zip(results["runs"], (chosen, tie, lower), strict=True))
     area = results["runs"][0]["test"]["roc_auc"]
     assert f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]" in chosen

@@ -52,8 +52,8 @@ def further_columns(dataset: Dataset, table: str = "") -> Columns:
     lacking = len(dataset.ids) - len(told)
     counts = {"lines that are no image of the data set": strange, "images without a line": lacking}
     remarks = tuple(f"{Path(table).name}: {what}: {count:,}" for what, count in counts.items() if count)
-    own = {name: np.array(row, np.str_) for name, row in values.items()}
-    return Columns(dataset.ids, {**dataset.columns, **own}, remarks)
+    given = {name: np.array(column, np.str_) for name, column in values.items()}
+    return Columns(dataset.ids, {**dataset.columns, **given}, remarks)
 
 
 class _Ends:

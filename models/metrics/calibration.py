@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from models.metrics.bootstrap import Interval, quantile, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
-from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample, ratio
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
 
 _NEWTON, _CONVERGED, _SINGULAR = 50, 1e-10, 1e14  # steps; of the coefficients; condition of the curvature
 
@@ -55,13 +55,14 @@ def reliability_curve(
     held, gaps = (sample.tally(place, bins, of)[:, used] for of in (None, sample.y - share[place]))
     count = _effective(held, gaps, hits * (1 - hits), level)
     low, high = wilson(hits * count, count, level)
-    if prevalence is None:
+    share_here = float(sample.y.mean())
+    if prevalence is None or share_here in (0.0, 1.0):
         return Reliability(predicted, hits, low, high, images[used])
-    weight = np.where(sample.y == 1, prevalence / sample.y.mean(), (1 - prevalence) / (1 - sample.y.mean()))
-    predicted = ratio(*(np.bincount(place, row, minlength=bins)[used] for row in (weight * column, weight)))
-    factor = prevalence / (1 - prevalence) * (1 / sample.y.mean() - 1)
-    moved = (factor * share / (1 - share + factor * share) for share in (hits, low, high))
-    return Reliability(predicted, *moved, images[used])
+    weight = np.where(sample.y == 1, prevalence / share_here, (1 - prevalence) / (1 - share_here))
+    summed, total = (np.bincount(place, row, minlength=bins)[used] for row in (weight * column, weight))
+    factor = prevalence / (1 - prevalence) * (1 - share_here) / share_here
+    hits, low, high = (factor * share / (1 - share + factor * share) for share in (hits, low, high))
+    return Reliability(summed / total, hits, low, high, images[used])
 
 
 def _effective(held: Floats, gaps: Floats, variance: Floats, level: float) -> Floats:

@@ -177,8 +177,8 @@ def subgroup(
 def _part(whole: Sample, at: NDArray[np.bool_]) -> tuple[Sample, NDArray[np.int64]]:
     """Return the sample of some images, and the numbers of its groups in the whole."""
     present, codes = np.unique(whole.groups[at], return_inverse=True)
-    columns: tuple[Any, ...] = (whole.y[at], whole.proba[at], whole.decision[at], codes, whole.folds[at])
-    return Sample(*columns, whole.repeats), present
+    columns = (whole.y[at], whole.proba[at], whole.decision[at])
+    return Sample(*columns, codes, whole.folds[at], whole.repeats), present
 
 
 def _tests(whole: Sample, parts: Sequence[NDArray[np.bool_]], *, n_bootstrap: int, seed: int) -> dict[str, float]:

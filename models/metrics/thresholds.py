@@ -125,7 +125,7 @@ def rates(
     sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
 
     def reached(weights: Floats) -> Floats:
-        return over_folds(lambda *counts: _reached(*counts, 1 - specificity, sensitivity), 3, sample, weights)
+        return over_folds(lambda hits, alarms: _reached(hits, alarms, 1 - specificity, sensitivity), 3, sample, weights)
 
     value = reached(np.ones((1, sample.n_groups)))[0]
     drawn = np.concatenate([np.empty((0, 3)), *map(reached, resamples(sample, n_bootstrap, seed))])

@@ -82,8 +82,7 @@ def _levels(name: str, cells: Texts, groups: Texts, edges: Sequence[float] | Non
         if len(different) < 2:
             return "one value only" if len(different) else "no value"
         if len(different) <= MOST:
-            at = np.argsort(numbers_in(different), kind="stable") if numbers is not None else range(len(different))
-            return Levels(cells, tuple(different[i] for i in at))
+            return Levels(cells, tuple(sorted(different.tolist(), key=_rank)))
         if not _AGE.search(name) and _is_bookkeeping(cells, numbers, groups):
             return "a value of its own for each image or group, as names and numbers of rows have"
     if numbers is None:
@@ -95,6 +94,12 @@ def _levels(name: str, cells: Texts, groups: Texts, edges: Sequence[float] | Non
     words = in_bins(numbers, edges)
     there = tuple(word for word in names.tolist() if (words == word).any())
     return Levels(words, there) if len(there) > 1 else f"all values are {there[0] if there else 'missing'}"
+
+
+def _rank(cell: str) -> tuple[float, str]:
+    """Return what sorts numbers by their size, and words by the alphabet behind them."""
+    number = numbers_in(np.array([cell]))
+    return (np.inf if number is None else float(number[0]), cell)
 
 
 def numbers_in(cells: Texts) -> NDArray[np.float64] | None:
