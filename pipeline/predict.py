@@ -108,13 +108,13 @@ class Stated(NamedTuple):
 def _trained(predictor: Predictor) -> NDArray[np.float64]:
     """Return the share of each class among the training images, (K,). Raises FirnError where a bundle does not say."""
     given = predictor.contents.card.get("trained_shares")
-    right = isinstance(given, list) and len(given) == len(predictor.classes) and all(map(_is_positive, given))
-    if not right or abs(sum(given) - 1) > 1e-6:
+    shares = [x for x in given if isinstance(x, float) and 0 < x < 1] if isinstance(given, list) else []
+    if not len(shares) == len(predictor.classes) or abs(sum(shares) - 1) > 1e-6:
         raise FirnError(
             f"{predictor.contents.name} does not say which share of its training images was of each class, which "
             "PREVALENCE= needs; make its bundle anew (make bundle)"
         )
-    return np.asarray(given, dtype=np.float64)
+    return np.asarray(shares, dtype=np.float64)
 
 
 def _stated(proba: NDArray[np.float64], predictor: Predictor, prevalence: str) -> Stated | None:
@@ -124,10 +124,6 @@ def _stated(proba: NDArray[np.float64], predictor: Predictor, prevalence: str) -
     trained = _trained(predictor)
     shares = stated_shares(prevalence, proba, trained)
     return None if shares is None else Stated(shares, trained, at_prevalence(proba, trained, shares))
-
-
-def _is_positive(number: object) -> bool:
-    return isinstance(number, float) and 0 < number < 1
 
 
 def _write_groups(

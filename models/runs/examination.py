@@ -207,7 +207,7 @@ def by_group(predictions: Predictions, how: str) -> tuple[Predictions, int]:
     found = predictions_by_group(predictions.y, predictions.proba, key, how)
     own, fold = names[found.groups % len(names)], found.groups // len(names) - 1
     order = np.argsort(own, kind="stable")
-    return Predictions(*(column[order] for column in (own, own, found.y, found.proba, fold))), found.mixed
+    return Predictions(own[order], own[order], found.y[order], found.proba[order], fold[order]), found.mixed
 
 
 def grouped_run(run: Run, how: str) -> tuple[Run, int] | None:
