@@ -6,11 +6,8 @@ import difflib
 import inspect
 import os
 import re
-import sys
-import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
@@ -63,9 +60,7 @@ _OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET"}  # are about what one verb
 _KINDS = ((bool, "1 or 0"), (int, "a whole number"), (float, "a number"))
 MAKE_ONLY = {"PYTHON", "BASE_PYTHON", "JOBS", "TESTS", "BENCH"}  # variables of the Makefile itself
 CONFIG = "CONFIG"  # the variable that all verbs take: a file with others
-_GIVEN = re.compile(r"([A-Za-z_]+)=(.*)", re.DOTALL)
 _CONFIG_HELP = "A TOML file with variables, such as EPOCHS = 5, of this and of other commands; what is typed wins."
-_NO, _YES = ("", "0", "false", "no", "n", "f", "off"), ("1", "true", "yes", "y", "t", "on")
 
 
 class Field(NamedTuple):
@@ -188,13 +183,13 @@ def flat(verb: Verb, given: frozenset[str] = frozenset(), last: bool = True) -> 
     return command
 
 
-_CONFIG_FIELD = Field("", CONFIG.lower(), str, "", _CONFIG_HELP, {})  # read before the verb is chosen: see `configured`
+_CONFIG_FIELD = Field("", CONFIG.lower(), str, "", _CONFIG_HELP, {})  # read by pipeline.arguments
 
 
 def _parameter(field: Field, given: frozenset[str]) -> inspect.Parameter:
     variable = field.name.upper()
     flag = typer.Option(
-        f"--{field.name.replace('_', '-')}",
+        flag_of(field),
         help=field.about,
         envvar=variable if variable in given else None,
         show_envvar=False,
@@ -245,10 +240,10 @@ def check_given(name: str, given: frozenset[str], arguments: list[str]) -> None:
         elif f"--{variable.lower().replace('_', '-')}" in arguments:
             raise FirnError(f"make {' '.join(goals)} has its own {variable}=; leave {variable}= away")
         elif not os.environ.get(variable):
-            _check_filled(own[variable])
+            check_filled(own[variable])
 
 
-def _check_filled(field: Field) -> None:
+def check_filled(field: Field) -> None:
     """Raise FirnError for a variable that is empty where it must not be."""
     if field.default not in ("", None):
         raise FirnError(f"{field.name.upper()}= is empty; leave it away for the default, {field.default}")
@@ -264,87 +259,15 @@ def check_taken(variable: str, verbs: Iterable[str]) -> None:
     raise FirnError(f"{PROGRAM} {' '.join(verbs)} takes no {variable}={hint}; it takes: {' '.join(sorted(known))}")
 
 
-def configured(path: str) -> dict[str, str]:
-    """Return the variables in a CONFIG= file, as they are typed; a list is several names.
-
-    FirnError for a file that does not read, for a name that no command takes, and for what is no value.
-    """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FirnError(f"expected CONFIG= to be a TOML file, and {path} does not read: {error}") from None
-    known = {field.name.upper() for name in VERBS for field in fields_of(load_verb(name))}
-    for name, value in content.items():
-        if name not in known:
-            close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise FirnError(f"{path}: no command takes {name}{hint}; it is to hold variables of docs/reference.md")
-        if not isinstance(value, str | int | float | list):
-            raise FirnError(f"{path}: expected {name} to be a text, a number, true, false or a list, got {value!r:.40}")
-    return {n: " ".join(map(typed, v)) if isinstance(v, list) else _typed(v) for n, v in content.items()}
-
-
-def _typed(value: Any) -> str:
-    return "0" if value is False else typed(value)
-
-
-class Typed(NamedTuple):
-    """A command line in its parts."""
-
-    verbs: list[str]
-    variables: dict[str, str]  # NAME=value, as behind make
-    rest: list[str]  # flags of one verb
-
-    @staticmethod
-    def of(arguments: list[str]) -> Typed:
-        """Return the parts: one verb or several first, then variables and flags."""
-        count = next((i for i, word in enumerate(arguments) if word not in VERBS), len(arguments))
-        verbs, variables, rest = arguments[:count], dict[str, str](), list[str]()
-        for word in arguments[count:]:
-            behind_flag = bool(rest) and rest[-1].startswith("--") and "=" not in rest[-1]
-            if verbs and not behind_flag and (found := _GIVEN.fullmatch(word)):
-                variables[found[1]] = found[2]
-            else:
-                rest.append(word)
-        if len(verbs) > 1 and rest:
-            raise FirnError(f"expected NAME=value behind several commands, got {rest[0]}")
-        return Typed(verbs, variables, rest)
-
-    def arguments_of(self, verb: str, given: frozenset[str]) -> list[str]:
-        """Return what typer reads of one verb: what was typed, and what a CONFIG= file adds to it and to make's.
-
-        Raises FirnError for a variable that no verb takes.
-        """
-        for variable in self.variables:
-            check_taken(variable, self.verbs)
-        config = self.variables.get(CONFIG) or _behind(f"--{CONFIG.lower()}", self.rest)
-        config = config or (os.environ.get(CONFIG, "") if CONFIG in given else "")
-        more = configured(config) if config else {}
-        every = {name: value for name, value in more.items() if name not in given} | self.variables
-        own = {field.name.upper(): field for field in fields_of(load_verb(verb))}
-        return [
-            verb,
-            *(word for name, value in every.items() if name in own for word in _flag(own[name], value)),
-            *self.rest,
-        ]
-
-
-def _behind(flag: str, words: list[str]) -> str:
+def behind(flag: str, words: list[str]) -> str:
     """Return the value of a flag among the words typed; empty without."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     return words[words.index(flag) + 1] if flag in words[:-1] else ""
 
 
-def _flag(field: Field, value: str) -> list[str]:
-    """Return a variable as a flag."""
-    flag = f"--{field.name.replace('_', '-')}"
-    if not value:
-        _check_filled(field)
-    if field.kind is not bool:
-        return [f"{flag}={value}"]
-    if value.lower() not in (*_NO, *_YES):
-        raise FirnError(f"expected {field.name.upper()}= to be 1 or 0, got {value!r}")
-    return [flag] if value.lower() in _YES else []
+def flag_of(field: Field) -> str:
+    """Return the flag of an option."""
+    return f"--{field.name.replace('_', '-')}"
 
 
 def build(arguments: list[str], *, last: bool = True) -> typer.Typer:
@@ -389,17 +312,8 @@ def _unread() -> None:
     """Stand for a verb that was not named."""
 
 
-def run() -> int:
-    """Run what was typed, one verb after the other; return the exit code. Raises FirnError for a user's mistake."""
-    typed_, given = Typed.of(sys.argv[1:]), frozenset(os.environ.get("FIRN_GIVEN", "").split())
-    for verb in typed_.verbs:
-        arguments = typed_.arguments_of(verb, given)
-        if code := _run(arguments, last=verb == typed_.verbs[-1]):
-            return code
-    return 0 if typed_.verbs else _run(sys.argv[1:])
-
-
-def _run(arguments: list[str], *, last: bool = True) -> int:
+def run_typed(arguments: list[str], *, last: bool = True) -> int:
+    """Run one verb with flags, or say what there is; return the exit code. Raises FirnError for a user's mistake."""
     app = build(arguments or _to_complete(), last=last)
     try:  # typer turns Ctrl-C into 130, older versions into Abort
         code = app(arguments, standalone_mode=False, prog_name=PROGRAM if PROGRAM == "firn" else None)
@@ -430,4 +344,4 @@ def _explained(error: Exception, arguments: list[str]) -> Exception:
 
 def _came(field: Field, arguments: list[str]) -> str:
     """Return what was typed for an option, behind its flag or as a variable of make."""
-    return _behind(f"--{field.name.replace('_', '-')}", arguments) or os.environ.get(field.name.upper(), "")
+    return behind(flag_of(field), arguments) or os.environ.get(field.name.upper(), "")

@@ -13,7 +13,7 @@ from test_commands import type_in
 from features.errors import FirnError
 from features.options import in_a_file
 from models.runs.compare import compare_runs
-from pipeline.cli import configured
+from pipeline.arguments import configured
 from pipeline.render.html_page import render_page
 
 NET = 'BACKBONE = ["squeezenet1_1"]\nPRECISION = "float32"\n'

@@ -143,7 +143,7 @@ def test_errors_say_what_to_type(workshop: Path, spots: Path) -> None:
     with pytest.raises(CacheError, match=r"no comparison at .*; run: make compare DATASET=\S+ PROTOCOL=cv"):
         load_results(str(workshop / "spots"), protocol="cv")
     (spots / "results.json").write_text('{"runs": [{}]}')
-    with pytest.raises(CacheError, match=r"no results\.json that reads"):
+    with pytest.raises(CacheError, match=r"no results\.json of this Firn .*make compare"):
         load_results(spots / "results.json")
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import draw
 
 from features.options import ExtractOptions, leaves
+from pipeline.arguments import Typed
 from pipeline.package.renaming import STAGES, renamed, verbs_in
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +129,19 @@ def test_version_help_and_completion(site: Path, tmp_path: Path) -> None:
         site, "firn", tmp_path, COMP_WORDS="firn extract --", **asked | {"COMP_CWORD": "2"}
     ).stdout.split()
     assert {f"--{field.name.replace('_', '-')}" for field, _ in leaves(ExtractOptions)} < {*offered}
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "rest"),
+    [
+        ("--strict DATASET=a --backbone B=c", {"DATASET": "a"}, ["--strict", "--backbone", "B=c"]),
+        ("--dataset A=b --config C=d.toml", {}, ["--dataset", "A=b", "--config", "C=d.toml"]),
+        ("DATASET=a=b --dataset=C=d", {"DATASET": "a=b"}, ["--dataset=C=d"]),
+    ],
+)
+def test_words_of_a_command_line(words: str, variables: dict[str, str], rest: list[str]) -> None:
+    """NAME=value is a variable, unless it is what a flag is given."""
+    assert Typed.of(["extract", *words.split()]) == Typed(["extract"], variables, rest)
 
 
 RUN = """

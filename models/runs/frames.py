@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,32 +61,35 @@ class Features:
 
 
 def load_features(
-    dataset: str,
-    backbone: str = "",
-    *,
-    blocks: str | int = "1",
-    pool: str = "avg",
-    labels: str = "classes",
-    protocol: str = "split",
-    **more: Any,
+    dataset: str, backbone: str = "", *, blocks: str | int = "1", pool: str = "avg", **more: Any
 ) -> Features:
     """Return the cached features of a data set, one backbone or several joined by `+`.
 
     All arguments mean what the variables of `train-heads` of the same names mean (docs/reference.md); `more` may hold
-    seed, root, target, positive, preprocess, precision, device and weights. Raises CacheError, with the command to
-    type, where the features were not extracted; UnknownName for what is in no table.
+    labels, protocol, seed, root, target, positive, preprocess, precision, device and weights. Raises CacheError, with
+    the command to type, where the features were not extracted; UnknownName for what is in no table.
     """
-    known = [field.name for field, _ in leaves(FeatureOptions)]
-    if strange := sorted(more.keys() - set(known)):
-        raise unknown("option", strange[0], known)
-    asked: FeatureOptions = replaced(FeatureOptions(), dataset=str(dataset), backbone=backbone, **more)
+    asked, run = _options(FeatureOptions(), {"dataset": str(dataset), "backbone": backbone} | more)
     if len(asked.terms) > 1:
         raise FirnError(f"expected one view, got {backbone!r}; join backbones as {'+'.join(asked.terms)!r}")
     entries = open_features(asked.data.load(), asked, asked.terms[0])
-    stage = Stage(entries, asked.data, RunOptions(labels, protocol))
+    stage = Stage(entries, asked.data, run)
     view = _in_order(stage.view("logistic", str(blocks), pool)[1])
     names = tuple(_columns(entries, str(blocks), pool))
     return Features(*view, stage.classes, names, str(blocks), pool, stage)
+
+
+T = TypeVar("T", DatasetOptions, FeatureOptions)
+
+
+def _options(of_data: T, given: Mapping[str, Any]) -> tuple[T, RunOptions]:
+    """Return the options that are given by name, those of data or features and those of runs. Raises UnknownName."""
+    known = {field.name for field, _ in leaves(of_data)}
+    of_runs = {field.name for field, _ in leaves(RunOptions)}
+    if strange := sorted(given.keys() - known - of_runs):
+        raise unknown("option", strange[0], known | of_runs)
+    run = RunOptions(**{name: value for name, value in given.items() if name in of_runs})
+    return replaced(of_data, **{name: value for name, value in given.items() if name in known}), run
 
 
 def _in_order(view: View) -> View:
@@ -107,34 +110,33 @@ def _columns(entries: Sequence[Cached], blocks: str, pool: str) -> Iterator[str]
             yield from (f"{backbone}{block}/{kind}/{i}" for kind in way.cached or (pool,) for i in range(width))
 
 
-def load_results(where: str | Path, *, labels: str = "classes", protocol: str = "split", **data: Any) -> DataFrame:
+def load_results(where: str | Path, **more: Any) -> DataFrame:
     """Return a comparison as a data frame: a row for each run, the chosen one first.
 
-    `where` is a results.json, its folder, or a data set as it is typed (with `data` such as seed or target). Columns:
+    `where` is a results.json, its folder, or a data set as it is typed (`more` may hold labels, protocol, seed, root,
+    target and positive). Columns:
     run, head, backbone, view, verdict, difference, p_adjusted (against the chosen run), seconds, and each metric as
     validation_NAME and test_NAME with _low and _high of its interval; what the images cannot tell is NaN. Raises
     CacheError, with the command to type, where there is no comparison.
     """
     from pandas import DataFrame
 
-    path = _results_file(where, RunOptions(labels, protocol), data)
+    path = _results_file(*_options(DatasetOptions(), {"dataset": str(where)} | more))
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
         return DataFrame([_row(run) for run in runs])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        again = make_command("compare", replaced(DatasetOptions(), dataset=str(where), **data))
-        raise CacheError(f"{path} is no results.json that reads ({error}); run: {again}") from None
+        raise CacheError(f"{path} is no results.json of this Firn ({error}); make it anew (make compare)") from None
 
 
-def _results_file(where: str | Path, run: RunOptions, data: Mapping[str, Any]) -> Path:
-    for path in (Path(where), Path(where) / "results.json"):
+def _results_file(data: DatasetOptions, run: RunOptions) -> Path:
+    for path in (Path(data.dataset), Path(data.dataset) / "results.json"):
         if path.is_file() and path.name == "results.json":
             return path
-    options: DatasetOptions = replaced(DatasetOptions(), dataset=str(where), **data)
-    root = runs_root(options.load().name, run.labels, run.protocol)
+    root = runs_root(data.load().name, run.labels, run.protocol)
     path = artifacts_root() / "compare" / root.name / "results.json"
     if not path.is_file():
-        raise CacheError(f"no comparison at {path}; run: {make_command('compare', options, run)}")
+        raise CacheError(f"no comparison at {path}; run: {make_command('compare', data, run)}")
     return path
 
 

@@ -13,5 +13,7 @@ if __name__ == "firn":
     install()
     __path__ = [*__path__, str(Path(__file__).parents[2])]
 
+    from firn import public
     from firn.public import *  # noqa: F403
-    from firn.public import __all__, __doc__  # noqa: F401
+
+    __all__, __doc__ = public.__all__, public.__doc__

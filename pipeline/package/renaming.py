@@ -28,7 +28,9 @@ def renamed(text: str, verbs: Sequence[str]) -> str:
 
 def verbs_in(pipeline: Path) -> list[str]:
     """Return the verbs, which are the files of the folder `pipeline`; `cache` stands for those that begin with it."""
-    return sorted(path.stem.replace("_", "-") for path in pipeline.glob("[a-z]*.py") if path.stem != "cli")
+    return sorted(
+        path.stem.replace("_", "-") for path in pipeline.glob("[a-z]*.py") if path.stem not in ("arguments", "cli")
+    )
 
 
 class Renaming(PathFinder):

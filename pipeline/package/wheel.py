@@ -26,7 +26,7 @@ def sources() -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(ROOT).as_posix(), path
 
 
-class BuildFirn(build_py):
+class BuildFirn(build_py):  # type: ignore[misc]  # setuptools brings no types
     """Writes the package; an editable install is left to setuptools, which links `firn` to this folder."""
 
     def run(self) -> None:
