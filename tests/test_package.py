@@ -144,6 +144,28 @@ def test_words_of_a_command_line(words: str, variables: dict[str, str], rest: li
     assert Typed.of(["extract", *words.split()]) == Typed(["extract"], variables, rest)
 
 
+RAY = """
+import firn.features.ray_cluster as ray_cluster
+
+class Ray:
+    def init(self, **options):
+        print(options["runtime_env"]["env_vars"]["PYTHONPATH"])
+    def cluster_resources(self):
+        return {}
+    def shutdown(self):
+        pass
+
+with ray_cluster.cluster(Ray()):
+    pass
+"""
+
+
+def test_workers_of_ray_find_it(site: Path, tmp_path: Path) -> None:
+    """They look for `firn` in the folder that holds it, and not inside it for `features`."""
+    (tmp_path / "ask.py").write_text(RAY)
+    assert outside(site, f"{sys.executable} ask.py", tmp_path).stdout.strip() == str(site)
+
+
 RUN = """
 import json, re, sys
 from pathlib import Path
