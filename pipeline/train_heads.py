@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from features.errors import ConstantFeatures, FirnError, unknown
 from features.options import FeatureOptions, option
-from features.progress import heard, say
+from features.progress import LONG, duration, heard, say
 from features.request import open_features
 from models.heads import HEADS
+from models.runs.durations import Training, guess
 from models.runs.features import Stage
 from models.runs.on_ray import Order, train_on_ray
 from models.runs.options import HeadOptions, RunOptions
@@ -49,15 +50,13 @@ def train_heads(features: FeatureOptions, view: HeadOptions, run: RunOptions, ho
     stages = [Stage(open_features(dataset, features, term), features.data, run, until=until) for term in features.terms]
     if how.budget:
         return search(dataset.name, stages, view.names)
+    with heard():  # what is left out is said below
+        each = [(stage, term, name) for stage, term in zip(stages, features.terms, strict=True) for name in names]
+        lacking = [one for one in each if one[0].lacks(one[2], view.blocks, view.pool, insist=view.insist)]
     if how.engine == "ray":
-        with heard():  # what is left out is said below
-            each = [(stage, term, name) for stage, term in zip(stages, features.terms, strict=True) for name in names]
-            lacking = [
-                (term, name)
-                for stage, term, name in each
-                if stage.lacks(name, view.blocks, view.pool, insist=view.insist)
-            ]
-        train_on_ray([Order(term, name, features, view, run) for term, name in lacking])
+        train_on_ray([Order(term, name, features, view, run) for _, term, name in lacking])
+    else:
+        _say_before([Training(name, stage.name, len(dataset)) for stage, _, name in lacking])
     lines = []
     for stage in stages:
         lines += _trained(stage, names, view)
@@ -67,6 +66,15 @@ def train_heads(features: FeatureOptions, view: HeadOptions, run: RunOptions, ho
     return lines + [
         f"ready: {name} {train_stack(dataset.name, features.data, run, backbones, bases)}" for name in stacks
     ]
+
+
+def _say_before(trainings: Sequence[Training]) -> None:
+    """Say how long it takes, where that is long and such heads were trained before."""
+    found = guess(trainings)
+    if found.seconds > LONG:
+        but = f"; of {', '.join(found.unknown)} nothing is known yet" if found.unknown else ""
+        some = f"{found.known} training{'s' * (found.known > 1)}"
+        say(f"{some}: about {duration(found.seconds)}, by earlier runs of these heads{but}")
 
 
 def _trained(stage: Stage, names: Sequence[str], view: HeadOptions) -> list[str]:

@@ -24,6 +24,7 @@ from features.datasets.packed import Packed
 from features.errors import BadWeights, CacheError, unknown
 from features.options import make_command, option
 from features.storage import make_folder, write_whole
+from features.version import firn_version
 from features.views import Cached, choose_blocks, rows_view
 from models.heads import HEADS, load_head, save_head
 from models.metrics import CALIBRATIONS, Calibration
@@ -274,7 +275,7 @@ class _Packing:
             "run": {name: record[name] for name in _OF_RUN if name in record},
             "data": {name: record[name] for name in _OF_DATA},
             "results": {name: getattr(rows, name) for name in ("validation", "test", "confusion", "threshold")},
-            "versions": dict(run.record.versions),
+            "versions": dict(run.record.versions) | {"firn": firn_version()},
             "trained_shares": trained_shares(run).tolist(),
             "points_by_group": points_by_group(run),
             "made": self.how.as_dict(),

@@ -82,6 +82,11 @@ class Stage:
                     f"labels: scores on them would mean nothing; compare by: {make_command('finetune', self.data)}"
                 )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes under the view of the labels."""
+        return self._classes
+
     def seen(self, view: View) -> set[str]:
         """Return short digests of the images of a view that a network learns from under the protocol."""
         learns = view.ids[learned(view.splits, choose_protocol(self.run.protocol))]
@@ -281,12 +286,12 @@ def fitted(name: str, views: Sequence[View], what: str, *, seed: int, protocol: 
         return fit(make, views, choose_protocol(protocol), seed=seed, progress=progress, until=until)
 
 
-def facts_of(name: str, view: View, found: Fitted) -> dict[str, Any]:
-    """Return the fields of a record that a fit adds."""
+def facts_of(name: str, view: View, found: Fitted, *, about: str = "") -> dict[str, Any]:
+    """Return the fields of a record that a fit adds; `about` is said of a head that is in no table."""
     repeats = choose_repeats(found)
     return {
         "head": name,
-        "about": HEADS[name].about,
+        "about": about or HEADS[name].about,
         "chosen": dict(found.head.chosen_),
         "folds": (int(found.predictions.fold.max()) + 1) // repeats,
         "repeats": repeats,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 from features.backbones.registry import BACKBONES, architecture, domains
@@ -73,7 +72,7 @@ class ModelSelector:
     def load(self) -> Run:
         """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle."""
         if not self.model:
-            return choose(self.load_all())
+            return _kept(choose(self.load_all()))
         if self.bundle:
             raise BadBundle(f"{self.model} is a bundle, and this takes the folder of the run that it was made of")
         if load_record(Path(self.model)) is None:
@@ -81,7 +80,7 @@ class ModelSelector:
                 f"{self.model} is neither a bundle (a folder with a {BUNDLE}, or a .zip) nor the folder of a run "
                 "(with a run.json, below artifacts/heads); or leave MODEL= away and name the DATASET="
             )
-        run = load_run(Path(self.model))
+        run = _kept(load_run(Path(self.model)))
         say_if_stale(run)
         return run
 
@@ -120,11 +119,23 @@ class ModelSelector:
         return make_command("extract train-heads", self.data, self.run, backbone=self.backbone, **more)
 
 
+def _kept(run: Run) -> Run:
+    """Return a run. BadBundle where it was added from Python, of which there are predictions and no model."""
+    if run.record.added:
+        raise BadBundle(
+            f"{run.name} was added from Python: it is compared, and nothing is kept that could predict or be made "
+            f"again; name heads of Firn's own, such as HEADS=logistic"
+        )
+    return run
+
+
 def _check_backbones(terms: list[str]) -> None:
     """Raise UnknownName for a backbone that there is not, BadWeights for one that was not fine-tuned yet."""
     for name in {name for term in terms for name in term.split("+")}:
         if architecture(name) not in BACKBONES:
-            import_module("features.backbones.build").row(name)  # imports torch
+            from features.backbones.build import row  # imports torch
+
+            row(name)
         if domains(name):
             find(name, "")
 

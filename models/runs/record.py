@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,12 @@ from features.datasets.dataset import is_guess
 from features.errors import CacheError
 from features.options import DatasetOptions, FeatureOptions
 from features.storage import artifacts_root, slug, write_whole
+from features.version import firn_version
+from models.heads import HEADS
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
 FINETUNED = "finetuned"  # what stands for the head in a run of a fine-tuned network
 _RENAMED = {"pictures_per_second": "images_per_second", "thaw": "finetuning"}  # names of fields until November 2026
-
-
-@cache
-def firn_version() -> str:
-    """Return Firn's version and, in a checkout, the commit."""
-    number, root = version("firn-transfer-learning"), Path(__file__).parents[2] / ".git"
-    try:
-        head = (root / "HEAD").read_text().strip()
-        commit = (root / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
-    except OSError:
-        return number
-    return f"{number}+{commit[:12]}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,11 @@ class RunRecord:
         """Return the options that extract the features again."""
         key = self.keys[0]
         return FeatureOptions(self.data, self.backbone, key.preprocess_mode, key.precision)
+
+    @property
+    def added(self) -> bool:
+        """Return whether the run was added from Python: its head is none of Firn's, and only predictions are kept."""
+        return self.head not in (*HEADS, FINETUNED)
 
     @property
     def root(self) -> Path:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
-from models.runs.record import RunRecord, firn_version
+from features.version import firn_version
+from models.runs.record import RunRecord
 
 Score: TypeAlias = Mapping[str, float | None]  # value, low, high; None for what the images cannot tell
 Scores: TypeAlias = Mapping[str, Score]  # metric -> its score

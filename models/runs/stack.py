@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from features.errors import CacheError
 from features.options import DatasetOptions, make_command
+from features.version import firn_version
 from features.views import View
 from models.heads import HEADS, save_head
 from models.runs.features import facts_of, fitted, is_current
 from models.runs.options import RunOptions
-from models.runs.record import FINETUNED, Run, RunRecord, firn_version, load_runs, save_run
+from models.runs.record import FINETUNED, Run, RunRecord, load_runs, save_run
 from models.validation.predictions import Predictions
 
 FEWEST = 2

@@ -82,6 +82,7 @@ def protocol(results: ComparisonResult) -> list[str]:
         f"with classes balanced over the folds{apart}{again}; its predictions for the images left out give the "
         "validation scores. Whatever a head has to choose it chose inside the images that it was trained on."
         + _of_thawed(results.runs, unit)
+        + _of_added(results.runs)
         + _of_stacks(results.runs),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
@@ -97,6 +98,11 @@ def _of_stacks(rows: Sequence[RunResult]) -> str:
         " A stack learned its weights for a fold from the predictions for the other folds, made by heads that had seen "
         "that fold: its validation score is a little flattering."
     )
+
+
+def _of_added(rows: Sequence[RunResult]) -> str:
+    added = [row.name for row in rows if row.record.added]
+    return f" Added from Python, and made again there only: {', '.join(added)}." * bool(added)
 
 
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
@@ -156,9 +162,9 @@ def commands(records: Sequence[RunRecord], seed: int, asked: Mapping[str, str] =
     """Return the commands that make the same runs and the same comparison again.
 
     `asked` are further variables of the comparison. A stack combines what is there, so that each comes after its own
-    runs and before all others.
+    runs and before all others. No command makes runs that were added from Python.
     """
-    lines, left = [], [record for record in records if not record.bases]
+    lines, left = [], [record for record in records if not (record.bases or record.added)]
     for stack in sorted((record for record in records if record.bases), key=lambda record: len(record.bases)):
         lines += _single([record for record in left if _place(record) in stack.bases])
         left = [record for record in left if _place(record) not in stack.bases]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from features.datasets.dataset import SPLITS
-from features.options import make_command
+from features.options import in_a_file, make_command
 from features.storage import csv_lines, write_whole
 from models.audit import CHECKS
 from models.runs.compare import run_names
@@ -242,12 +242,13 @@ def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> 
         "presets": PRESETS,
         "confusion": _shares(chosen.confusion),
         "card": _card(data),
-        "versions": _versions(results.runs),
+        "versions": {"firn": results.firn} | _versions(results.runs),
         "learning": extras.learning,
         "gallery": extras.gallery,
         "no_gallery": extras.no_gallery,
         "audit": audit_of(extras.audit),
-        "again": commands(results, extras),
+        "again": (again := commands(results, extras)),
+        "in_a_file": in_a_file(again, "again.toml"),
         "report_command": report_command(results),
         "audit_command": audit_command(results),
         "examination": results.examination,
