@@ -18,8 +18,8 @@ BASE_PYTHON ?= python3
 export FIRN_GOALS := $(MAKECMDGOALS)
 export FIRN_GIVEN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v))))
 
-VERBS = doctor extract audit train-heads finetune transfer compare report explain learning-curve bundle predict export \
-  reproduce cache-ls cache-verify cache-repair cache-why cache-gc cache-pack
+VERBS = doctor extract audit train-heads finetune transfer compare report explain learning-curve bundle predict validate \
+  export reproduce cache-ls cache-verify cache-repair cache-why cache-gc cache-pack
 .PHONY: help setup demo bench test check format clean $(VERBS)
 
 help: ## list these targets
@@ -47,6 +47,7 @@ explain: ## hits and misses under class activation maps   DATASET BACKBONE HEADS
 learning-curve: ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 bundle: ## a run -> one folder or .zip that predicts   DATASET MODEL HEADS CALIBRATION WITH_WEIGHTS OUT
 predict: ## new images -> predictions.csv             IMAGES MODEL (or DATASET) POINT OVERLAYS OUT
+validate: ## a bundle on a labelled set from elsewhere    MODEL DATASET TARGET MAP LABELS OUT
 export: ## a bundle -> ONNX or torch, with a model card   DATASET MODEL HEADS FORMAT IMAGES OUT
 reproduce: ## a recorded run made again, and a verdict   RUN (or DATASET HEADS) DEVICE
 cache-ls: ## every cache entry: bytes, state, age
