@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from features.datasets import Dataset
 from features.datasets.load import load_to_judge
 from features.errors import BadDataset, BadImage, FirnError
-from features.options import ExtractOptions, FeatureOptions, Taking, make_command, option
+from features.options import ExtractOptions, FeatureOptions, Taking, make_command, names_in, option
 from features.progress import say, shown
 from features.storage import artifacts_root, csv_lines, make_folder, slug, write_whole
 from models.predictor.build import BundleOptions
 from models.runs.options import ModelSelector
 from models.validation.class_names import LEFT_OUT, matched_labels
-from models.validation.external import ExternalValidation, LabelledSet, validated
+from models.validation.external import ExternalValidation, LabelledSet, subgroup_columns, validated
 from models.validation.predictions import Predictions
 from pipeline.bundle import bundled
 from pipeline.predict import predictions_table, write_unreadable
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValidateOptions:
-    """How the classes of the set are called in the bundle, and where the result goes."""
+    """How the classes of the set are called in the bundle, what is looked at, and where the result goes."""
 
     map: str = option("", "Classes of the set by other names than the bundle's: mine=its,other=its; mine= is left out.")
+    subgroups: str = option("", "Columns of the table that make subgroups; empty is the age and those of a few words.")
     out: str = option("", "The folder to write into; empty is one below artifacts.")
 
 
@@ -57,9 +58,10 @@ def validate(what: ValidateOptions, model: Judged, how: Weights, machine: Machin
     predictor = load(path, device=machine.device)
     named = {"labels": model.run.labels, "told": what.map, "model": model.model}
     labels = matched_labels(dataset, predictor.classes, **named)
+    columns = dict(subgroup_columns(dataset.columns, names_in(what.subgroups)))
     found, images = _predicted(predictor, dataset, labels, threads.workers)
     rows = _rows(dataset, found)
-    judged = _judged(dataset, labels, found, rows)
+    judged = _judged(dataset, labels, found, rows, columns)
     result = validated(
         judged,
         predictor.contents,
@@ -133,7 +135,13 @@ def _rows(dataset: Dataset, found: Prediction) -> NDArray[np.intp]:
     return np.array([place[name] for name in found.names], dtype=np.intp)
 
 
-def _judged(dataset: Dataset, labels: NDArray[np.int64], found: Prediction, rows: NDArray[np.intp]) -> LabelledSet:
+def _judged(
+    dataset: Dataset,
+    labels: NDArray[np.int64],
+    found: Prediction,
+    rows: NDArray[np.intp],
+    columns: Mapping[str, NDArray[np.str_]],
+) -> LabelledSet:
     return LabelledSet(
         labels[rows],
         found.proba,
@@ -141,7 +149,7 @@ def _judged(dataset: Dataset, labels: NDArray[np.int64], found: Prediction, rows
         dataset.groups[rows],
         found.distance,
         found.outlier,
-        {name: column[rows] for name, column in dataset.columns.items()},
+        {name: column[rows] for name, column in columns.items()},
         dataset.grouped_by,
     )
 
@@ -157,7 +165,9 @@ def _about(dataset: Dataset, model: ModelSelector, what: ValidateOptions) -> dic
         "map": what.map,
         "labels": model.run.labels,
         "note": dataset.note,
-        "command": make_command("validate", model=model.model, **given, map=what.map, seed=str(data.seed)),
+        "command": make_command(
+            "validate", model=model.model, **given, map=what.map, subgroups=what.subgroups, seed=str(data.seed)
+        ),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from features.errors import BadDataset, unknown
 from models.folds import grouped_folds
 from models.metrics import (
     METRICS,
@@ -49,7 +50,7 @@ class LabelledSet:
     groups: NDArray[np.str_]  # (n,)
     distance: Floats  # (n,) from the training images; NaN where the model cannot tell
     outlier: NDArray[np.bool_]  # (n,)
-    columns: Mapping[str, NDArray[np.str_]]  # (n,) each
+    columns: Mapping[str, NDArray[np.str_]]  # (n,) each, whose words are subgroups
     grouped_by: str  # what a group is; empty where none is known
 
 
@@ -59,7 +60,7 @@ class ExternalValidation:
 
     model: Mapping[str, Any]  # name, identity, data set and calibration of the bundle
     classes: Sequence[str]
-    images: Mapping[str, int]  # how many were given, judged, and left out for which reason
+    images: Mapping[str, int]  # how many were given, judged (of how many groups), and left out for which reason
     by_class: Mapping[str, Mapping[str, int]]  # class -> images and groups of it
     grouped_by: str
     point: str  # the operating point of `here`; empty for more classes than two
@@ -109,7 +110,7 @@ def validated(
     return ExternalValidation(
         model=_model(contents),
         classes=list(contents.classes),
-        images=dict(images),
+        images={**images, "groups": len(np.unique(found.groups))},
         by_class=judge.counts(),
         grouped_by=found.grouped_by,
         point=judge.point,
@@ -256,7 +257,7 @@ class _Judge:
 
     def subgroups(self) -> list[dict[str, Any]]:
         """Return the scores by subgroup of each further column, and of the images unlike the training images."""
-        columns = dict(subgroup_columns(self.found.columns))
+        columns = dict(self.found.columns)
         if 0 < self.found.outlier.sum() < len(self.found.outlier):
             columns["unlike training"] = np.where(self.found.outlier, "yes", "no")
         found = self.found
@@ -281,18 +282,36 @@ class _Judge:
         return f"ROC AUC, {lost} and the calibration slope cannot be had, only {left}"
 
 
-def subgroup_columns(columns: Mapping[str, NDArray[np.str_]]) -> Iterator[tuple[str, NDArray[np.str_]]]:
-    """Yield the columns (n,) that make subgroups: of few values as they are, of many numbers in stated bins.
+def subgroup_columns(
+    columns: Mapping[str, NDArray[np.str_]], named: Sequence[str] = ()
+) -> Iterator[tuple[str, NDArray[np.str_]]]:
+    """Yield the columns (n,) that make subgroups: those `named`, else the age and all of few words but findings.
 
-    Ages are cut at 18, 40 and 65, other numbers at their terciles; columns of many words are names, and passed over.
+    Numbers of many values are put into bins: ages are cut at 18, 40 and 65, others at their terciles. Columns of 0 and
+    1 are findings. Raises UnknownName; BadDataset for a column of one value, or of many words.
     """
-    for name, column in columns.items():
-        values = np.unique(column[column != ""])
-        if 2 <= len(values) <= MOST_VALUES:
+    for name in named:
+        if name not in columns:
+            raise unknown("column", name, columns)
+    for name in named or columns:
+        if (column := _subgroups_in(name, columns[name], asked=name in named)) is not None:
             yield name, column
-        elif len(values) > MOST_VALUES and (numbers := _numbers(column)) is not None:
-            edges = AGES if name == "age" else np.unique(np.nanquantile(numbers, [1 / 3, 2 / 3])).tolist()
-            yield name, in_bins(numbers, edges)
+        elif name in named:
+            words = len(np.unique(columns[name]))
+            raise BadDataset(f"the column {name} has {words} different values, which make no subgroups; leave it away")
+
+
+def _subgroups_in(name: str, column: NDArray[np.str_], *, asked: bool) -> NDArray[np.str_] | None:
+    """Return a column whose words are subgroups; None where they are not."""
+    values, numbers = np.unique(column[column != ""]), _numbers(column)
+    if len(values) < 2 or (not asked and set(values.tolist()) <= {"0", "1"}):
+        return None
+    if len(values) <= MOST_VALUES:
+        return column
+    if numbers is None or not (asked or name == "age"):
+        return None
+    terciles = np.unique(np.nanquantile(numbers, [1 / 3, 2 / 3]))
+    return in_bins(numbers, AGES if name == "age" else terciles.tolist())
 
 
 def _numbers(column: NDArray[np.str_]) -> Floats | None:

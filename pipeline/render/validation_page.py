@@ -25,6 +25,8 @@ UPDATES = {
     "intercept": "intercept alone, fitted on this set",
     "platt": "slope and intercept (Platt), fitted on this set",
 }
+SHORT = {"prevalence": "update: prevalence", "intercept": "update: intercept", "platt": "update: Platt"}
+NOTE = "note: an update is fitted on this set and scored on groups that had no part in the fit; it is not the bundle's"
 LABELS = {"slope": "Slope", "intercept": "Intercept", **{name: metric.label for name, metric in METRICS.items()}}
 
 
@@ -36,7 +38,7 @@ def summary(result: ExternalValidation) -> str:
         if "roc_auc" in (result.recorded)
         else "its own is not recorded"
     )
-    images, groups = result.images["judged"], sum(row["groups"] for row in result.by_class.values())
+    images, groups = (result.images[name] for name in ("judged", "groups"))
     unit = f" of {groups:,} {plural(result.grouped_by)}" if result.grouped_by else ""
     parts = [f"{result.model['name']} on {name}: ROC AUC {area} on {images:,} images{unit}; {then}", *_trust(result)]
     if result.novelty:
@@ -63,6 +65,7 @@ def print_validation(result: ExternalValidation) -> None:
     for table in (_scores_table(result), _points_table(result), _trust_table(result)):
         if table.row_count:
             out.print(table)
+    out.print(NOTE, markup=False, highlight=False, soft_wrap=True)
     for line in result.remarks:
         out.print(printable(f"note: {line}"), markup=False, highlight=False, soft_wrap=True)
 
@@ -97,9 +100,11 @@ def _points_table(result: ExternalValidation) -> Table:
 
 
 def _trust_table(result: ExternalValidation) -> Table:
-    table = _table("probabilities", *(LABELS[name] for name in trust_columns(result)))
-    for name, scores in [*result.calibration.items(), *updates(result)]:
-        table.add_row(name, *(with_interval(row) for row in scores.values()))
+    shown = [name for name in trust_columns(result) if name != "ece"]
+    table = _table("probabilities", *(LABELS[name] for name in shown))
+    rows = {name: row["scores"] for name, row in result.recalibration.items()}
+    for name, scores in [*result.calibration.items(), *((SHORT[name], row) for name, row in rows.items())]:
+        table.add_row(name, *(with_interval(scores[column]) for column in shown))
     return table
 
 
