@@ -41,7 +41,7 @@ audit: ## duplicates, leaks, doubtful labels, odd images   DATASET BACKBONE LABE
 train-heads: ## stage two: cached features -> heads        DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET ENGINE
 finetune: ## train the last blocks too, from cached maps   DATASET BACKBONE BLOCKS RECIPE VIEWS EPOCHS RATE NORM PROTOCOL
 transfer: ## does a detour over a source domain help?  SOURCE TARGET SHARED BACKBONE HEADS THAW=1
-compare: ## all runs -> ranked table, HTML page       DATASET BACKBONE LABELS PROTOCOL
+compare: ## all runs -> ranked table, HTML page       DATASET BACKBONE LABELS PROTOCOL MARGIN, or A and B
 report: ## the page with errors, class activation maps and the audit   DATASET BACKBONE LABELS PROTOCOL
 explain: ## hits and misses under class activation maps   DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
 learning-curve: ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS

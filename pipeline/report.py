@@ -10,11 +10,11 @@ from features.options import FeatureOptions, Taking
 from features.progress import say
 from features.storage import artifacts_root, write_whole
 from models.runs.compare import compare_runs
-from pipeline.compare import Compared
+from pipeline.compare import Compared, MarginOptions
 from pipeline.render.html_page import GALLERY, write_report
 
 
-def report(runs: Compared, features: Annotated[FeatureOptions, Taking("weights")]) -> list[str]:
+def report(runs: Compared, against: MarginOptions, features: Annotated[FeatureOptions, Taking("weights")]) -> list[str]:
     """Compare as `compare` does and write the page with a gallery of errors; return the page's path.
 
     Where images or their maps are missing the page says which command brings them. Raises CacheError where there is
@@ -23,7 +23,7 @@ def report(runs: Compared, features: Annotated[FeatureOptions, Taking("weights")
     from pipeline.render.gallery import make_gallery
 
     found = runs.load_all()
-    result = compare_runs(found, seed=runs.data.seed)
+    result = compare_runs(found, seed=runs.data.seed, margin=against.margin)
     folder, why_not = artifacts_root() / "compare" / found[0].record.root.name, ""
     try:
         gallery = make_gallery(result, found, runs.data.load(), features.weights)

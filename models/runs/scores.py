@@ -56,6 +56,14 @@ def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
     )
 
 
+def applied_threshold(run: Run) -> Any:
+    """Return the Youden threshold that decides the images `shown`: one, one an image (n,), None for more classes."""
+    held = run.predictions.part(test=False)
+    if len(run.predictions.part(test=True).y):
+        return _thresholds(held).get("youden")
+    return _thresholds_of_other_folds(held, run.record.folds).get("youden")
+
+
 def _thresholds(held: Predictions) -> dict[str, float]:
     """Return the thresholds that out-of-fold predictions choose; none for more than two classes."""
     if held.proba.shape[1] != 2:

@@ -135,6 +135,16 @@ def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
         f"{'the paired test of DeLong' if binary else 'the paired bootstrap'}, in simultaneous tests against "
         f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “not "
         f"distinguishable” means a corrected p of {settings['alpha']} or more, not that two runs are equal."
+        + _against(settings.get("margin"))
+    )
+
+
+def _against(margin: float | None) -> str:
+    if not margin:
+        return ""
+    return (
+        " “Equivalent” and “not worse” are claimed where the whole simultaneous interval of the difference is within "
+        f"{margin:g} of 0, or above −{margin:g}: a margin of ROC AUC that was stated (MARGIN=), not found."
     )
 
 
@@ -142,7 +152,7 @@ K = TypeVar("K")
 _RUN = {"labels": "classes", "protocol": "split"}  # what is left away where it is usual
 
 
-def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
+def commands(records: Sequence[RunRecord], seed: int, margin: float = 0.0) -> list[str]:
     """Return the commands that make the same runs and the same comparison again.
 
     A stack combines what is there, so that each comes after its own runs and before all others.
@@ -154,7 +164,8 @@ def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
         backbones = stack.backbone.replace("+", " ")
         how = {"backbone": backbones, "heads": stack.head, "seed": str(stack.seed)}
         lines.append(make_command("train-heads", **_data(stack), **_run(stack), **how))
-    compared = make_command("compare", **_data(records[0]), **_run(records[0]), seed=str(seed))
+    judged = {"seed": str(seed), "margin": f"{margin:g}" if margin else ""}
+    compared = make_command("compare", **_data(records[0]), **_run(records[0]), **judged)
     return [*lines, *_single(left), compared]
 
 
