@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from chromium import CHROMIUM, Browser, complaints, requested
 from conftest import draw, stored
+from runs_for_tests import draw_predictions
 from sklearn.metrics import brier_score_loss, log_loss, matthews_corrcoef, recall_score, roc_auc_score
 from verbs_for_tests import bundle, selected, verb
 
@@ -21,11 +22,13 @@ from features.errors import BadBundle, BadDataset, BadImage, FirnError, UnknownN
 from models.metrics import fit_platt
 from models.predictor.archive import BUNDLE
 from models.predictor.loading import load
+from models.predictor.manifest import Contents
 from models.predictor.seen import SEEN
 from models.runs.record import load_runs
 from models.validation.class_names import matched_labels
-from models.validation.external import subgroup_columns
+from models.validation.external import LabelledSet, subgroup_columns, validated
 from models.validation.recalibration import crossfitted, fit_intercept
+from pipeline.render.validation_page import validation_page
 
 Result = dict[str, Any]
 
@@ -234,7 +237,7 @@ def test_one_class_alone_and_damaged_images(model: Path, tmp_path: Path, capsys:
     assert "left out spot/bad.png" in printed.err
     assert "cannot be had, only sensitivity" in printed.out
     for image in (tmp_path / "set" / "train" / "spot").iterdir():
-        image.write_bytes(b"no image")
+        image.write_bytes(f"no image, {image.name}".encode())
     with pytest.raises(BadImage, match="no image could be read"):
         validate(model, tmp_path / "set" / "train", tmp_path / "none")
 
@@ -247,7 +250,7 @@ def test_classes_by_other_names(model: Path, tmp_path: Path) -> None:
     labels = matched_labels(dataset, ("normal", "spot"), told="Healthy=normal")
     assert np.bincount(labels).tolist() == [14, 14]
     assert np.unique(matched_labels(dataset, ("normal", "spot"), told="Healthy=")).tolist() == [-1, 1]
-    with pytest.raises(BadDataset, match=r"MAP='Healthy=clear,SPOT=ill'"):
+    with pytest.raises(BadDataset, match=r"MAP=Healthy=clear,SPOT=ill"):
         matched_labels(dataset, ("clear", "ill"))
     with pytest.raises(UnknownName, match="class of the set"):
         matched_labels(dataset, ("normal", "spot"), told="healthy=normal")
@@ -259,6 +262,27 @@ def test_classes_by_other_names(model: Path, tmp_path: Path) -> None:
         verb("validate", dataset=str(tmp_path / "set"))
     with pytest.raises(FirnError, match="expected DATASET="):
         verb("validate", model=str(model))
+
+
+def test_more_classes_of_which_one_is_missing() -> None:
+    """Means are over the classes that are there, nothing is fitted, and the page is whole."""
+    given = draw_predictions(4, strength=1.5, train=0, test=160)
+    part = given.take(given.y != 2)
+    classes = ("a", "b", "c", "d")
+    contents = Contents("logistic", classes, (), (), "", None, {}, None, {}, {})
+    nothing = np.full(len(part.y), np.nan)
+    found = LabelledSet(part.y, part.proba, part.proba, part.groups, nothing, nothing > 0, {}, "patient")
+    images = {"given": 160, "judged": len(part.y), "tested_on": 0}
+    result = validated(found, contents, dataset={"name": "x", "note": "", "command": ""}, images=images, n_bootstrap=60)
+    areas = [roc_auc_score(part.y == k, part.proba[:, k]) for k in (0, 1, 3)]
+    assert result.here["roc_auc"]["value"] == pytest.approx(np.mean(areas))
+    assert "no image is of class c: means over the classes, and ROC AUC, are of the others alone" in result.remarks
+    assert (result.recalibration, result.no_recalibration) == ({}, "c has 0 patients; two are needed")
+    assert (result.novelty, result.points, result.point) == (None, {}, "")
+    assert result.confusion[2] == [0, 0, 0, 0]
+    page = validation_page(result, part, part)
+    assert "The bundle cannot tell" in page
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["images"]["groups"] == len(set(part.groups))
 
 
 def test_what_a_stranger_may_write_into_a_bundle(model: Path, tmp_path: Path) -> None:

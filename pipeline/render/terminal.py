@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WORDS = {"tie": "undecided", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
+WORDS = {"tie": "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "undecided: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05)."
+TIES = "open: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05)."
 CLAIMS = "equivalent: the interval of the difference lies within ±{0:g}; not worse: it lies above −{0:g}."
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
