@@ -99,23 +99,28 @@ def _predicted(
     from models.predictor.predictor import joined
 
     ids = [image for image, label in zip(dataset.ids, labels, strict=True) if label != LEFT_OUT]
-    tested: list[bytes] = []  # digests; threads append
+    tested: list[bytes] = []  # digests of images that the bundle has seen; threads append
+    trained: list[bytes] = []
 
     def wanted(sha256: bytes) -> bool:
-        if predictor.seen is not None and predictor.seen.in_test(sha256):
+        if predictor.seen is None:
+            return True
+        if predictor.seen.in_training(sha256):
+            trained.append(sha256)
+            return False
+        if predictor.seen.in_test(sha256):
             tested.append(sha256)
-        return predictor.seen is None or not predictor.seen.in_training(sha256)
+        return True
 
     pieces, done = [], 0
     with shown(f"validate on {dataset.name}") as progress:
         for piece in predictor.stream_of(dataset.source, ids, workers=workers, wanted=wanted):
             pieces.append(piece)
             done += len(piece.names) + len(piece.left_out)
-            progress(done, len(ids))
+            progress(done + len(trained), len(ids))
     found = joined(pieces, predictor.classes)
-    trained = len(ids) - len(found.names) - len(found.left_out)
-    _require_images(found, len(ids), trained, dataset)
-    left_out = {"without_class": len(dataset) - len(ids), "unreadable": len(found.left_out), "trained_on": trained}
+    _require_images(found, len(ids), len(trained), dataset)
+    left_out = {"without_class": len(dataset) - len(ids), "unreadable": len(found.left_out), "trained_on": len(trained)}
     return found, {"given": len(dataset), "judged": len(found.names), **left_out, "tested_on": len(tested)}
 
 

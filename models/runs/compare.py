@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from features.errors import CacheError
-from features.options import make_command
+from features.options import make_command, typed
 from models.metrics import (
     METRICS,
     PairedTest,
@@ -139,7 +139,7 @@ def compare_runs(
         {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "margin": margin or None, **draws},
         {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
     )
-    again = commands([row.record for row in result.runs], seed, margin)
+    again = commands([row.record for row in result.runs], seed, {"margin": typed(margin)} if margin else {})
     return stamped(result, commands=again, summary=summary(result), protocol=protocol(result))
 
 

@@ -13,7 +13,7 @@ from features.options import make_command
 from models.metrics import METRICS, PairedTest, bootstrap_test, claim, delong_test
 from models.runs.compare import check_same_images, run_names
 from models.runs.record import Run
-from models.runs.scores import LEVEL, applied_threshold, shown
+from models.runs.scores import LEVEL, applied_thresholds, shown
 from models.validation.predictions import Predictions
 
 COMPARED = ("roc_auc", "pr_auc", "balanced_accuracy", "sensitivity", "specificity", "brier")
@@ -58,7 +58,7 @@ def compare_two(a: Run, b: Run, *, seed: int = 0, n_bootstrap: int = 2000, margi
     check_same_images([a, b], [first, second])
     ours, theirs = shown(a), shown(b)
     folds = np.stack([ours.fold, theirs.fold])
-    thresholds = applied_threshold(a), applied_threshold(b)
+    thresholds = tuple(applied_thresholds(run).get("youden") for run in (a, b))
     given: dict[str, Any] = {"thresholds": thresholds, "n_bootstrap": n_bootstrap, "seed": seed, "level": LEVEL}
     differences = {}
     for name in COMPARED:

@@ -39,8 +39,7 @@ class RunScores:
 def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
     """Return thresholds, scores on both parts and the confusion matrix of a run."""
     held, tested = (run.predictions.part(test=test) for test in (False, True))
-    part, points = tested if len(tested.y) else held, _thresholds(held)
-    applied = _thresholds_of_other_folds(held, run.record.folds) if not len(tested.y) else dict[str, Any](points)
+    part, points, applied = shown(run), _thresholds(held), applied_thresholds(run)
     scores = partial(_scores, seed=seed, n_bootstrap=n_bootstrap)
     at = {name: scores(part, applied[name]) for name in points}
     decided = at.get("youden") or scores(part, None)
@@ -56,12 +55,12 @@ def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
     )
 
 
-def applied_threshold(run: Run) -> Any:
-    """Return the Youden threshold that decides the images `shown`: one, one an image (n,), None for more classes."""
+def applied_thresholds(run: Run) -> dict[str, Any]:
+    """Return for each rule what decides the images that are shown: one threshold, out of fold one an image (n,)."""
     held = run.predictions.part(test=False)
     if len(run.predictions.part(test=True).y):
-        return _thresholds(held).get("youden")
-    return _thresholds_of_other_folds(held, run.record.folds).get("youden")
+        return dict(_thresholds(held))
+    return dict(_thresholds_of_other_folds(held, run.record.folds))
 
 
 def _thresholds(held: Predictions) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from features.options import make_command
@@ -152,10 +153,11 @@ K = TypeVar("K")
 _RUN = {"labels": "classes", "protocol": "split"}  # what is left away where it is usual
 
 
-def commands(records: Sequence[RunRecord], seed: int, margin: float = 0.0) -> list[str]:
+def commands(records: Sequence[RunRecord], seed: int, asked: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """Return the commands that make the same runs and the same comparison again.
 
-    A stack combines what is there, so that each comes after its own runs and before all others.
+    `asked` are further variables of the comparison. A stack combines what is there, so that each comes after its own
+    runs and before all others.
     """
     lines, left = [], [record for record in records if not record.bases]
     for stack in sorted((record for record in records if record.bases), key=lambda record: len(record.bases)):
@@ -164,8 +166,7 @@ def commands(records: Sequence[RunRecord], seed: int, margin: float = 0.0) -> li
         backbones = stack.backbone.replace("+", " ")
         how = {"backbone": backbones, "heads": stack.head, "seed": str(stack.seed)}
         lines.append(make_command("train-heads", **_data(stack), **_run(stack), **how))
-    judged = {"seed": str(seed), "margin": f"{margin:g}" if margin else ""}
-    compared = make_command("compare", **_data(records[0]), **_run(records[0]), **judged)
+    compared = make_command("compare", **_data(records[0]), **_run(records[0]), seed=str(seed), **asked)
     return [*lines, *_single(left), compared]
 
 
