@@ -32,6 +32,7 @@ VERBS = {  # in the order of the flow: what `make` and --help say of each
     "learning-curve": "would more patients help?",
     "bundle": "a run -> one folder or .zip that predicts on any machine",
     "predict": "new images -> predictions.csv",
+    "validate": "a bundle on a labelled set from elsewhere -> scores at its own thresholds, page",
     "export": "a bundle -> ONNX or torch, with a model card",
     "reproduce": "a recorded run made again, and a verdict",
     "cache-ls": "every cache entry: bytes, state, age",

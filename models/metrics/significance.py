@@ -47,8 +47,9 @@ def delong_test(
     folds: ArrayLike | None = None,
     level: float = 0.95,
 ) -> PairedTest:
-    """DeLong's test of two ROC AUCs on the same images; y (n,) of 0 and 1, scores (n,), groups (n,), folds (n,).
+    """DeLong's test of two ROC AUCs on the same images; y (n,) of 0 and 1, scores (n,), groups (n,).
 
+    folds (n,), or (2, n) where the two were cross-validated on other folds.
     DeLong et al. 1988; with several images a group, Obuchowski 1997; Student's t with the groups' degrees of freedom.
     Where every group decides alike the variance is 0, and the sign-flip test by group is exact: see `_sign_flip`.
     Bounds and p are NaN, the difference cannot be tested, with fewer than two groups of either class.
@@ -67,23 +68,25 @@ def bootstrap_test(
     groups: ArrayLike | None = None,
     *,
     folds: ArrayLike | None = None,
-    thresholds: tuple[float | None, float | None] = (None, None),
+    thresholds: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
     n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedTest:
     """Paired bootstrap test of two models by any metric: both are scored on the same resampled groups.
 
-    y (n,), proba_a and proba_b (n, K), groups (n,), folds (n,); `thresholds` of a and b. The difference over its
+    y (n,), proba_a and proba_b (n, K), groups (n,), folds (n,) or (2, n); `thresholds` of a and b, one or one an image
+    (n,). The difference over its
     bootstrap standard error is held against Student's t (Efron & Tibshirani 1993, chapter 12): a p-value counted out of
     2,000 replicates could not be small enough to survive the correction for many comparisons. Degenerate cases as in
     `delong_test`. Raises UnknownName, BadPredictions.
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
+    own = [None, None] if folds is None else np.broadcast_to(folds, (2, len(np.asarray(y))))
     pair = [
-        make_sample(y, proba, groups, folds=folds, threshold=at)
-        for proba, at in zip((proba_a, proba_b), thresholds, strict=True)
+        make_sample(y, proba, groups, folds=fold, threshold=at)
+        for proba, fold, at in zip((proba_a, proba_b), own, thresholds, strict=True)
     ]
     (first, second), drawn = _scores(metric, pair, n_bootstrap, seed)
     evidence = METRICS[metric].evidence(pair[0])
@@ -227,6 +230,18 @@ def _simultaneous(
     half = min((high - low) / 2, float(largest[at_most + 1]) * error)
     adjusted = min(adjusted, (1 + beyond) / (_DRAWS + 1))
     return SimultaneousTest(Interval(value, value - half, value + half), p_value, adjusted)
+
+
+def claim(difference: Interval, margin: float) -> str:
+    """Return what an interval claims of a score against a margin > 0 stated beforehand; empty for nothing.
+
+    Equivalence where it lies within the margin on both sides, else non-inferiority where it lies above -margin: the
+    interval-inclusion principle (Westlake 1972; Piaggio et al. 2012, JAMA 308:2594). Two-sided intervals of 95 % make
+    both claims at 2.5 %, and simultaneous ones for all comparisons at once.
+    """
+    if not difference.low > -margin:
+        return ""
+    return f"equivalent within {margin:g}" if difference.high < margin else f"not worse by more than {margin:g}"
 
 
 def holm(p_values: ArrayLike) -> Floats:

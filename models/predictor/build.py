@@ -32,6 +32,7 @@ from models.predictor.archive import BUNDLE, write_archive
 from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
+from models.predictor.seen import SEEN, Seen, seen_of
 from models.runs.examination import points_by_group, trained_shares
 from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
@@ -87,6 +88,17 @@ def _cached(run: Run, key: Key) -> Cached:
     if isinstance(source, Packed) and source.pack.key == key:
         return source.pack
     raise CacheError(f"no features at {entry.folder}, of which the outliers are learned; run: {_again(run)}")
+
+
+def _seen(run: Run, key: Key) -> Seen | None:
+    """Return the digests of the images that a run has seen; None where nothing of them is cached any more."""
+    try:
+        manifest = _cached(run, key).manifest()
+    except CacheError:
+        return None
+    if manifest is None:
+        return None
+    return seen_of(run.predictions, np.char.decode(manifest.ids, "utf-8"), manifest.sha256)
 
 
 def _again(run: Run) -> str:
@@ -162,6 +174,8 @@ class _Packing:
             _save(self.folder / OUTLIERS, outliers.arrays())
             numbers = {name: getattr(outliers, name) for name in ("rest", "threshold", "quantile")}
             contents = replace(contents, outliers={**numbers, "features": features})
+        if (seen := _seen(run, self._cut.get(0, self.networks[0].key))) is not None:
+            _save(self.folder / SEEN, seen.arrays())
         self._write(contents)
         images = draw_images(run.record.seed)
         found = load_unchecked(self.folder, device="cpu")(images)

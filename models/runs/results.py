@@ -23,7 +23,8 @@ class Verdict:
     p_value: float | None
     p_adjusted: float | None
     distinguishable: bool
-    verdict: str  # "tie", "higher" or "lower"
+    verdict: str  # "tie" (no detectable difference), "higher", "lower" or "cannot be tested"
+    claim: str = ""  # against a stated margin: equivalent within it, or not worse by more than it
 
 
 @dataclass(frozen=True)

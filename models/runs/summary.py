@@ -150,7 +150,16 @@ def _comparison(results: ComparisonResult, tested: bool) -> str:
         "simultaneous tests against "
         f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “not "
         f"distinguishable” means a corrected p of {results.settings['alpha']} or more: no difference was "
-        "detected, which does not show that two runs are equal."
+        "detected, which does not show that two runs are equal." + _against(results.settings.get("margin"))
+    )
+
+
+def _against(margin: float | None) -> str:
+    if not margin:
+        return ""
+    return (
+        " “Equivalent” and “not worse” are claimed where the whole simultaneous interval of the difference is within "
+        f"{margin:g} of 0, or above −{margin:g}: a margin of ROC AUC that was stated (MARGIN=), not found."
     )
 
 

@@ -189,6 +189,14 @@ def render_page(results: ComparisonResult, runs: Sequence[Run], extras: Extras =
 
     `extras` is what `load_extras` returned: learning curves, gallery and audit, as far as there are any.
     """
+    return render("page.html.j2", results=results, **_context(results, runs, extras))
+
+
+def render(template: str, **context: Any) -> str:
+    """Return a page from a template of this folder, in the style and with the script that draws `data` of the context.
+
+    Every name in the context is escaped; the page makes no request and runs no script but its own.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -203,12 +211,11 @@ def render_page(results: ComparisonResult, runs: Sequence[Run], extras: Extras =
     environment.filters["plural"] = plural
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
-    return environment.get_template("page.html.j2").render(
-        results=results,
+    return environment.get_template(template).render(
         policy=_policy(scripts.values()),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         **{name: Markup(text) for name, text in scripts.items()},
-        **_context(results, runs, extras),
+        **context,
     )
 
 

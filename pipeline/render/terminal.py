@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from features.progress import printable
-from models.runs.results import ComparisonResult, RunResult, Score
+from models.runs.results import ComparisonResult, RunResult, Score, Verdict
 from models.runs.summary import with_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
+WORDS = {"tie": "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "≈ tie: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
+TIES = "open: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
+CLAIMS = "equivalent: the interval of the difference lies within ±{0:g}; not worse: it lies above −{0:g}."
 FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy",)}  # by patient, by "two classes"
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
@@ -35,6 +36,8 @@ def print_table(results: ComparisonResult, console: Console) -> None:
     lines = [NOTE, *positive, TIES.format("test" if results.tested else "held-out")]
     lines += map(printable, examined_lines(results))
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
+    if margin := results.settings.get("margin"):
+        console.print(CLAIMS.format(margin), style="dim", markup=False, highlight=False)
     if note := results.dataset.note:
         console.print(printable(note), style="dim", markup=False, highlight=False)
 
@@ -97,8 +100,16 @@ def _cells(row: RunResult, chosen: bool, finetuned: bool, scores: Sequence[str])
         *(_plain(shown[name]) for name in scores),
         f"{seconds['fit'] + seconds['oof']:.3g}",
         *([f"{row.images_per_second:,.0f}"] if finetuned else []),
-        "chosen" if chosen else WORDS[versus.verdict] if versus else "–",
+        "chosen" if chosen else _verdict(versus) if versus else "–",
     ]
+
+
+def _verdict(versus: Verdict) -> str:
+    """Return a verdict in a word or two: a claim against a margin where the test is undecided, beside it where not."""
+    short = versus.claim.partition(" within")[0].partition(" by")[0]
+    if not short or versus.verdict == "higher":
+        return WORDS[versus.verdict]
+    return f"{WORDS[versus.verdict]}, {short}" if versus.verdict == "lower" else short
 
 
 def _plain(score: Score) -> str:

@@ -9,7 +9,7 @@ from features.progress import printable
 from models.runs.results import DetourRow, DetourStep, TransferResult
 from models.runs.summary import with_interval
 
-WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie", "cannot be tested": "untestable"}
+WORDS = {"higher": "helps", "lower": "hurts", "tie": "no detectable difference", "cannot be tested": "untestable"}
 
 
 def detour_lines(results: TransferResult) -> list[str]:
