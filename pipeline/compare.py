@@ -7,11 +7,11 @@ from typing import Annotated
 from features.options import DATA, Taking
 from features.storage import artifacts_root
 from models.runs.compare import compare_runs
-from models.runs.options import ModelSelector
+from models.runs.options import RUN, ModelSelector
 from pipeline.render.html_page import write_report
 from pipeline.render.terminal import print_table
 
-Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", "labels", "protocol")]
+Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", *RUN)]
 
 
 def compare(runs: Compared) -> list[str]:

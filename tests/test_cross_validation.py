@@ -14,7 +14,7 @@ from conftest import draw, stored
 from test_heads import drawn
 from verbs_for_tests import compare, extract, train_heads
 
-from features.errors import BadDataset, CacheError, UnknownName
+from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import View
 from models.heads import make_head
 from models.runs.record import load_runs
@@ -114,6 +114,27 @@ def test_cross_validation_and_its_stack(drawn_set: str) -> None:
         compare(drawn_set)
     with pytest.raises(UnknownName, match="unknown protocol"):
         train_heads(drawn_set, "squeezenet1_1", protocol="loo")
+
+
+def test_folds_and_repeats_that_are_asked_for(drawn_set: str) -> None:
+    """They are part of the run, its place and its words; more folds than a class has groups are refused in time."""
+    train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack", folds=3, repeats=2)
+    runs = load_runs(stored("spots"), folds=3, repeats=2)
+    assert [(run.record.folds, run.record.repeats) for run in runs] == [(3, 2)] * 3
+    held = runs[0].predictions.part(test=False)
+    assert np.bincount(held.fold).min() >= 1
+    assert (int(held.fold.max()), len(held.ids)) == (5, 2 * len(set(held.ids)))
+    assert not load_runs(stored("spots"))
+    page = Path(compare(drawn_set, folds=3, repeats=2))
+    assert page.parent.name == f"{stored('spots')}-3-folds-2-repeats"
+    results = json.loads((page.parent / "results.json").read_text())
+    assert all("FOLDS=3 REPEATS=2" in command for command in results["commands"] if "extract" not in command)
+    assert "trained 3 times" in results["protocol"][0]
+    assert "2 times over" in results["protocol"][0]
+    with pytest.raises(BadDataset, match=r"FOLDS=25 needs as many groups \(image\) .* class normal has 24"):
+        train_heads(drawn_set, "squeezenet1_1", heads="lda", folds=25)
+    with pytest.raises(FirnError, match="expected FOLDS= to be 2 or more"):
+        train_heads(drawn_set, "squeezenet1_1", heads="lda", folds=1)
 
 
 def test_a_stack_is_trained_again_when_a_base_changes(drawn_set: str) -> None:

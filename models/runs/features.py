@@ -17,7 +17,7 @@ from features.backbones.registry import domains
 from features.backbones.weights import finetuned_root
 from features.cache.pack import Pack
 from features.errors import BadDataset, CacheError
-from features.options import DatasetOptions, make_command
+from features.options import DatasetOptions, make_command, replaced
 from features.progress import say, shown
 from features.storage import slug
 from features.views import (
@@ -37,7 +37,7 @@ from models.heads import HEADS, make_head, save_head
 from models.runs.current import manifest_digest
 from models.runs.options import RunOptions
 from models.runs.record import RunRecord, load_record, runs_root, save_run
-from models.validation.cross_validation import FOLDS, Fitted, choose_protocol, fit, learned
+from models.validation.cross_validation import Fitted, Protocol, fit, learned
 
 _FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
 
@@ -84,7 +84,7 @@ class Stage:
 
     def seen(self, view: View) -> set[str]:
         """Return short digests of the images of a view that a network learns from under the protocol."""
-        learns = view.ids[learned(view.splits, choose_protocol(self.run.protocol))]
+        learns = view.ids[learned(view.splits, self.run.rules)]
         ids = np.char.decode(self._manifests[0].ids, "utf-8")
         return _short(self._manifests[0].sha256[np.isin(ids, learns)])
 
@@ -105,7 +105,7 @@ class Stage:
             self._too_large(name, view, insist)
             return None
         what = f"{name} on {self.name} {described}"
-        fit = fitted(name, [view], what, seed=self.data.seed, protocol=self.run.protocol, until=self.until)
+        fit = fitted(name, [view], what, seed=self.data.seed, protocol=self.run.rules, until=self.until)
         save_head(folder, name, fit.head)
         record = self.record(
             view,
@@ -146,7 +146,7 @@ class Stage:
     def folder(self, described: str, name: str) -> Path:
         """Return the folder of a run."""
         dataset = str(self._manifests[0].about["dataset"])
-        return runs_root(dataset, self.run.labels, self.run.protocol) / self._entry_name() / slug(described) / name
+        return runs_root(dataset, *self.run.scheme) / self._entry_name() / slug(described) / name
 
     def maps(self) -> bool:
         """Return whether maps of the last block of every entry are cached."""
@@ -199,12 +199,20 @@ class Stage:
         return self._last[1]
 
     def _checked(self, view: View) -> View:
-        """Return a view in which every class can be learned. BadDataset names one of fewer than two groups."""
-        to_learn = learned(view.splits, choose_protocol(self.run.protocol))
+        """Return a view in which every class can be learned. BadDataset names one of fewer groups than are needed."""
+        rules = self.run.rules
+        to_learn = learned(view.splits, rules)
         unit = self._manifests[0].about["grouped_by"] or "image"
         for label, name in enumerate(self._classes):
             own = to_learn & (view.y == label)
-            if (groups := len(np.unique(view.groups[own]))) < 2:
+            groups = len(np.unique(view.groups[own]))
+            if rules.exact and 2 <= groups < rules.folds:
+                most = replaced(self.run, folds=groups)
+                raise BadDataset(
+                    f"FOLDS={rules.folds} needs as many groups ({unit}) of each class, and class {name} has {groups} "
+                    f"to learn from; run: {make_command('train-heads', self.data, most, backbone=self.name)}"
+                )
+            if groups < 2:
                 raise BadDataset(
                     f"class {name} has {groups} {unit}{'s' * (groups != 1)} to learn from, and two are needed: "
                     f"{int(own.sum()):,} of the {len(own):,} images of {self._manifests[0].about['dataset']}"
@@ -213,8 +221,9 @@ class Stage:
 
     def _identity(self, name: str, blocks: object, described: str) -> str:
         """Return a digest of all that a run depends on; a run with another one is out of date."""
-        run = self.run
-        parts = [_FORMAT, name, blocks, described, run.labels, run.protocol, self.data.seed, FOLDS]
+        run, rules = self.run, self.run.rules
+        parts = [_FORMAT, name, blocks, described, run.labels, run.protocol, self.data.seed, rules.folds]
+        parts += [rules.repeats] if run.repeats else []
         keys = [entry.key.digest() for entry in self.entries]
         return hashlib.sha256(f"{parts}{self.digest}{keys}".encode()).hexdigest()
 
@@ -228,6 +237,8 @@ class Stage:
             labels=self.run.labels,
             classes=self._classes,
             protocol=self.run.protocol,
+            asked_folds=self.run.folds,
+            asked_repeats=self.run.repeats,
             seed=self.data.seed,
             manifest=self.digest,
             counts=_counts(view_, self._classes),
@@ -274,11 +285,13 @@ def is_current(folder: Path, identity: str) -> bool:
     return record is not None and record.identity == identity
 
 
-def fitted(name: str, views: Sequence[View], what: str, *, seed: int, protocol: str, until: float = np.inf) -> Fitted:
+def fitted(
+    name: str, views: Sequence[View], what: str, *, seed: int, protocol: Protocol, until: float = np.inf
+) -> Fitted:
     """Fit a head under a protocol with a progress bar that says `what`. Raises OutOfTime."""
     with shown(what, "fits") as progress:
         make = partial(make_head, name, seed=seed)
-        return fit(make, views, choose_protocol(protocol), seed=seed, progress=progress, until=until)
+        return fit(make, views, protocol, seed=seed, progress=progress, until=until)
 
 
 def facts_of(name: str, view: View, found: Fitted) -> dict[str, Any]:

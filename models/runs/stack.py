@@ -44,7 +44,7 @@ def train_stack(
     if is_current(folder, identity):
         return folder
     views = _views(runs)
-    found = fitted("stack", views, f"stack of {len(runs)} runs", seed=data.seed, protocol=run.protocol)
+    found = fitted("stack", views, f"stack of {len(runs)} runs", seed=data.seed, protocol=run.rules)
     weights = dict(zip((run.name for run in runs), found.head.chosen_["weights"], strict=True))
     found.head.chosen_ = {"weights": {name: w for name, w in weights.items() if w > 0}}
     save_head(folder, "stack", found.head)
@@ -85,7 +85,7 @@ def base_runs(
     wanted = {*heads, FINETUNED} if every <= {*heads} else {*heads}
     runs = [
         one
-        for one in load_runs(dataset, run.labels, run.protocol)
+        for one in load_runs(dataset, *run.scheme)
         if not one.record.bases
         and set(one.record.backbone.split("+")) <= known
         and one.record.head in wanted

@@ -139,7 +139,6 @@ def _comparison(settings: Mapping[str, Any], binary: bool, tested: bool) -> str:
 
 
 K = TypeVar("K")
-_RUN = {"labels": "classes", "protocol": "split"}  # what is left away where it is usual
 
 
 def commands(records: Sequence[RunRecord], seed: int) -> list[str]:
@@ -227,12 +226,14 @@ def _trainings(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _data(record: RunRecord) -> dict[str, str]:
+def _data(record: RunRecord) -> dict[str, Any]:
     return {"dataset": record.asked, **record.data.more}
 
 
-def _run(record: RunRecord) -> dict[str, str]:
-    return {name: value for name, usual in _RUN.items() if (value := getattr(record, name)) != usual}
+def _run(record: RunRecord) -> dict[str, Any]:
+    """Return labels, protocol, folds and repeats where they are not the usual ones."""
+    usual = {"labels": "classes", "protocol": "split", "folds": 0, "repeats": 0}
+    return {name: v for (name, u), v in zip(usual.items(), record.scheme, strict=True) if v != u}
 
 
 def _on_maps(record: RunRecord) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.reader import subset
-from features.errors import BadDataset, unknown
+from features.errors import BadDataset, FirnError, unknown
 from features.views import View
 from models.folds import grouped_folds
 from models.heads.head import Head, Nested, check_varied
@@ -26,11 +26,13 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Protocol:
-    """One row of PROTOCOLS: how often images are cross-validated, and whether the test split is kept apart."""
+    """One row of PROTOCOLS: how images are cross-validated, and whether the test split is kept apart."""
 
     about: str
     repeats: int  # of the cross-validation, each with folds of its own
     tests: bool  # whether the test split is kept apart
+    folds: int = FOLDS  # of each repeat
+    exact: bool = False  # whether fewer groups of a class than folds are an error, and not fewer folds
 
 
 PROTOCOLS = {
@@ -47,11 +49,17 @@ class Fitted(NamedTuple):
     seconds: dict[str, float]  # oof, fit, predict
 
 
-def choose_protocol(name: str) -> Protocol:
-    """Return a row of PROTOCOLS. Raises UnknownName."""
+def choose_protocol(name: str, folds: int = 0, repeats: int = 0) -> Protocol:
+    """Return a row of PROTOCOLS, with just so many folds and repeats where they are not 0.
+
+    Raises UnknownName, FirnError for a single fold.
+    """
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    if folds == 1:
+        raise FirnError("expected FOLDS= to be 2 or more, for one fold leaves nothing to learn from, got 1")
+    row = PROTOCOLS[name]
+    return replace(row, repeats=repeats or row.repeats, folds=folds or row.folds, exact=folds > 0)
 
 
 def learned(splits: NDArray[np.str_], protocol: Protocol) -> NDArray[np.bool_]:
@@ -66,7 +74,7 @@ def folds_of(
 
     Raises BadDataset where a class has a single group.
     """
-    drawn = [grouped_folds(y, groups, FOLDS, seed=seed + 1000 * repeat) for repeat in range(protocol.repeats)]
+    drawn = [grouped_folds(y, groups, protocol.folds, seed=seed + 1000 * repeat) for repeat in range(protocol.repeats)]
     return [fold + repeat * (int(fold.max()) + 1) for repeat, fold in enumerate(drawn)]
 
 
