@@ -109,7 +109,9 @@ def _stacked(record: RunRecord) -> None:
     from models.runs.stack import train_stack
 
     run = RunOptions(*record.scheme)
-    train_stack(record.data.load().name, record.data, run, record.backbone.split("+"), tuple(HEADS))
+    train_stack(
+        record.data.load().name, record.data, run, record.backbone.split("+"), tuple(HEADS), nest=record.nested > 0
+    )
 
 
 class Budget(NamedTuple):

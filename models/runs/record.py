@@ -69,6 +69,7 @@ class RunRecord:
     asked_repeats: int = 0  # REPEATS=, likewise
     identity: str = ""  # digest of all that the run depends on
     bases: tuple[str, ...] = ()  # of a stack: the folders of its runs
+    nested: int = 0  # of a stack: of how many runs its weights for a fold come from models that had not seen it
     images_per_second: float | None = None  # of a fine-tuned network: gone through in training
     finetuning: Mapping[str, Any] | None = None  # of a fine-tuned network: its options and settings
     history: tuple[Any, ...] = ()  # of each training: the epochs, each epoch, loss, roc_auc, loss, seconds, images

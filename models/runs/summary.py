@@ -81,7 +81,7 @@ def protocol(results: ComparisonResult) -> list[str]:
         f"with classes balanced over the folds{apart}{again}; its predictions for the images left out give the "
         "validation scores. Whatever a head has to choose it chose inside the images that it was trained on."
         + _of_thawed(results.runs, unit)
-        + _of_stacks(results.runs),
+        + _of_stacks(results.runs, unit),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
         _intervals(results.settings, unit, data.positive is not None),
@@ -89,13 +89,17 @@ def protocol(results: ComparisonResult) -> list[str]:
     ]
 
 
-def _of_stacks(rows: Sequence[RunResult]) -> str:
-    if not any(row.record.bases for row in rows):
+def _of_stacks(rows: Sequence[RunResult], unit: str) -> str:
+    stacks = [row.record for row in rows if row.record.bases]
+    if not stacks:
         return ""
-    return (
-        " A stack learned its weights for a fold from the predictions for the other folds, made by heads that had seen "
-        "that fold: its validation score is a little flattering."
-    )
+    own = " A stack learned its weights for a fold from predictions for the others, by models that had seen neither"
+    if left := sum(len(stack.bases) - stack.nested for stack in stacks):
+        of = sum(len(stack.bases) for stack in stacks)
+        return (
+            f"{own}, save {left} of {of} runs in it, which flatters its validation score, most with few {plural(unit)}."
+        )
+    return f"{own}."
 
 
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
