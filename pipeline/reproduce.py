@@ -25,7 +25,7 @@ from features.storage import artifacts_root, make_folder
 from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
-from models.runs.options import RUN, HeadOptions, ModelSelector, RunOptions
+from models.runs.options import RUN, HeadOptions, ModelSelector, RunOptions, SeedOptions
 from models.runs.record import FINETUNED, Run, RunRecord, load_record, load_run, load_runs
 from models.runs.scores import shown
 
@@ -88,7 +88,7 @@ def _headed(record: RunRecord, features: FeatureOptions) -> None:
     if not isinstance(features.data.load().source, Packed):
         extract(features, ExtractOptions(maps=" ".join(_maps(record))))
     view = HeadOptions(record.head, record.asked_blocks, record.pool or "avg")
-    train_heads(features, view, RunOptions(*record.scheme), TrainOptions())
+    train_heads(features, view, RunOptions(*record.scheme), TrainOptions(), SeedOptions())
 
 
 def _finetuned(record: RunRecord, features: FeatureOptions) -> None:

@@ -225,6 +225,48 @@ def test_folds_and_repeats_that_are_asked_for(drawn_set: str) -> None:
         train_heads(drawn_set, "squeezenet1_1", heads="lda", folds=1)
 
 
+def test_the_spread_over_seeds(
+    drawn_set: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further seeds change no prediction; they vary the head where it draws, else the folds, and are trained once."""
+    lines = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp")
+    folders = [Path(line.split()[-1]) for line in lines]
+    before = [(folder / "predictions.csv").read_bytes() for folder in folders]
+    calls = []
+
+    def noted(make, views, protocol, *, seed, **how):  # type: ignore[no-untyped-def]
+        calls.append((make().seed, seed))
+        return fit(make, views, protocol, seed=seed, **how)
+
+    monkeypatch.setattr("models.runs.features.fit", noted)
+    train_heads(drawn_set, "squeezenet1_1", heads="knn mlp", seeds=3)
+    assert calls == [(1, 1), (2, 2), (1, 0), (2, 0)], "seeds of head and folds; those of a head that draws keep folds"
+    assert [(folder / "predictions.csv").read_bytes() for folder in folders] == before
+    knn, mlp = (load_run(folder) for folder in folders)
+    (told, drawn_at_random) = (run.record.spread or {} for run in (knn, mlp))
+    assert (told["of"], drawn_at_random["of"], told["seeds"]) == ("folds", "head", [0, 1, 2])
+    for run in (knn, mlp):
+        spread = run.record.spread or {}
+        for part in ("validation", "test"):
+            own = run.predictions.part(test=part == "test")
+            values = spread[part]["values"]
+            assert values[0] == METRICS["roc_auc"](own.y, own.proba, folds=own.fold)
+            assert spread[part]["sd"] == pytest.approx(np.std(values, ddof=1))
+            assert (spread[part]["min"], spread[part]["max"]) == (min(values), max(values))
+    stamps = [(folder / "run.json").stat().st_mtime_ns for folder in folders]
+    train_heads(drawn_set, "squeezenet1_1", heads="knn mlp", seeds=2)
+    assert [(folder / "run.json").stat().st_mtime_ns for folder in folders] == stamps
+    page = Path(compare(drawn_set))
+    assert "SD over" in capsys.readouterr().out
+    assert "SD over 3 seeds" in page.read_text()
+    results = json.loads((page.parent / "results.json").read_text())
+    assert {row["head"]: row["spread"]["of"] for row in results["runs"]} == {"knn": "folds", "mlp": "head"}
+    assert "2 of 2 runs were trained with several seeds, 3 at most" in results["protocol"][0]
+    assert any("SEEDS=3" in command for command in results["commands"])
+    with pytest.raises(FirnError, match="leave one of them away"):
+        train_heads(drawn_set, "squeezenet1_1", heads="knn", seeds=2, budget=5)
+
+
 def test_a_stack_is_trained_again_when_a_base_changes(drawn_set: str) -> None:
     """It combines what is there: no new run, no new stack; one more base, one more stack."""
     with pytest.raises(CacheError, match="a stack needs 2 trained heads"):

@@ -86,6 +86,7 @@ class HeadRow:
     form: Form
     about: str
     on_disk: bool = False  # whether features larger than memory will do: `features.cache.reader.FeatureRows`
+    random: bool = False  # whether training draws at random, so that SEEDS= varies it; else they vary the folds
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,8 @@ from models.finetuning.checkpoints import load_seen
 from models.heads import HEADS, make_head, save_head
 from models.runs.current import manifest_digest
 from models.runs.options import RunOptions
-from models.runs.record import RunRecord, load_record, runs_root, save_run
+from models.runs.record import Run, RunRecord, load_record, load_run, runs_root, save_run
+from models.runs.seeds import spread
 from models.validation.cross_validation import Fitted, Protocol, fit, learned
 
 _FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
@@ -88,43 +90,56 @@ class Stage:
         ids = np.char.decode(self._manifests[0].ids, "utf-8")
         return _short(self._manifests[0].sha256[np.isin(ids, learns)])
 
-    def train(self, name: str, blocks: str = "1", pool: str = "avg", *, insist: bool = True) -> Path | None:
+    def train(
+        self, name: str, blocks: str = "1", pool: str = "avg", *, insist: bool = True, seeds: int = 1
+    ) -> Path | None:
         """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
 
-        `insist` makes an error of the latter. Raises OutOfTime.
+        `insist` makes an error of the latter. With several `seeds` the spread over them is added. Raises OutOfTime.
         """
         if (found := self._choose(name, blocks, pool, insist)) is None:
             return None
         chosen, described = found
         folder = self.folder(described, name)
         identity = self._identity(name, chosen, described)
-        if is_current(folder, identity):
+        if not lacks_seeds(folder, identity, seeds):
             return folder
         view = self._view(name, chosen, pool)
         if not isinstance(view.X, np.ndarray) and not HEADS[name].on_disk:
             self._too_large(name, view, insist)
             return None
-        what = f"{name} on {self.name} {described}"
-        fit = fitted(name, [view], what, seed=self.data.seed, protocol=self.run.rules, until=self.until)
-        save_head(folder, name, fit.head)
-        record = self.record(
-            view,
-            blocks=tuple(b for some in chosen for b in some),
-            asked_blocks=blocks,
-            pool=pool,
-            view=described,
-            identity=identity,
-            **facts_of(name, view, fit),
-        )
-        save_run(folder, record, fit.predictions)
+        if not is_current(folder, identity):
+            asked = {"asked_blocks": blocks, "pool": pool, "view": described, "identity": identity}
+            self._train(name, view, folder, blocks=tuple(b for some in chosen for b in some), **asked)
+        if seeds > 1:
+            self._add_spread(load_run(folder), view, seeds)
         return folder
 
-    def lacks(self, name: str, blocks: str, pool: str, *, insist: bool) -> bool:
-        """Tell whether a head can run on what was extracted and its run is not there; see `train` of `insist`."""
+    def _train(self, name: str, seen: View, folder: Path, **asked: Any) -> None:
+        """Train one head and save its run."""
+        fit = self._fitted(name, seen, asked["view"], self.data.seed)
+        save_head(folder, name, fit.head)
+        save_run(folder, self.record(seen, **asked, **facts_of(name, seen, fit)), fit.predictions)
+
+    def _fitted(self, name: str, view: View, described: str, seed: int) -> Fitted:
+        """Fit a head with a seed, which is also that of the folds where the head draws nothing at random."""
+        what = f"{name} on {self.name} {described}" + (f", seed {seed}" if seed != self.data.seed else "")
+        folds = self.data.seed if HEADS[name].random else seed
+        return fitted(name, view, what, seed=seed, folds=folds, protocol=self.run.rules, until=self.until)
+
+    def _add_spread(self, run: Run, view: View, seeds: int) -> None:
+        """Train a run with the seeds after its own and record how far its scores spread."""
+        name, first = run.record.head, self.data.seed
+        more = [self._fitted(name, view, run.record.view, first + i).predictions for i in range(1, seeds)]
+        told = spread("head" if HEADS[name].random else "folds", first, [run.predictions, *more])
+        save_run(run.folder, replace(run.record, spread=told), run.predictions)
+
+    def lacks(self, name: str, blocks: str, pool: str, *, insist: bool, seeds: int = 1) -> bool:
+        """Tell whether a head can run on what was extracted and its run is not there; see `train` of the rest."""
         if (found := self._choose(name, blocks, pool, insist)) is None:
             return False
         chosen, described = found
-        return not is_current(self.folder(described, name), self._identity(name, chosen, described))
+        return lacks_seeds(self.folder(described, name), self._identity(name, chosen, described), seeds)
 
     def view(self, name: str, blocks: str, pool: str) -> tuple[str, View]:
         """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted."""
@@ -285,13 +300,19 @@ def is_current(folder: Path, identity: str) -> bool:
     return record is not None and record.identity == identity
 
 
-def fitted(
-    name: str, views: Sequence[View], what: str, *, seed: int, protocol: Protocol, until: float = np.inf
-) -> Fitted:
-    """Fit a head under a protocol with a progress bar that says `what`. Raises OutOfTime."""
+def lacks_seeds(folder: Path, identity: str, seeds: int) -> bool:
+    """Return whether no whole run of that identity is there, or none that tells the spread over so many seeds."""
+    record = load_record(folder)
+    if record is None or record.identity != identity:
+        return True
+    return seeds > 1 and (record.spread is None or len(record.spread["seeds"]) < seeds)
+
+
+def fitted(name: str, view: View, what: str, *, seed: int, folds: int, protocol: Protocol, until: float) -> Fitted:
+    """Fit a head of a seed in the folds of another, with a progress bar that says `what`. Raises OutOfTime."""
     with shown(what, "fits") as progress:
         make = partial(make_head, name, seed=seed)
-        return fit(make, views, protocol, seed=seed, progress=progress, until=until)
+        return fit(make, [view], protocol, seed=folds, progress=progress, until=until)
 
 
 def facts_of(name: str, view: View, found: Fitted) -> dict[str, Any]:

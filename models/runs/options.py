@@ -44,6 +44,13 @@ class RunOptions:
         return self.labels, self.protocol, self.folds, self.repeats
 
 
+@dataclass(frozen=True)
+class SeedOptions:
+    """With how many seeds a run is trained."""
+
+    seeds: int = option(1, "Train with SEED and those after it, so many; their spread is told.", min=1, max=1000)
+
+
 RUN = tuple(each.name for each in fields(RunOptions))
 
 

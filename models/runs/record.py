@@ -72,6 +72,7 @@ class RunRecord:
     nested: int = 0  # of a stack: of how many runs its weights for a fold come from models that had not seen it
     images_per_second: float | None = None  # of a fine-tuned network: gone through in training
     finetuning: Mapping[str, Any] | None = None  # of a fine-tuned network: its options and settings
+    spread: Mapping[str, Any] | None = None  # over seeds, where there were several: `models.runs.seeds.spread`
     history: tuple[Any, ...] = ()  # of each training: the epochs, each epoch, loss, roc_auc, loss, seconds, images
     firn: str = field(default_factory=firn_version)
 

@@ -16,13 +16,13 @@ _OF_DATA = ("dataset", "asked", "counts", "groups", "grouped_by", "split_by", "n
 
 @dataclass(frozen=True)
 class Verdict:
-    """The paired test of a run against the chosen one, Holm-corrected."""
+    """The paired test of a run against the chosen one, simultaneous with those of the others."""
 
     difference: Score  # run - chosen
     p_value: float | None
     p_adjusted: float | None
     distinguishable: bool
-    verdict: str  # "tie", "higher" or "lower"
+    verdict: str  # "tie", "higher", "lower" or "cannot be tested"; of a transfer also "within seeds"
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ class DetourRow:
     direct: Mapping[str, Any]
     detour: Mapping[str, Any]
     test: Verdict  # of the difference detour - direct
+    over_seeds: Mapping[str, float] | None = None  # the mean difference over seeds: `models.runs.seeds`
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class TransferResult:
     detour: str  # the backbone that came out
     labels: str
     protocol: str
+    folds: int
+    repeats: int
     seed: int
     n_bootstrap: int
     level: float

@@ -103,6 +103,7 @@ def _record(runs: Sequence[Run], named: str, identity: str, facts: Mapping[str, 
         "images_per_second": None,
         "finetuning": None,
         "history": (),
+        "spread": None,
         "firn": firn_version(),
     }
     seconds = {part: own_ + sum(run.record.seconds[part] for run in runs) for part, own_ in facts["seconds"].items()}

@@ -81,7 +81,8 @@ def protocol(results: ComparisonResult) -> list[str]:
         f"with classes balanced over the folds{apart}{again}; its predictions for the images left out give the "
         "validation scores. Whatever a head has to choose it chose inside the images that it was trained on."
         + _of_thawed(results.runs, unit)
-        + _of_stacks(results.runs, unit),
+        + _of_stacks(results.runs, unit)
+        + _of_seeds(results.runs),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
         _intervals(results.settings, unit, data.positive is not None),
@@ -100,6 +101,17 @@ def _of_stacks(rows: Sequence[RunResult], unit: str) -> str:
             f"{own}, save {left} of {of} runs in it, which flatters its validation score, most with few {plural(unit)}."
         )
     return f"{own}."
+
+
+def _of_seeds(rows: Sequence[RunResult]) -> str:
+    told = [row.record.spread for row in rows if row.record.spread]
+    if not told:
+        return ""
+    count = max(len(spread["seeds"]) for spread in told)
+    return (
+        f" {len(told)} of {len(rows)} runs were trained with several seeds, {count} at most, of the training where "
+        "that draws at random, else of the folds: what is scored is the run of the first, the SD over seeds beside it."
+    )
 
 
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
@@ -245,7 +257,8 @@ def _on_maps(record: RunRecord) -> bool:
 
 
 def _view(record: RunRecord) -> tuple[tuple[str, str], ...]:
-    return (("blocks", record.asked_blocks), ("pool", record.pool), *_pixels(record).items())
+    seeds = [("seeds", str(len(record.spread["seeds"])))] if record.spread else []
+    return (("blocks", record.asked_blocks), ("pool", record.pool), *seeds, *_pixels(record).items())
 
 
 def _pixels(record: RunRecord) -> dict[str, str]:

@@ -189,7 +189,9 @@ def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float,
     places = [
         round(100 * (number - scale[0]) / (scale[1] - scale[0]), 2) for number in (low, value, high, best["value"])
     ]
-    return Cell(value, f"[{low:.3f}, {high:.3f}]", Bar(*places), column.extra)
+    told = (row.record.spread or {}).get(column.part) if column.metric == "roc_auc" else None
+    over_seeds = f", SD over {len(told['values'])} seeds {told['sd']:.3f}" if told else ""
+    return Cell(value, f"[{low:.3f}, {high:.3f}]{over_seeds}", Bar(*places), column.extra)
 
 
 FOLDER = Path(__file__).parent
