@@ -45,12 +45,13 @@ class DatasetOptions:
     root: str = option("", "The folder that the paths of a table are relative to; empty is the table's own.")
     target: str = option("", "The finding or column that a table is about; folder: its folders are the classes.")
     positive: str = option("", "Which of two classes is the positive one; empty is the finding, by its name.")
+    test: float = option(0.2, "Share of each class drawn as test, by group, where no split came.", min=0.05, max=0.5)
 
     @property
-    def more(self) -> dict[str, str]:
+    def more(self) -> dict[str, Any]:
         """Return what was given besides the data set and the seed."""
-        given = {"root": self.root, "target": self.target, "positive": self.positive}
-        return {name: value for name, value in given.items() if value}
+        apart = ("dataset", "seed")
+        return {f.name: value for f, value in leaves(self) if value != f.default and f.name not in apart}
 
     def load(self) -> Dataset:
         """Return the data set without opening an image. Raises UnknownName, BadDataset."""

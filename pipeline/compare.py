@@ -12,7 +12,7 @@ from features.options import DATA, Taking, option
 from features.storage import artifacts_root
 from models.runs.compare import compare_runs, run_names
 from models.runs.examination import ExaminationOptions
-from models.runs.options import ModelSelector
+from models.runs.options import RUN, ModelSelector
 from models.runs.pair import compare_two
 from models.runs.record import Run, load_record, load_run
 from pipeline.render.html_page import write_report
@@ -40,7 +40,7 @@ class PairOptions:
             raise FirnError("expected A= and B= together, each the name of a run as compare prints it, or its folder")
 
 
-Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", "labels", "protocol")]
+Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", *RUN)]
 
 
 def compare(runs: Compared, how: ExaminationOptions, pair: PairOptions, against: MarginOptions) -> list[str]:

@@ -16,7 +16,7 @@ from features.datasets.image_folder import ClassFolder, class_folders, doubt, re
 from features.datasets.medmnist import read_medmnist
 from features.datasets.packed import Packed, read_pack
 from features.datasets.registry import DATASETS, Row
-from features.datasets.splits import settle_splits
+from features.datasets.splits import TEST_SHARE, refuse_share, settle_splits
 from features.datasets.table import LAYOUT, TABLES, WORKBOOKS, Table, has_labels, read_table
 from features.errors import BadDataset, UnknownName, command, unknown
 from features.storage import slug
@@ -26,20 +26,30 @@ COLUMNS = f"expected a CSV with {LAYOUT}"
 FOLDER = "folder"  # as TARGET=: the folders are the classes, whatever their names and whatever tables lie beside them
 
 
-def load_dataset(name_or_path: str, *, seed: int = 0, root: str = "", target: str = "", positive: str = "") -> Dataset:
+def load_dataset(
+    name_or_path: str,
+    *,
+    seed: int = 0,
+    root: str = "",
+    target: str = "",
+    positive: str = "",
+    test: float = TEST_SHARE,
+) -> Dataset:
     """Load a row of DATASETS, else what lies at a path, without decoding an image.
 
     A path is a folder of class folders (with or without train, val and test above them), a table
     (`path,label[,split][,group][,others]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`),
-    which keeps the split that it was packed with. `seed` draws a split where none came. `root` is the folder that the
+    which keeps the split that it was packed with. Where no split came, the share `test` of each class is drawn as test,
+    by `seed`. `root` is the folder that the
     paths of a table are relative to, `target` the finding or column that it is about (or "folder"), `positive` the one
     of two classes that is label 1.
     Raises UnknownName for what is neither, BadDataset for what is missing or not laid out so.
     """
     dataset = _loaded(name_or_path, root, target, 2)
     if isinstance(dataset.source, Packed):
+        refuse_share(dataset, test)
         return dataset
-    return settle_splits(with_positive(grouped(dataset), positive), seed=seed)
+    return settle_splits(with_positive(grouped(dataset), positive), seed=seed, test=test)
 
 
 def load_to_judge(name_or_path: str, *, root: str = "", target: str = "") -> Dataset:

@@ -159,12 +159,44 @@ def compare_with(
     `delong_test`, corrected by Bonferroni. Raises BadPredictions.
     """
     samples = _samples(y, probas, groups, folds)
-    areas, covariance = _areas(samples, n_bootstrap, seed)
-    evidence = METRICS["roc_auc"].evidence(samples[0])
     others = [(j, reference) for j in range(len(samples)) if j != reference]
     family = list(combinations(range(len(samples)), 2)) if chosen_here else others
+    return _compared(samples, others, family, n_bootstrap, level, seed)
+
+
+def compare_pairs(
+    y: ArrayLike,
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]],
+    groups: ArrayLike | None = None,
+    *,
+    folds: ArrayLike | None = None,
+    n_bootstrap: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[SimultaneousTest]:
+    """Test the differences b - a in ROC AUC of several pairs (a, b) of models, with simultaneous confidence intervals.
+
+    y (n,), each of a pair (n, K), groups (n,), folds (n,) the same for all. As `compare_with`; the family are the
+    differences of the pairs. Raises BadPredictions.
+    """
+    samples = _samples(y, [proba for pair in pairs for proba in pair], groups, folds)
+    family = [(2 * i + 1, 2 * i) for i in range(len(pairs))]
+    return _compared(samples, family, family, n_bootstrap, level, seed)
+
+
+def _compared(
+    samples: Sequence[Sample],
+    asked: Sequence[tuple[int, int]],
+    family: Sequence[tuple[int, int]],
+    n_bootstrap: int,
+    level: float,
+    seed: int,
+) -> list[SimultaneousTest]:
+    """Test the differences a - b that are asked for (a, b), so that all of a family of them hold at once."""
+    areas, covariance = _areas(samples, n_bootstrap, seed)
+    evidence = METRICS["roc_auc"].evidence(samples[0])
     largest = _largest(covariance, _contrasts(family, len(samples)), evidence - 1, seed)
-    contrasts, corrected = _contrasts(others, len(samples)), 1 - (1 - level) / max(1, len(family))
+    contrasts, corrected = _contrasts(asked, len(samples)), 1 - (1 - level) / max(1, len(family))
     tests = []
     for difference, variance in zip(contrasts @ areas, _variances(contrasts, covariance), strict=True):
         alone = _test(float(difference), float(variance), evidence, int(samples[0].independent[-1]), corrected)

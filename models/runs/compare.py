@@ -16,13 +16,10 @@ from features.errors import CacheError
 from features.options import make_command, typed
 from models.metrics import (
     METRICS,
-    PairedTest,
     SimultaneousTest,
-    bootstrap_test,
     claim,
+    compare_pairs,
     compare_with,
-    delong_test,
-    holm,
     score_of_the_chosen,
 )
 from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, examine, examined
@@ -72,28 +69,13 @@ def against_the_first(
     return [None, *(_verdict(test, margin) for test in tests)]
 
 
-def verdicts(tests: Sequence[PairedTest]) -> list[Verdict]:
-    """Return differences and verdicts of several paired tests, Holm-corrected together."""
-    adjusted = holm([test.p_value for test in tests]).tolist()
-    return [_verdict(SimultaneousTest(*test, p)) for test, p in zip(tests, adjusted, strict=True)]
-
-
-def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
-    """Test the difference other - chosen in ROC AUC, on the same images."""
-    if chosen.proba.shape[1] == 2:
-        scores = other.proba[:, 1], chosen.proba[:, 1]
-        return delong_test(chosen.y, *scores, chosen.groups, folds=chosen.fold, level=LEVEL)
-    return bootstrap_test(
-        CHOICE,
-        chosen.y,
-        other.proba,
-        chosen.proba,
-        chosen.groups,
-        folds=chosen.fold,
-        n_bootstrap=n_bootstrap,
-        level=LEVEL,
-        seed=seed,
-    )
+def against_each_other(
+    pairs: Sequence[tuple[Predictions, Predictions]], *, seed: int, n_bootstrap: int
+) -> list[Verdict]:
+    """Compare the second of each pair of predictions with the first, in simultaneous paired tests."""
+    first, draws = pairs[0][0], {"seed": seed, "n_bootstrap": n_bootstrap}
+    probas = [(a.proba, b.proba) for a, b in pairs]
+    return list(map(_verdict, compare_pairs(first.y, probas, first.groups, folds=first.fold, level=LEVEL, **draws)))
 
 
 def _verdict(test: SimultaneousTest, margin: float = 0.0) -> Verdict:
@@ -148,7 +130,8 @@ def compare_runs(
         {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "margin": margin or None, **draws},
         {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
     )
-    again = commands([row.record for row in result.runs], seed, examined(how) | ({"margin": typed(margin)} if margin else {}))
+    asked = examined(how) | ({"margin": typed(margin)} if margin else {})
+    again = commands([row.record for row in result.runs], seed, asked)
     return stamped(result, commands=again, summary=summary(result), protocol=protocol(result))
 
 

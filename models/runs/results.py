@@ -17,13 +17,13 @@ _OF_DATA = ("dataset", "asked", "counts", "groups", "grouped_by", "split_by", "n
 
 @dataclass(frozen=True)
 class Verdict:
-    """The paired test of a run against the chosen one, Holm-corrected."""
+    """The paired test of a run against the chosen one, simultaneous with those of the others."""
 
     difference: Score  # run - chosen
     p_value: float | None
     p_adjusted: float | None
     distinguishable: bool
-    verdict: str  # "tie" (no detectable difference), "higher", "lower" or "cannot be tested"
+    verdict: str  # "tie" (no detectable difference), "higher", "lower", "cannot be tested", "within seeds" (transfer)
     claim: str = ""  # against a stated margin: equivalent within it, or not worse by more than it
 
 
@@ -173,6 +173,7 @@ class DetourRow:
     direct: Mapping[str, Any]
     detour: Mapping[str, Any]
     test: Verdict  # of the difference detour - direct
+    over_seeds: Mapping[str, float] | None = None  # the mean difference over seeds: `models.runs.seeds`
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ class TransferResult:
     detour: str  # the backbone that came out
     labels: str
     protocol: str
+    folds: int
+    repeats: int
     seed: int
     n_bootstrap: int
     level: float

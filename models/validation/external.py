@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from features.errors import BadDataset, unknown
+from features.version import firn_version
 from models.folds import grouped_folds
 from models.metrics import (
     METRICS,
@@ -27,7 +28,6 @@ from models.metrics import (
 )
 from models.metrics.subgroups import FEWEST
 from models.predictor.manifest import Contents
-from models.runs.record import firn_version
 from models.runs.results import Score, Scores
 from models.runs.scores import CALIBRATED, LEVEL, as_dict, number
 from models.runs.summary import plural
@@ -139,7 +139,7 @@ class _Judge:
 
     def __init__(self, found: LabelledSet, contents: Contents, seed: int, n_bootstrap: int) -> None:
         self.found, self.contents, self.binary = found, contents, len(contents.classes) == 2
-        self.draws = {"seed": seed, "n_bootstrap": n_bootstrap}
+        self.draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
         self.point = next(iter(contents.points), "")
         self.threshold = contents.points[self.point].threshold if self.point else None
         seen = np.unique(found.groups, return_inverse=True)[1] * len(contents.classes) + found.y

@@ -170,7 +170,10 @@ def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float,
         return Cell(None, "", None, column.extra)
     if low is None or high is None:
         return Cell(value, "", None, column.extra)
-    return Cell(value, f"[{low:.3f}, {high:.3f}]", bar_of(score, best["value"], scale), column.extra)
+    told = (row.record.spread or {}).get(column.part) if column.metric == "roc_auc" else None
+    over_seeds = f", SD over {len(told['values'])} seeds {told['sd']:.3f}" if told else ""
+    bar = bar_of(score, best["value"], scale)
+    return Cell(value, f"[{low:.3f}, {high:.3f}]{over_seeds}", bar, column.extra)
 
 
 FOLDER = Path(__file__).parent

@@ -77,6 +77,9 @@ def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for name in scores:
         table.add_column(SHORT[name], justify="right", no_wrap=True, min_width=6)
+    spread = any(row.record.spread for row in results.runs)
+    if spread:
+        table.add_column("SD over\nseeds", justify="right", no_wrap=True)
     table.add_column("train\ns", justify="right", no_wrap=True, min_width=6)
     finetuned = any(row.record.finetuning for row in results.runs)  # else the rate says no more than the seconds
     if finetuned:
@@ -84,11 +87,11 @@ def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
     table.add_column("vs\nchosen", no_wrap=True)
     for row in results.runs:
         chosen = row is results.chosen
-        table.add_row(*map(Text, _cells(row, chosen, finetuned, scores)), style="bold" if chosen else "")
+        table.add_row(*map(Text, _cells(row, chosen, finetuned, spread, scores)), style="bold" if chosen else "")
     return table
 
 
-def _cells(row: RunResult, chosen: bool, finetuned: bool, scores: Sequence[str]) -> list[str]:
+def _cells(row: RunResult, chosen: bool, finetuned: bool, spread: bool, scores: Sequence[str]) -> list[str]:
     shown, seconds = row.shown, row.record.seconds
     areas = [_plain(row.validation["roc_auc"])] if row.test else []
     versus = row.against_chosen
@@ -98,6 +101,7 @@ def _cells(row: RunResult, chosen: bool, finetuned: bool, scores: Sequence[str])
         *areas,
         with_interval(shown["roc_auc"]),
         *(_plain(shown[name]) for name in scores),
+        *([_over_seeds(row)] if spread else []),
         f"{seconds['fit'] + seconds['oof']:.3g}",
         *([f"{row.images_per_second:,.0f}"] if finetuned else []),
         "chosen" if chosen else _verdict(versus) if versus else "–",
@@ -110,6 +114,12 @@ def _verdict(versus: Verdict) -> str:
     if not short or versus.verdict == "higher":
         return WORDS[versus.verdict]
     return f"{WORDS[versus.verdict]}, {short}" if versus.verdict == "lower" else short
+
+
+def _over_seeds(row: RunResult) -> str:
+    """Return the standard deviation over seeds of the area that is shown."""
+    told = (row.record.spread or {}).get("test" if row.test else "validation")
+    return f"{told['sd']:.3f}" if told else "–"
 
 
 def _plain(score: Score) -> str:
