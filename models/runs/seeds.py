@@ -60,5 +60,5 @@ def difference_over_seeds(direct: RunRecord, detour: RunRecord) -> Mapping[str, 
 def _areas(record: RunRecord) -> dict[int, float]:
     """Return the ROC AUC by seed."""
     told = record.spread or {}
-    part = told.get("test") or told.get("validation") or {"values": ()}
-    return dict(zip(told.get("seeds", ()), part["values"], strict=False))
+    part = told.get("test" if "test" in told else "validation")
+    return dict(zip(told["seeds"], part["values"], strict=True)) if part else {}
