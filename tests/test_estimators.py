@@ -76,6 +76,16 @@ def test_an_estimator_is_validated_as_a_head_is(features: Features, workshop: Pa
     folder.joinpath("run.json").unlink()
 
 
+def test_folds_and_repeats_as_asked(workshop: Path) -> None:
+    """Three folds, twice over, in the folder of just such runs."""
+    asked_for = load_features(str(workshop / "spots"), NET, precision="float32", folds=3, repeats=2)
+    run = load_run(add_run(asked_for, GaussianNB(), name="naive bayes"))
+    assert sorted(set(run.predictions.fold.tolist())) == [-1, 0, 1, 2, 3, 4, 5]
+    assert (run.record.folds, run.record.repeats) == (3, 2)
+    assert run.folder.is_relative_to(run.record.root)
+    assert run.record.root.name.endswith("-3-folds-2-repeats")
+
+
 def test_it_is_compared_and_not_bundled(features: Features, workshop: Path) -> None:
     """It is ranked; the page says where it comes from; no command claims to make it; what needs a model refuses it."""
     spots = str(workshop / "spots")

@@ -18,7 +18,7 @@ from models.heads.head import Array, Head
 from models.runs.features import facts_of
 from models.runs.frames import Features
 from models.runs.record import FINETUNED, save_run
-from models.validation.cross_validation import choose_protocol, fit
+from models.validation.cross_validation import fit
 
 _TO_ONE = 1e-3  # how far a sum of probabilities may be off
 
@@ -48,7 +48,7 @@ def add_run(features: Features, estimator: Any, *, name: str) -> Path:
         found = fit(
             lambda: _Estimator(clone(estimator), len(features.classes)),
             [view],
-            choose_protocol(stage.run.protocol),
+            stage.run.rules,
             seed=stage.data.seed,
             progress=progress,
         )
@@ -59,7 +59,7 @@ def add_run(features: Features, estimator: Any, *, name: str) -> Path:
         asked_blocks=features.blocks,
         pool=features.pool,
         view=described,
-        identity=hashlib.sha256(f"{name}{about}{described}{stage.digest}{keys}".encode()).hexdigest(),
+        identity=hashlib.sha256(f"{name}{about}{described}{stage.digest}{keys}{stage.run}".encode()).hexdigest(),
         **facts_of(name, view, found, about=about),
     )
     folder = stage.folder(described, slug(name))

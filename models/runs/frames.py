@@ -66,8 +66,8 @@ def load_features(
     """Return the cached features of a data set, one backbone or several joined by `+`.
 
     All arguments mean what the variables of `train-heads` of the same names mean (docs/reference.md); `more` may hold
-    labels, protocol, seed, root, target, positive, preprocess, precision, device and weights. Raises CacheError, with
-    the command to type, where the features were not extracted; UnknownName for what is in no table.
+    labels, protocol, folds, repeats, seed, root, target, positive, preprocess, precision, device and weights. Raises
+    CacheError, with the command to type, where the features were not extracted; UnknownName for what is in no table.
     """
     asked, run = _options(FeatureOptions(), {"dataset": str(dataset), "backbone": backbone} | more)
     if len(asked.terms) > 1:
@@ -113,11 +113,10 @@ def _columns(entries: Sequence[Cached], blocks: str, pool: str) -> Iterator[str]
 def load_results(where: str | Path, **more: Any) -> DataFrame:
     """Return a comparison as a data frame: a row for each run, the chosen one first.
 
-    `where` is a results.json, its folder, or a data set as it is typed (`more` may hold labels, protocol, seed, root,
-    target and positive). Columns:
-    run, head, backbone, view, verdict, difference, p_adjusted (against the chosen run), seconds, and each metric as
-    validation_NAME and test_NAME with _low and _high of its interval; what the images cannot tell is NaN. Raises
-    CacheError, with the command to type, where there is no comparison.
+    `where` is a results.json, its folder, or a data set as it is typed (`more` may hold labels, protocol, folds,
+    repeats, seed, root, target and positive). Columns: run, head, backbone, view, verdict, difference, p_adjusted
+    (against the chosen run), seconds, and each metric as validation_NAME and test_NAME with _low and _high of its
+    interval; what the images cannot tell is NaN. Raises CacheError, with the command to type, where there is none.
     """
     from pandas import DataFrame
 
@@ -133,7 +132,7 @@ def _results_file(data: DatasetOptions, run: RunOptions) -> Path:
     for path in (Path(data.dataset), Path(data.dataset) / "results.json"):
         if path.is_file() and path.name == "results.json":
             return path
-    root = runs_root(data.load().name, run.labels, run.protocol)
+    root = runs_root(data.load().name, *run.scheme)
     path = artifacts_root() / "compare" / root.name / "results.json"
     if not path.is_file():
         raise CacheError(f"no comparison at {path}; run: {make_command('compare', data, run)}")
