@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from features.errors import FirnError, unknown
 from features.options import DATA, Taking, option
 from features.storage import artifacts_root
 from models.runs.compare import compare_runs, run_names
+from models.runs.current import say_if_stale
 from models.runs.examination import ExaminationOptions
 from models.runs.options import RUN, ModelSelector
 from models.runs.pair import compare_two
@@ -72,9 +74,13 @@ def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:
     if any(load_record(Path(name)) is None for name in (pair.a, pair.b)):
         every = runs.load_all()
         known = dict(zip(run_names(every), every, strict=True))
-    found = []
-    for name in (pair.a, pair.b):
-        if load_record(Path(name)) is None and name not in known:
-            raise unknown("run", name, known)
-        found.append(known[name] if name in known else load_run(Path(name)))
-    return found
+    return [known[name] if name in known else _in_folder(name, known) for name in (pair.a, pair.b)]
+
+
+def _in_folder(name: str, known: Mapping[str, Run]) -> Run:
+    """Return the run in a folder, and say where its data are not those of today. UnknownName for no such folder."""
+    if load_record(Path(name)) is None:
+        raise unknown("run", name, known)
+    run = load_run(Path(name))
+    say_if_stale(run)
+    return run

@@ -79,6 +79,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     draw(root / "new", per_class=5, test=2)
     draw(root / "two", per_class=1, test=1)
     draw(root / "one" / "only", per_class=2)
+    for own, name in (("normal", "healthy"), ("spot", "ill")):
+        draw(root / "drawn", per_class=5, test=1, seed=7)
+        shutil.copytree(root / "drawn" / "train" / own, root / "other" / name)
     (root / "empty").mkdir()
     for name, text in texts.items():
         (root / name).write_text(text)
@@ -93,7 +96,20 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         assert zipped.code == 0, zipped.err
         (name,) = (path.name for path in (root / "artifacts" / "heads").iterdir())
         run = load_runs(name)[0].folder
-    names = ("images", "two", "new", "one", "empty", "nowhere", "b.zip", "nowhere.zip", "x.onnx", "x.h5", *texts)
+    names = (
+        "images",
+        "two",
+        "new",
+        "other",
+        "one",
+        "empty",
+        "nowhere",
+        "b.zip",
+        "nowhere.zip",
+        "x.onnx",
+        "x.h5",
+        *texts,
+    )
     found = {name.replace(".", "_"): quoted(str(root / name)) for name in names}
     yield found | {"run": quoted(str(run)), "artifacts": str(root / "artifacts"), "name": name}
 
@@ -192,6 +208,13 @@ WRONG = [
     ("predict IMAGES={images} DATASET={images} HEADS=lda POINT=0.95x", "unknown operating point '0.95x'"),
     ("predict IMAGES={images} MODEL={b_zip} POINT=1.5", "a number from 0 to 1"),
     ("predict IMAGES={images} MODEL={b_zip} OUT={file}", "a folder has to be there"),
+    ("validate DATASET={other}", "expected MODEL= to be a bundle"),
+    ("validate MODEL={b_zip}", "expected DATASET= to be the labelled set"),
+    ("validate MODEL={b_zip} DATASET={other}", "classes healthy, ill, and the bundle knows normal, spot; say which"),
+    ("validate MODEL={b_zip} DATASET={other} MAP=healthy", "expected MAP= as pairs"),
+    ("validate MODEL={b_zip} DATASET={images} SUBGROUPS=sex", "unknown column 'sex'"),
+    ("compare DATASET={images} A=lda", "expected A= and B= together"),
+    ("compare DATASET={images} MARGIN=small", "expected MARGIN= to be a number from 0 up, got 'small'"),
     ("export MODEL={b_zip} FORMAT=keras", "unknown format 'keras'"),
     ("export MODEL={b_zip} FORMAT=program OUT={x_onnx}", "expected OUT= to end in .pt2"),
     ("reproduce RUN=missing", "expected RUN= to be the folder of a run .*got missing"),
