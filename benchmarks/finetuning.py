@@ -1,6 +1,10 @@
-"""An epoch from cached maps against an ordinary epoch with a frozen trunk.
+"""An epoch from cached maps against an ordinary epoch with a frozen trunk; a step on images against one on nothing.
 
     FIRN_DATA=../shared/data FIRN_WEIGHTS=../shared/weights python -m benchmarks.finetuning [--device cuda --files]
+    FIRN_DATA=../shared/data FIRN_WEIGHTS=../shared/weights python -m benchmarks.finetuning --whole [--device cuda]
+
+With --whole: an epoch of RECIPE=strong, with all that belongs to it, against as many steps of the same network and
+optimiser on one batch of random tensors that lies on the device. The bar is 0.8 of its images a second.
 
 Both train the same tail and classifier with the same optimiser on the same images, batch and precision, in turn. The
 ordinary epoch has its images decoded, resized and normalised in memory (with --files: reads them from the disk);
@@ -26,14 +30,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from features.backbones import load_spec
-from features.backbones.build import boundary, load_backbone, load_tail, network, row, truncated
+from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, network, row, truncated
 from features.cache import open_entry
 from features.datasets import load_dataset
 from features.extraction.job import Job
 from features.extraction.loop import extract
 from features.extraction.prefetch import ImageStream
 from features.views import map_rows
+from models.finetuning.augmentation import Pixels
 from models.finetuning.batches import Inputs
+from models.finetuning.images import DecodedImages
 from models.finetuning.network import FinetunedNetwork, arithmetic, parameter_groups, set_mode
 from models.finetuning.settings import RECIPES, FinetuneOptions
 from models.finetuning.train import Task, train
@@ -135,6 +141,71 @@ class Case:
         return (trunk + 3 * tail) / (3 * tail)
 
 
+class Whole:
+    """A whole network on images, with a training and bare steps."""
+
+    def __init__(self, name: str, data: str, folder: Path, precision: str, device: str) -> None:
+        self.spec, self.device = load_spec(name, weights(name, folder)), device
+        dataset = load_dataset(data)
+        ids = sorted(dataset.ids)
+        images = DecodedImages(dataset.source, ids, self.spec, "squash", workers=os.cpu_count() or 1)
+        self.inputs = Inputs([images], Pixels(self.spec.mean, self.spec.std))
+        self.y = np.array([int("PNEUMONIA" in i) for i in ids])
+        self.settings = FinetuneOptions(blocks="all", epochs=1).settings(precision=precision, seed=0)
+        self.steps = round(len(ids) / self.settings.batch)
+
+    def network(self) -> FinetunedNetwork:
+        """Return the network with its classifier."""
+        return FinetunedNetwork(load_tail(self.spec, IMAGES), list(self.spec.blocks.values())[-1][0], 2)
+
+    def trained(self) -> float:
+        """Return the seconds of an epoch, from its first step to its last."""
+        times: list[float] = []
+        rows = np.arange(len(self.y))
+
+        def step(done: int, total: int) -> None:
+            if done in (1, total):
+                _wait(self.device)
+                times.append(time.perf_counter())
+
+        task = Task(self.inputs, self.y, rows, rows[:WATCHED], 0)
+        train(self.network(), task, self.settings, device=self.device, step=step)
+        return times[1] - times[0]
+
+    def bare(self) -> float:
+        """Return the seconds of as many steps on one random batch."""
+        net: Any = self.network().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = RECIPES["strong"].optimiser(parameter_groups(net, 0.01, 10.0), 1e-4)
+        side, size = self.spec.size, self.settings.batch
+        X = torch.rand(size, 3, side, side, device=self.device).contiguous(memory_format=torch.channels_last)
+        y = torch.randint(2, (size,), device=self.device)
+        set_mode(net, training=True, norm="frozen")
+        start = 0.0
+        for step in range(self.steps):
+            with arithmetic(self.settings.precision, self.device):
+                loss = cross_entropy(net(X), y)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            if step == 0:
+                _wait(self.device)
+                start = time.perf_counter()
+        _wait(self.device)
+        return time.perf_counter() - start
+
+
+def whole_networks(asked: argparse.Namespace, data: str, folder: Path) -> None:
+    """Print the table of --whole."""
+    print("| network, precision | images/s, RECIPE=strong | images/s, random tensors | share | bar |")
+    print("|---|---|---|---|---|")
+    for backbone in asked.networks:
+        for precision in asked.precisions:
+            case = Whole(backbone, data, folder, precision, asked.device)
+            images = (case.steps - 1) * case.settings.batch
+            ours, bare = (images / statistics.median(s) for s in _in_turn(case.trained, case.bare, asked.repeats))
+            print(f"| {backbone}, {precision} | {ours:,.1f} | {bare:,.1f} | {ours / bare:.2f} | >= 0.8 |", flush=True)
+
+
 def _operations(module: torch.nn.Module, X: torch.Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(X)
@@ -162,7 +233,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--files", action="store_true", help="the ordinary epoch reads its images from the disk")
+    parser.add_argument("--whole", action="store_true", help="whole networks on augmented images")
     asked = parser.parse_args()
+    if asked.whole:
+        with tempfile.TemporaryDirectory() as name:
+            whole_networks(asked, images(asked.images, Path(name)), Path(name))
+        return
     print("| network, precision | ordinary epoch, s | from the cache, s | ratio | limit by operations | share | bar |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:

@@ -24,7 +24,7 @@ VERBS = {  # in the order of the flow: what `make` and --help say of each
     "extract": "stage one: images -> cached features",
     "audit": "duplicates, leaks, doubtful labels, odd images",
     "train-heads": "stage two: cached features -> heads and their predictions",
-    "finetune": "train the last blocks too, from cached maps",
+    "finetune": "train the last blocks too, from cached maps, or the whole network on images",
     "transfer": "does a detour over a source domain help?",
     "compare": "all runs of a data set -> ranked table, results, HTML page",
     "report": "the page with images of errors, class activation maps and the audit",

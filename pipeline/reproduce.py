@@ -99,7 +99,7 @@ def _finetuned(record: RunRecord, features: FeatureOptions) -> None:
     how["batch_size"] = how.get("batch")
     known = {name: how[name] for name in FinetuneOptions.__dataclass_fields__ if name in how}
     options = FinetuneOptions(blocks=record.asked_blocks, **known)
-    finetune(features, options, RunOptions(*record.scheme))
+    finetune(features, options, RunOptions(*record.scheme), SeedOptions())
 
 
 _MAKERS = {FINETUNED: _finetuned}  # heads that are not trained by train-heads

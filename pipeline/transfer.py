@@ -181,7 +181,7 @@ class _How:
 
     def network(self, dataset: str, backbone: str, run: RunOptions) -> Run:
         """Return the run of a backbone that was fine-tuned on the target."""
-        (done,) = finetuned(self.asked(dataset, backbone), self.finetuning, run)
+        (done,) = finetuned(self.asked(dataset, backbone), self.finetuning, run, seeds=self.seeds)
         return load_run(done.folder())
 
 

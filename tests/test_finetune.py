@@ -49,8 +49,7 @@ def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:
     head = next(r for r in load_runs(stored("spots")) if r.record.head == "lda")
     for column in ("ids", "y", "groups", "fold"):
         assert np.array_equal(getattr(run.predictions, column), getattr(head.predictions, column))
-    assert len(run.record.history) == 6
-    assert [len(history) for history in run.record.history] == [2] * 6
+    assert [len(history) for history in run.record.history] == [2] * 5
     page = Path(compare(str(spots)))
     results = json.loads((page.parent / "results.json").read_text())
     row = next(row for row in results["runs"] if row["head"] == "finetuned")
@@ -92,20 +91,21 @@ def test_no_fold_has_a_part_in_its_own_predictions(spots: Path, monkeypatch: pyt
     view = pooled_view(extracted, ["features.12"])
     learn = np.flatnonzero(view.splits != "test")
     (folds,) = folds_of(view.y[learn], view.groups[learn], PROTOCOLS["split"])
-    original = module.fit_all
+    from models.runs import finetune as runs
+
+    original = module.keep_networks
     run: dict[str, Any] = {}
 
-    def spy(crossfit: Any, rows: Any, test: Any) -> Any:
-        run["run"] = crossfit
+    def spy(crossfit: Any, names: Any) -> Any:
         swapped = view.y.copy()
         swapped[learn[folds == 2]] = 1 - swapped[learn[folds == 2]]
         changed = replace(crossfit, view=crossfit.view._replace(y=swapped), identity="x")
         fit = module._fit(changed, "again", learn[folds != 2], learn[folds == 2], draw=3, total=5)
         run["proba"] = fit.proba
-        return original(crossfit, rows, test)
+        return original(crossfit, names)
 
-    monkeypatch.setattr(module, "fit_all", spy)
-    (folder / "run.json").unlink()  # the fits are all there and are not done again; the last one is spied on
+    monkeypatch.setattr(runs, "keep_networks", spy)
+    (folder / "run.json").unlink()  # the fits are all there and are not done again
     finetune(str(spots), NET, **QUICK)
     held = expected.part(test=False)
     np.testing.assert_array_equal(run["proba"], held.proba[held.fold == 2])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from models.finetuning.network import FinetunedNetwork
+    from models.finetuning.network import Ensemble, FinetunedNetwork
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -58,7 +58,20 @@ def network_class_maps(network: FinetunedNetwork, maps: Array) -> ClassMaps:
     return linear_class_maps(weight, bias, last)
 
 
-def grad_cam(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
+def ensemble_class_maps(ensemble: Ensemble, maps: Array) -> ClassMaps:
+    """Return the exact class maps of several networks as one, (n, K, H, W): the mean of theirs.
+
+    Those of mirror images are mirrored back.
+    """
+    found = [network_class_maps(network, maps) for network in ensemble.networks]
+    evidence = [one.evidence for one in found]
+    if ensemble.mirrored:
+        turned = np.ascontiguousarray(maps[:, :, :, ::-1])
+        evidence += [network_class_maps(network, turned).evidence[:, :, :, ::-1] for network in ensemble.networks]
+    return ClassMaps(np.mean(evidence, axis=0), np.mean([one.bias for one in found], axis=0))
+
+
+def grad_cam(network: FinetunedNetwork | Ensemble, maps: Array, asked: Floats) -> Floats:
     """Return Grad-CAM (n, H, W) of a fine-tuned network in eval mode at its boundary, from the maps there (n, C, H, W).
 
     `asked` (n, K) says which sum of logits is explained for each image: 1 for a class and 0 for others, or -1 and 1.
@@ -71,7 +84,7 @@ def grad_cam(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
     return np.asarray(np.maximum(weighted.sum(axis=1), 0))
 
 
-def hires_cam(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
+def hires_cam(network: FinetunedNetwork | Ensemble, maps: Array, asked: Floats) -> Floats:
     """Return gradient times maps at every position, (n, H, W), for what `grad_cam` takes: signed, and not averaged.
 
     HiResCAM (Draelos & Carin 2020, arXiv:2011.08891), scaled by the number of positions. Right after the boundary's
@@ -81,7 +94,7 @@ def hires_cam(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
     return np.asarray((_gradient(network, maps, asked) * maps.astype(np.float64)).sum(axis=1) * positions)
 
 
-def _gradient(network: FinetunedNetwork, maps: Array, asked: Floats) -> Floats:
+def _gradient(network: FinetunedNetwork | Ensemble, maps: Array, asked: Floats) -> Floats:
     """Return the gradient of the asked sums of logits with respect to the boundary's maps, (n, C, H, W)."""
     import torch
 

@@ -28,7 +28,7 @@ from models.runs.summary import extract_command, train_command
 
 if TYPE_CHECKING:
     from features.cache import Entry
-    from models.finetuning.network import FinetunedNetwork
+    from models.finetuning.network import Ensemble
 
 Floats = NDArray[np.float64]
 _CLOSE = 0.05  # how far a probability may lie from the one that was predicted on another machine
@@ -67,14 +67,14 @@ def _of_head(case: Case) -> Evidence:
 def _thawed(case: Case) -> Evidence:
     """Explain a fine-tuned network in the precision of its training; by gradients too where its input is maps."""
     from features.backbones.build import IMAGES
-    from models.explain.class_maps import grad_cam, hires_cam, network_class_maps
+    from models.explain.class_maps import ensemble_class_maps, grad_cam, hires_cam
     from models.finetuning.network import arithmetic
 
     network, about = _network(case)
     key, after = Key.from_json(about["keys"][0]), about["after"]
     maps, sha256 = _images(case, key) if after == IMAGES else _cached(case, key, after)
     with arithmetic(key.precision, "cpu"):
-        found = network_class_maps(network, maps)
+        found = ensemble_class_maps(network, maps)
     shown = {"class map": asked_maps(found.votes(), case.asked)}
     if after != IMAGES:
         with arithmetic(key.precision, "cpu"):
@@ -126,25 +126,18 @@ def image_seen(case: Case, i: int, sha256: str, geometry: Geometry) -> NDArray[n
     return np.broadcast_to(square, (*square.shape[:2], 3)).copy()
 
 
-def _network(case: Case) -> tuple[FinetunedNetwork, dict[str, Any]]:
-    """Return the network of a run in eval mode, and its configuration."""
+def _network(case: Case) -> tuple[Ensemble, dict[str, Any]]:
+    """Return the networks of a run as one in eval mode, and their configuration."""
     from safetensors import SafetensorError
 
-    from features.backbones.build import load_tail
-    from models.finetuning.checkpoints import load_network
-    from models.finetuning.cross_validation import CLASSIFIER, NETWORK
-    from models.finetuning.network import FinetunedNetwork
+    from models.finetuning.cross_validation import load_ensemble
 
-    path = case.run.folder / NETWORK
     try:
-        tensors, about = load_network(path)
+        return load_ensemble(case.run.folder, case.spec)
     except (OSError, SafetensorError) as error:
-        raise CacheError(f"cannot read {path} ({error}); run: {train_command(case.run.record)}") from None
-    classes, width = tensors[f"{CLASSIFIER}.weight"].shape
-    network = FinetunedNetwork(load_tail(case.spec, about["after"]), width, classes)
-    network.classifier.load_state_dict({name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")})
-    network.tail.load_state_dict(tensors)
-    return network.eval(), about
+        raise CacheError(
+            f"cannot read the networks in {case.run.folder} ({error}); run: {train_command(case.run.record)}"
+        ) from None
 
 
 def _cached(case: Case, key: Key, block: str) -> tuple[NDArray[Any], list[str]]:

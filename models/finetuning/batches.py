@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import CacheError
+from models.finetuning.augmentation import NUMBERS, Pixels
 
 _AHEAD = 3  # batches
 
 
 class Stream(Protocol):
-    """One view of all images: `features.views.View` or `features.extraction.prefetch.ImageStream`."""
+    """One view of all images: `features.views.View` or `models.finetuning.images.DecodedImages`."""
 
     @property
     def ids(self) -> NDArray[np.str_]:
@@ -29,8 +31,9 @@ class Stream(Protocol):
 class Inputs:
     """Views of the same images; row i is image `ids[i]` in every view."""
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        self.ids, self._streams = streams[0].ids, tuple(streams)
+    def __init__(self, streams: Sequence[Stream], pixels: Pixels | None = None) -> None:
+        """Take the views and, where they are images and not cached maps, how a network sees them."""
+        self.ids, self._streams, self.pixels = streams[0].ids, tuple(streams), pixels
         for number, stream in enumerate(streams):
             if not np.array_equal(stream.ids, self.ids):
                 raise CacheError(f"view {number} has other images than view 0; run: make extract, then the same again")
@@ -39,6 +42,11 @@ class Inputs:
     def views(self) -> int:
         """Return the number of views."""
         return len(self._streams)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of the first image."""
+        return tuple(self._streams[0].read(np.zeros(1, np.intp)).shape[1:])
 
     def read(self, at: NDArray[np.intp], view: NDArray[np.intp]) -> NDArray[Any]:
         """Return image at[i] in view[i], (len(at), C, H, W)."""
@@ -61,6 +69,7 @@ class Batch(NamedTuple):
     mixed: float = 1.0  # share of the image itself in the mixture
     partner: NDArray[np.intp] | None = None  # (b,) places in the batch of the images that are mixed in
     kept: NDArray[np.bool_] | None = None  # (b, C) channels that are not dropped
+    drawn: NDArray[np.float32] | None = None  # (b, NUMBERS) from [0, 1): how images are varied
 
 
 def epoch_plan(
@@ -72,14 +81,16 @@ def epoch_plan(
     mixup: float,
     dropout: float,
     rng: np.random.Generator,
+    drawn: NDArray[np.float32] | None = None,
 ) -> list[Batch]:
     """Return the batches of one epoch: all rows shuffled, one view drawn for each, in batches of nearly equal size.
 
     `mixup` is the Beta parameter of manifold mixup (Verma et al. 2019, arXiv:1806.05236), `dropout` the share of
-    channels of the boundary's maps that an image loses (Tompson et al. 2015, arXiv:1411.4280); 0 switches either off.
+    channels of the boundary's maps that an image loses (Tompson et al. 2015, arXiv:1411.4280), or of an image's pooled
+    features; 0 switches either off. `drawn` (n, NUMBERS) says how each row is varied.
     """
     order = rng.permutation(rows)
-    drawn = rng.integers(views, size=len(order))
+    shown = rng.integers(views, size=len(order))
     plan = []
     for at in np.array_split(np.arange(len(order)), max(1, round(len(order) / batch))):
         share, partner, kept = 1.0, None, None
@@ -87,8 +98,17 @@ def epoch_plan(
             share, partner = float(rng.beta(mixup, mixup)), rng.permutation(len(at))
         if dropout:
             kept = rng.random((len(at), channels)) >= dropout
-        plan.append(Batch(order[at], drawn[at], share, partner, kept))
+        plan.append(Batch(order[at], shown[at], share, partner, kept, None if drawn is None else drawn[order[at]]))
     return plan
+
+
+def numbers(n: int, *, seed: int, training: int, epoch: int) -> NDArray[np.float32]:
+    """Return how each of n images is varied in an epoch of a training, (n, NUMBERS) from [0, 1).
+
+    Row i is the same for every n, and does not depend on which images are learned from.
+    """
+    rng = np.random.default_rng([seed, training, epoch, 1])  # apart from the generator that shuffles
+    return rng.random((n, NUMBERS), dtype=np.float32)
 
 
 def batches(inputs: Inputs, plan: Iterable[Batch]) -> Iterator[tuple[Batch, NDArray[Any]]]:

@@ -1,8 +1,8 @@
-"""The fine-tuned network: the tail of a backbone, the mean over positions, a linear classifier."""
+"""The fine-tuned network: the tail of a backbone, the mean over positions, a linear classifier; several as one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,15 +59,25 @@ def _weight_gradient(
     return (left @ patches).view(out, height, width, channels).permute(0, 3, 1, 2)
 
 
-class Convolution(nn.Conv2d):
-    """A Conv2d that computes its weight's gradient by matrix products where autocast multiplies in bfloat16 on a CPU.
+_FEW = 4  # channels of images, whose gradient in bfloat16 takes several times that in float32
+_POSITIONS = 256  # on more of them oneDNN's own gradient is the faster one
 
-    oneDNN's own kernel for it takes several times what the forward pass takes there.
+
+class Convolution(nn.Conv2d):
+    """A Conv2d whose gradient is fast where autocast multiplies in bfloat16 on a CPU.
+
+    There oneDNN's own kernel for the weight's gradient is slow for images, which are convolved in float32, and for
+    small maps, where matrix products give it.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution, (B, C', H', W')."""
         if not (input.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
+            return super().forward(input)
+        if self.in_channels <= _FEW:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        if input.shape[2] * input.shape[3] > _POSITIONS * self.stride[0] * self.stride[1]:
             return super().forward(input)
         lowered = input.to(torch.get_autocast_dtype("cpu"))
         with torch.autocast("cpu", enabled=False):
@@ -87,12 +97,19 @@ _NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 class FinetunedNetwork(nn.Module):
-    """Maps at the boundary (B, C, H, W) -> logits (B, K)."""
+    """Maps at the boundary (B, C, H, W), or images (B, 3, S, S) -> logits (B, K)."""
 
-    def __init__(self, tail: nn.Module, width: int, classes: int, *, seed: int = 0) -> None:
-        """Take a tail that ends in `width` channels; the classifier is drawn as torch draws a linear layer."""
+    def __init__(
+        self, tail: nn.Module, width: int, classes: int, *, seed: int = 0, frozen: Collection[str] = ()
+    ) -> None:
+        """Take a tail that ends in `width` channels, and which of its parameters stay as they are.
+
+        The classifier is drawn as torch draws a linear layer.
+        """
         super().__init__()
-        self.tail = tail.requires_grad_(True)
+        self.tail = tail
+        for name, parameter in tail.named_parameters():
+            parameter.requires_grad_(name not in frozen)
         use_products(self.tail)
         self.classifier = nn.Linear(width, classes)
         drawn = torch.Generator().manual_seed(seed)
@@ -100,9 +117,10 @@ class FinetunedNetwork(nn.Module):
             for parameter in self.classifier.parameters():
                 parameter.copy_((2 * torch.rand(parameter.shape, generator=drawn) - 1) * width**-0.5)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return logits, (B, K) float32."""
+    def forward(self, maps: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Return logits, (B, K) float32; `kept` (B, width) is what pooled features are multiplied by: dropout."""
         pooled = self.tail(maps).mean((2, 3), dtype=torch.float32)
+        pooled = pooled if kept is None else pooled * kept
         with torch.autocast(pooled.device.type, enabled=False):
             logits: Tensor = self.classifier(pooled)
         return logits
@@ -111,6 +129,25 @@ class FinetunedNetwork(nn.Module):
         """Return the last block's maps, (B, C', H', W')."""
         out: Tensor = self.tail(maps)
         return out
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: the mean of their logits, of images and their mirror images where asked for.
+
+    A mean of logits, and not of probabilities, so that the mean of class maps over positions is still the logit.
+    """
+
+    def __init__(self, networks: Sequence[FinetunedNetwork], *, mirrored: bool = False) -> None:
+        """Take networks with the same input and classes."""
+        super().__init__()
+        self.networks: Any = nn.ModuleList(networks)  # of FinetunedNetwork
+        self.mirrored = mirrored
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return logits, (B, K) float32."""
+        seen = torch.cat([maps, maps.flip(3)]) if self.mirrored else maps
+        logits = torch.stack([network(seen) for network in self.networks]).mean(0)
+        return (logits[: len(maps)] + logits[len(maps) :]) / 2 if self.mirrored else logits
 
 
 def start_from_probe(network: FinetunedNetwork, coef: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:
@@ -130,16 +167,25 @@ def set_mode(network: nn.Module, *, training: bool, norm: str) -> None:
     network.eval()
     if training and norm == "adapt":
         for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            frozen = not any(parameter.requires_grad for parameter in module.parameters())
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not frozen:
                 module.train()
 
 
-def parameter_groups(network: nn.Module, decay: float) -> list[dict[str, object]]:
-    """Return the parameters in two groups: weights, which decay, and biases and normalisation, which do not."""
+def parameter_groups(network: FinetunedNetwork, decay: float, last: float = 1.0) -> list[dict[str, Any]]:
+    """Return the trained parameters in groups: of tail and classifier, each those that decay and those that do not.
+
+    Biases and normalisation do not. "scale" is what the rate of a group is multiplied by: `last` for the classifier.
+    """
     still = {id(p) for m in network.modules() if isinstance(m, _NORMALISATION) for p in m.parameters(recurse=False)}
-    decayed = [p for p in network.parameters() if p.ndim > 1 and id(p) not in still]
-    others = [p for p in network.parameters() if p.ndim <= 1 or id(p) in still]
-    return [{"params": decayed, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    groups = []
+    for part, scale in ((network.tail, 1.0), (network.classifier, last)):
+        trained = [p for p in part.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1 and id(p) not in still]
+        others = [p for p in trained if p.ndim <= 1 or id(p) in still]
+        groups += [{"params": decayed, "weight_decay": decay, "scale": scale}] * bool(decayed)
+        groups += [{"params": others, "weight_decay": 0.0, "scale": scale}] * bool(others)
+    return groups
 
 
 @contextmanager

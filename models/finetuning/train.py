@@ -1,11 +1,11 @@
-"""One training of a fine-tuned network: epochs, early stopping by validation AUC, weight averaging, and resuming."""
+"""One training of a fine-tuned network: epochs, early stopping by validation, weight averaging, and resuming."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from features.errors import FirnError
-from models.finetuning.batches import Batch, Inputs, batches, epoch_plan
+from models.finetuning.batches import Batch, Inputs, batches, epoch_plan, numbers
 from models.finetuning.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
-from models.finetuning.network import FinetunedNetwork, arithmetic, parameter_groups, set_mode
+from models.finetuning.network import Ensemble, FinetunedNetwork, arithmetic, parameter_groups, set_mode
 from models.finetuning.settings import RECIPES, Settings
+from models.heads.linear import probabilities
 from models.metrics import METRICS
+
+SATURATED = 0.995  # validation AUC: above, differences are noise, and the log loss says which epoch is better
+_TRIED = 4  # steps that are timed beforehand, less the first
 
 
 class Epoch(NamedTuple):
@@ -51,7 +55,7 @@ class _State:
         recipe = RECIPES[settings.recipe]
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.average == "ema" else None
-        self.optimiser = recipe.optimiser(parameter_groups(network, settings.decay), settings.rate)
+        self.optimiser = recipe.optimiser(parameter_groups(network, settings.decay, settings.last), settings.rate)
         self.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.history: list[Epoch] = []
         self.steps = 0
@@ -102,7 +106,7 @@ def train(
     tell: Callable[[Epoch], None] = lambda epoch: None,
     step: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Epoch]:
-    """Train `network` in place; it ends with the weights of the epoch of highest validation AUC (then least loss).
+    """Train `network` in place; it ends with the weights of the best epoch (see `best_epoch`).
 
     `checkpoint` is written after each epoch and taken up where it has the same `identity`; on a CPU the result is bit
     for bit that of an undisturbed training. Raises FirnError where the loss is not finite any more.
@@ -136,11 +140,11 @@ def _over(history: Sequence[Epoch], settings: Settings) -> bool:
 
 
 def best_epoch(history: Sequence[Epoch]) -> int:
-    """Return the place of the epoch of highest AUC; of equals, and without any AUC, of least loss."""
+    """Return the place of the epoch of highest AUC; of equals, above SATURATED and without any AUC, of least loss."""
 
     def key(i: int) -> tuple[float, float]:
         area = history[i].roc_auc
-        return (-math.inf if math.isnan(area) else area, -history[i].watched_loss)
+        return (-math.inf if math.isnan(area) else min(area, SATURATED), -history[i].watched_loss)
 
     return max(range(len(history)), key=key)
 
@@ -148,28 +152,10 @@ def best_epoch(history: Sequence[Epoch]) -> int:
 def _epoch(state: _State, task: Task, settings: Settings, device: str, step: Callable[[int, int], None]) -> Epoch:
     """Go once through the training images, then evaluate."""
     number, start = len(state.history), time.perf_counter()
-    set_mode(state.network, training=True, norm=settings.norm)
-    plan = epoch_plan(
-        task.rows,
-        batch=settings.batch,
-        views=task.inputs.views,
-        channels=task.inputs.read(task.rows[:1], np.zeros(1, np.intp)).shape[1],
-        mixup=settings.mixup,
-        dropout=settings.dropout,
-        rng=np.random.default_rng([settings.seed, task.draw, number]),
-    )
-    weights = _class_weights(task.y[task.rows], int(task.y.max()) + 1, settings.class_weights).to(device)
+    plan = _plan(state.network, task, settings, number)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    keep = math.exp(-2 / len(plan))
-    for done, (batch, maps) in enumerate(batches(task.inputs, plan)):
-        rate = settings.rate * RECIPES[settings.recipe].multiplier(number + done / len(plan), settings.epochs)
-        for group in state.optimiser.param_groups:
-            group["lr"] = rate
-        loss = _step(state, batch, maps, torch.from_numpy(task.y[batch.rows]), weights, settings.precision, device)
-        total += loss.detach().double() * len(batch.rows)
-        state.steps += 1
-        if state.average:
-            _follow(state.average, state.network, min(keep, (1 + state.steps) / (10 + state.steps)))
+    for done, loss in enumerate(_steps(state, task, settings, plan, device)):
+        total += loss.detach().double() * len(plan[done].rows)
         step(done + 1, len(plan))
     mean = float(total) / len(task.rows)
     if not math.isfinite(mean):
@@ -183,40 +169,92 @@ def _epoch(state: _State, task: Task, settings: Settings, device: str, step: Cal
     return Epoch(number + 1, mean, float(area), watched_loss, time.perf_counter() - start, len(task.rows))
 
 
-def _step(
-    state: _State,
+def _plan(network: FinetunedNetwork, task: Task, settings: Settings, epoch: int) -> list[Batch]:
+    """Return the batches of an epoch (from 0); dropout is of cached maps' own channels, of images' pooled features."""
+    inputs, drawn = task.inputs, None
+    if inputs.pixels and settings.varied:
+        drawn = numbers(len(inputs.ids), seed=settings.seed, training=task.draw, epoch=epoch)
+    of_maps = not inputs.pixels
+    return epoch_plan(
+        task.rows,
+        batch=settings.batch,
+        views=inputs.views,
+        channels=inputs.shape[0] if of_maps else network.classifier.in_features,
+        mixup=settings.mixup,
+        dropout=settings.dropout,
+        rng=np.random.default_rng([settings.seed, task.draw, epoch]),
+        drawn=drawn,
+    )
+
+
+def _steps(state: _State, task: Task, settings: Settings, plan: Sequence[Batch], device: str) -> Generator[Tensor]:
+    """Take a step of the optimiser for each batch; yield its mean loss."""
+    set_mode(state.network, training=True, norm=settings.norm)
+    weights = _class_weights(task.y[task.rows], int(task.y.max()) + 1, settings.class_weights).to(device)
+    keep, number = settings.keep or math.exp(-2 / len(plan)), len(state.history)
+    for done, (batch, rows) in enumerate(batches(task.inputs, plan)):
+        rate = settings.rate * RECIPES[settings.recipe].multiplier(number + done / len(plan), settings.epochs)
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+        loss = _loss(state.network, task, batch, rows, weights, settings, device)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        state.optimiser.step()
+        state.steps += 1
+        if state.average:
+            _follow(state.average, state.network, min(keep, (1 + state.steps) / (10 + state.steps)))
+        yield loss
+
+
+def _loss(
+    network: FinetunedNetwork,
+    task: Task,
     batch: Batch,
-    maps: NDArray[Any],
-    y: Tensor,
+    rows: NDArray[Any],
     weights: Tensor,
-    precision: str,
+    settings: Settings,
     device: str,
 ) -> Tensor:
-    """Take one step of the optimiser; return the mean loss."""
-    X, y = _to(maps, device), y.to(device)
-    if batch.kept is not None:
-        kept = torch.from_numpy(batch.kept).to(device)
+    """Return the mean loss of a batch, whose images are varied, mixed and robbed of channels as it says."""
+    X, y = _entered(task.inputs, batch, rows, settings, device), torch.from_numpy(task.y[batch.rows]).to(device)
+    partner = None if batch.partner is None else torch.from_numpy(batch.partner).to(device)
+    kept = None if batch.kept is None else torch.from_numpy(batch.kept).to(device)
+    if kept is not None and not task.inputs.pixels:
         X = X * (kept / kept.float().mean(1, keepdim=True).clamp_min(1e-3))[..., None, None].to(X.dtype)
-    if batch.partner is not None:
-        X = torch.lerp(X[torch.from_numpy(batch.partner).to(device)], X, batch.mixed)
-    with arithmetic(precision, device):
-        logits = state.network(X)
+        kept = None
+    if partner is not None:
+        X = torch.lerp(X[partner], X, batch.mixed)
+    with arithmetic(settings.precision, device):
+        logits = network(X, None if kept is None else kept / (1 - settings.dropout))
     loss = cross_entropy(logits, y, weight=weights)
-    if batch.partner is not None:
-        other = cross_entropy(logits, y[torch.from_numpy(batch.partner).to(device)], weight=weights)
-        loss = batch.mixed * loss + (1 - batch.mixed) * other
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    state.optimiser.step()
+    if partner is not None:
+        loss = batch.mixed * loss + (1 - batch.mixed) * cross_entropy(logits, y[partner], weight=weights)
     return loss
 
 
-def _to(maps: NDArray[Any], device: str) -> Tensor:
-    """Return maps as float32 on the device, channels last."""
-    tensor = torch.from_numpy(maps)
+def _entered(inputs: Inputs, batch: Batch, rows: NDArray[Any], settings: Settings, device: str) -> Tensor:
+    """Return rows as the network takes them, float32 on the device, channels last; images are varied there."""
+    tensor = torch.from_numpy(rows)
     if device.startswith("cuda"):
         tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.float().contiguous(memory_format=torch.channels_last)
+    if not inputs.pixels:
+        return tensor.float().contiguous(memory_format=torch.channels_last)
+    drawn = None if batch.drawn is None else torch.from_numpy(batch.drawn).to(device)
+    return inputs.pixels(tensor, drawn, settings.augment, settings.flip)
+
+
+def trained_per_second(network: FinetunedNetwork, task: Task, settings: Settings, *, device: str = "cpu") -> float:
+    """Return how many images a second a training goes through on this machine, by a few steps of a copy."""
+    state = _State(copy.deepcopy(network).to(device=device, memory_format=torch.channels_last), settings)  # type: ignore[call-overload]
+    plan = _plan(state.network, task, settings, 0)[:_TRIED]
+    steps, images, seconds = _steps(state, task, settings, plan, device), 0, 0.0
+    for done, batch in enumerate(plan):
+        start = time.perf_counter()
+        next(steps).item()  # waits for the device
+        if done or len(plan) == 1:  # the first step finds kernels and memory
+            images, seconds = images + len(batch.rows), seconds + time.perf_counter() - start
+    steps.close()
+    return images / seconds
 
 
 def _class_weights(y: NDArray[np.int64], k: int, how: str) -> Tensor:
@@ -235,18 +273,25 @@ def _follow(average: nn.Module, network: nn.Module, keep: float) -> None:
     torch._foreach_lerp_(list(ours), list(theirs), 1 - keep)
 
 
-@torch.inference_mode()
 def predict(
     network: FinetunedNetwork, inputs: Inputs, rows: NDArray[np.intp], settings: Settings, *, device: str = "cpu"
 ) -> NDArray[np.float64]:
     """Return the probabilities of the first view of images `rows`, (len(rows), K)."""
+    return probabilities(predict_logits(network, inputs, rows, settings, device=device))
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: FinetunedNetwork, inputs: Inputs, rows: NDArray[np.intp], settings: Settings, *, device: str = "cpu"
+) -> NDArray[np.float64]:
+    """Return the logits of the first view of images `rows`, (len(rows), K), the mean with their mirror images'."""
     set_mode(network, training=False, norm=settings.norm)
+    judged = Ensemble([network], mirrored=settings.mirrored and inputs.pixels is not None)
     pieces = [rows[i : i + 2 * settings.batch] for i in range(0, len(rows), 2 * settings.batch)]
     plan = (Batch(piece, np.zeros(len(piece), np.intp)) for piece in pieces)
-    logits = []
-    for _, maps in batches(inputs, plan):
+    logits = [np.empty((0, network.classifier.out_features))]
+    for batch, read in batches(inputs, plan):
+        X = _entered(inputs, batch, read, settings, device)
         with arithmetic(settings.precision, device):
-            logits.append(network(_to(maps, device)).double().cpu())
-    if not logits:
-        return np.empty((0, network.classifier.out_features))
-    return np.asarray(torch.softmax(torch.cat(logits), 1).numpy())
+            logits.append(judged(X).double().cpu().numpy())
+    return np.concatenate(logits)

@@ -29,6 +29,7 @@ from features.views import Cached, choose_blocks, rows_view
 from models.heads import HEADS, load_head, save_head
 from models.metrics import CALIBRATIONS, Calibration
 from models.predictor.archive import BUNDLE, write_archive
+from models.predictor.heads import member_tensors
 from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
@@ -227,30 +228,29 @@ class _Packing:
         return Part(kind, run.record.head, folder, networks, blocks, pool, keys[0].precision)
 
     def _thawed(self, run: Run, kind: str, folder: str) -> Part:
-        """Put in a fine-tuned network: frozen trunk and trained tail as one backbone, its classifier as the head."""
-        from safetensors import SafetensorError
+        """Put in a fine-tuned network: frozen trunk and trained tail as one backbone, its classifier as the head.
 
+        Of several networks the first is that backbone; tails and classifiers of the others are beside its classifier.
+        """
         from features.backbones.build import load_backbone
-        from models.finetuning.checkpoints import load_network, save_network
-        from models.finetuning.cross_validation import CLASSIFIER, NETWORK
+        from models.finetuning.checkpoints import save_network
+        from models.finetuning.cross_validation import is_mirrored
 
-        try:
-            tensors, about = load_network(run.folder / NETWORK)
-        except (OSError, SafetensorError) as error:
-            again = train_command(run.record)
-            raise CacheError(f"cannot read {run.folder / NETWORK} ({error}); run: {again}") from None
+        members, about = _members(run)
         spec, _ = self._spec(about["backbone"], about["weights"])
-        classifier = {name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")}
+        tail = {n.removeprefix("tail."): t for n, t in members[0].items() if n.startswith("tail.")}
+        named = {n: t for number, state in enumerate(members) for n, t in member_tensors(number, state).items()}
         file = f"networks/{len(self.networks)}.safetensors"
-        save_network(self.folder / file, load_backbone(spec).state_dict() | tensors, {"backbone": spec.name})
-        save_network(self.folder / folder / "head.safetensors", classifier, {"head": FINETUNED})
+        save_network(self.folder / file, load_backbone(spec).state_dict() | tail, {"backbone": spec.name})
+        save_network(self.folder / folder / "head.safetensors", named, {"head": FINETUNED})
         cached = Key.from_json(about["keys"][0])
         whole = make_spec(spec.name, self.folder / file)
         key = whole.key(preprocess=cached.preprocess_mode, precision=cached.precision, stored=cached.stored)
         self.networks.append(Network(key, file, about["after"]))
         self._cut[len(self.networks) - 1] = cached
         precision = about["settings"]["precision"]
-        return Part(kind, FINETUNED, folder, (len(self.networks) - 1,), ((about["after"],),), "", precision)
+        place, seen = (len(self.networks) - 1,), ((about["after"],),)
+        return Part(kind, FINETUNED, folder, place, seen, "", precision, is_mirrored(about))
 
     def _network(self, key: Key) -> int:
         """Return the place of a frozen network, which several parts may share."""
@@ -297,6 +297,24 @@ class _Packing:
         calibration = self.how.fitted(run)
         classes, networks, parts = run.record.classes, tuple(self.networks), tuple(self.parts)
         return Contents(run.name, classes, networks, parts, stack, calibration, points, None, {}, card)
+
+
+def _members(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the tensors of a run's fine-tuned networks, as `tail.` and `classifier.`, and their configuration."""
+    from safetensors import SafetensorError
+
+    from models.finetuning.checkpoints import load_network
+    from models.finetuning.cross_validation import CLASSIFIER, NETWORK, network_files
+
+    members = []
+    for path in network_files(run.folder) or [run.folder / NETWORK]:
+        try:
+            tensors, about = load_network(path)
+        except (OSError, SafetensorError) as error:
+            raise CacheError(f"cannot read {path} ({error}); run: {train_command(run.record)}") from None
+        names = {n: n.replace(CLASSIFIER, "classifier") if n.startswith(CLASSIFIER) else f"tail.{n}" for n in tensors}
+        members.append({names[name]: tensor for name, tensor in tensors.items()})
+    return members, about
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:

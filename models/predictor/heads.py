@@ -15,8 +15,8 @@ from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
-from models.explain.class_maps import CLASS_MAPS, network_class_maps
-from models.finetuning.network import FinetunedNetwork, arithmetic
+from models.explain.class_maps import CLASS_MAPS, ensemble_class_maps
+from models.finetuning.network import Ensemble, FinetunedNetwork, arithmetic
 from models.heads import HEADS, load_head
 from models.heads.linear import probabilities
 from models.predictor.archive import read_json, sealed
@@ -59,10 +59,10 @@ class FeatureModel:
 
 @dataclass(frozen=True, eq=False)
 class NetworkModel:
-    """A fine-tuned network on the maps at its boundary, or on images."""
+    """A fine-tuned network, or several as one, on the maps at the boundary, or on images."""
 
     part: Part
-    network: FinetunedNetwork
+    network: Ensemble
     name: str  # of what it sees
     device: str
 
@@ -78,7 +78,7 @@ class NetworkModel:
     def votes(self, features: Sequence[Features]) -> Floats:
         """Return the exact class maps of the last block."""
         with arithmetic(self.part.precision, "cpu"):
-            return network_class_maps(copy.deepcopy(self.network).cpu(), self._maps(features)).votes()
+            return ensemble_class_maps(copy.deepcopy(self.network).cpu(), self._maps(features)).votes()
 
     def _maps(self, features: Sequence[Features]) -> Array:
         return features[self.part.networks[0]][self.name]
@@ -202,10 +202,34 @@ def _of_network(
         raise BadBundle(f"{name} is not among the files of the bundle")
     tensors = load_file(sealed(folder, name))
     width = list(spec.blocks.values())[-1][0]
-    network = FinetunedNetwork(load_tail(spec, after), width, len(contents.classes))
-    network.classifier.load_state_dict(tensors)
-    network.requires_grad_(False).eval().to(device)
+    networks = []
+    for own in member_states(tensors):
+        network = FinetunedNetwork(load_tail(spec, after), width, len(contents.classes))
+        # the first one's tail is in the file of the spec
+        network.load_state_dict(own if networks else network.state_dict() | own)
+        networks.append(network)
+    network = Ensemble(networks, mirrored=part.mirrored and after == IMAGES).requires_grad_(False).eval().to(device)
     return NetworkModel(part, network, f"maps/{after}" if after != IMAGES else PIXELS, device)
 
 
+def member_tensors(number: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors of a network of several (from 0) under the names that they have in a bundle.
+
+    The first one's tail is part of the bundle's backbone, so that only its classifier is named, as `weight` and `bias`.
+    """
+    if number == 0:
+        return {name: state[f"{_CLASSIFIER}{name}"] for name in ("weight", "bias")}
+    return {f"{number}.{name}": tensor for name, tensor in state.items()}
+
+
+def member_states(tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what `member_tensors` named, for each network in its order. ValueError for a name of no number."""
+    states: dict[int, dict[str, Any]] = {0: {}}
+    for name, tensor in tensors.items():
+        number, _, rest = name.partition(".") if "." in name else ("0", "", f"{_CLASSIFIER}{name}")
+        states.setdefault(int(number), {})[rest] = tensor
+    return [states[number] for number in sorted(states)]
+
+
+_CLASSIFIER = "classifier."
 INPUTS: Mapping[str, Callable[..., Model]] = {"pooled": _of_features, "maps": _of_features, "thawed": _of_network}

@@ -47,12 +47,14 @@ class Part:
     blocks: tuple[tuple[str, ...], ...]  # of each network
     pool: str = ""  # a row of POOLS, where pooled features are seen
     precision: str = "float32"  # of a fine-tuned network
+    mirrored: bool = False  # whether it also looks at the mirror image
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
         own = {"input": self.input, "head": self.head, "folder": self.folder, "pool": self.pool}
         blocks = [list(some) for some in self.blocks]
-        return own | {"networks": list(self.networks), "blocks": blocks, "precision": self.precision}
+        of_network = {"precision": self.precision, "mirrored": self.mirrored}
+        return own | {"networks": list(self.networks), "blocks": blocks, **of_network}
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ def _part(values: Mapping[str, Any], networks: int) -> Part:
     if pool and pool not in POOLS:
         raise _Fault(f"unknown pool {pool!r}")
     kind, head, folder = (_get(values, name, str) for name in ("input", "head", "folder"))
-    return Part(kind, head, folder, places, blocks, pool, _get(values, "precision", str))
+    if not isinstance(mirrored := values.get("mirrored", False), bool):
+        raise _Fault(f"expected true or false as 'mirrored', got {mirrored!r:.40}")
+    return Part(kind, head, folder, places, blocks, pool, _get(values, "precision", str), mirrored)
 
 
 def _point(values: Mapping[str, Any]) -> Point:

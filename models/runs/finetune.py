@@ -1,4 +1,4 @@
-"""A backbone whose last blocks are fine-tuned on a data set: from what was asked for to a saved run."""
+"""A backbone that is fine-tuned, whole or its last blocks, on a data set: from what was asked for to a saved run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +21,80 @@ from features.cache.entry import open_entry
 from features.devices import checked
 from features.errors import FirnError
 from features.extraction.engine import fill
-from features.extraction.prefetch import ImageStream
 from features.images import Augmentation
 from features.options import ExtractOptions, FeatureOptions
 from features.progress import say, shown
 from features.request import Request, resolve
 from features.storage import artifacts_root, slug
 from features.views import View, map_rows
+from models.finetuning.augmentation import Pixels
 from models.finetuning.batches import Inputs
 from models.finetuning.checkpoints import load_network, load_seen, save_network
-from models.finetuning.cross_validation import CLASSIFIER, NETWORK, Crossfit, Fit, Fitted, crossfit, fit_all
+from models.finetuning.cross_validation import (
+    CLASSIFIER,
+    NETWORK,
+    WATCHED,
+    Crossfit,
+    Fit,
+    Fitted,
+    crossfit,
+    fit_once,
+    keep_networks,
+)
+from models.finetuning.images import DecodedImages
 from models.finetuning.network import FinetunedNetwork
 from models.finetuning.settings import FLIPS, RECIPES, FinetuneOptions
 from models.finetuning.train import Epoch, best_epoch
-from models.runs.features import Stage, is_current
+from models.runs.features import Stage, is_current, lacks_seeds
 from models.runs.options import RunOptions
-from models.runs.record import FINETUNED, runs_root, save_run
-from models.validation.cross_validation import learned
+from models.runs.record import FINETUNED, load_run, runs_root, save_run
+from models.runs.seeds import spread
+from models.validation.cross_validation import Protocol, learned
 
-_FORMAT = 2  # raised when the same settings give other networks
+_FORMAT = 3  # raised when the same settings give other networks
 
 
-def finetuned(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[FinetuneJob]:
-    """Yield each backbone of a data set with its run trained and saved, unless it is there already."""
-    rules = run.rules
+def finetuned(
+    features: FeatureOptions, options: FinetuneOptions, run: RunOptions, *, seeds: int = 1
+) -> Iterator[FinetuneJob]:
+    """Yield each backbone of a data set with its run trained and saved, unless it is there already.
+
+    With several `seeds` the spread over them is added: of trainings in the same folds.
+    """
     for job in _jobs(features, options, run):
         if not is_current(job.folder(), job.identity()):
-            with job.crossfit(rules.repeats * rules.folds + 1) as training:
-                _save(job, crossfit(training, rules))
+            with job.crossfit(_trainings(options.networks, run.rules)) as training:
+                found = crossfit(training, run.rules)
+                keep_networks(training, found.names)
+            _save(job, found)
+        if lacks_seeds(job.folder(), job.identity(), seeds):
+            _add_spread(job, seeds)
         yield job
+
+
+def _add_spread(job: FinetuneJob, seeds: int) -> None:
+    """Train with the seeds after a run's own and record how far its scores spread; their networks are not kept."""
+    run, first, each = load_run(job.folder()), job.data.seed, _trainings(job.options.networks, job.run.rules)
+    predictions = [run.predictions]
+    for seed in range(first + 1, first + seeds):
+        with job.crossfit(each, seed=seed) as training:
+            predictions.append(crossfit(training, job.run.rules).predictions)
+    save_run(run.folder, replace(run.record, spread=spread("network", first, predictions)), run.predictions)
+
+
+def _trainings(networks: str, rules: Protocol) -> int:
+    """Return how many trainings a run is."""
+    return 1 if networks == "one" else rules.repeats * rules.folds + (networks == "all")
 
 
 def finetuned_once(
     features: FeatureOptions, options: FinetuneOptions, run: RunOptions
 ) -> tuple[FinetuneJob, Fit, View]:
-    """Fine-tune one backbone on all images to learn from, without folds; return its probabilities of the others too."""
-    (job,) = _jobs(features, options, run)
+    """Fine-tune one backbone on all images to learn from, without folds; return its logits of the others too."""
+    (job,) = _jobs(features, replace(options, networks="all"), run)
     train = learned(job.view.splits, run.rules)
     with job.crossfit(1) as training:
-        fit = fit_all(training, np.flatnonzero(train), np.flatnonzero(~train))
+        fit = fit_once(training, np.flatnonzero(train), np.flatnonzero(~train))
     return job, fit, job.view.take(~train)
 
 
@@ -76,7 +112,9 @@ class FinetuneJob:
         self.request, self.options, self.run = request, options, run
         self.data = request.options.data
         self.settings = options.settings(precision=request.entry.key.precision, seed=self.data.seed)
-        self.after = boundary(request.spec, options.blocks)
+        self.thawed = boundary(request.spec, options.blocks)  # after it everything is trained
+        # Where images are varied, what comes before is computed anew each time; else its maps come from the cache.
+        self.after = IMAGES if self.settings.augment != "none" else self.thawed
         self.requests = [self._request(number) for number in range(options.views)]
         self._extract()
         self.stage = Stage([request.entry], self.data, run)
@@ -87,30 +125,38 @@ class FinetuneJob:
     def _blocks(self) -> list[str]:
         """Return what is fine-tuned, in words: blocks, or from which module on."""
         blocks = list(self.request.spec.blocks)
-        if self.after == IMAGES:
+        if self.thawed == IMAGES:
             return ["all blocks"]
-        return blocks[blocks.index(self.after) + 1 :] if self.after in blocks else [f"after {self.after}"]
+        return blocks[blocks.index(self.thawed) + 1 :] if self.thawed in blocks else [f"after {self.thawed}"]
 
     def _request(self, number: int) -> Request:
         """Return the request for the boundary's maps in one view; the first view is that of the heads."""
         own, spec = self.request, self.request.spec
         if number:
-            spec = replace(spec, augmentation=Augmentation(number, **FLIPS[self.options.flip]))
+            spec = replace(spec, augmentation=Augmentation(number, **FLIPS[self.options.flip or "none"]))
         if self.after and (number or self.after not in spec.blocks):
             spec = truncated(spec, self.after)
         key = spec.key(preprocess=own.preprocess, precision=own.entry.key.precision, stored=own.entry.key.stored)
         return replace(own, spec=spec, entry=open_entry(own.dataset.name, key))
 
-    def folder(self) -> Path:
-        """Return the folder of the run."""
+    def folder(self, networks: str = "") -> Path:
+        """Return the folder of the run, or of the one that is otherwise the same but for its `networks`."""
         root = runs_root(self.request.dataset.name, *self.run.scheme)
-        return root / self.request.entry.key.folder() / "finetuned" / slug(self.described)
+        options = replace(self.options, networks=networks or self.options.networks)
+        described = options.described(self.blocks, self.settings)
+        return root / self.request.entry.key.folder() / "finetuned" / slug(described)
 
     def identity(self) -> str:
         """Return a digest of all that the run depends on."""
+        return hashlib.sha256(f"{self.training_identity()}{self.options.networks}".encode()).hexdigest()
+
+    def training_identity(self, seed: int | None = None) -> str:
+        """Return a digest of all that a training, of another seed too, depends on besides the images it learns from."""
+        settings = self.settings if seed is None else replace(self.settings, seed=seed)
         keys = [request.entry.key.digest() for request in self.requests]
         ask = (self.run.labels, self.run.protocol, self.data.seed)
-        parts = [_FORMAT, self.stage.digest, keys, self.after, self.settings.as_dict(), ask, self.run.rules.folds]
+        parts = [_FORMAT, self.stage.digest, keys, self.thawed, self.after, settings.as_dict(), ask]
+        parts += [self.run.rules.folds]
         parts += [self.run.rules.repeats] if self.run.repeats else []
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -118,10 +164,7 @@ class FinetuneJob:
     def inputs(self) -> Iterator[Inputs]:
         """Give what is trained on, the rows in the order of the view."""
         if self.after == IMAGES:
-            source, workers = self.request.dataset.source, os.cpu_count() or 1
-            way = self.request.preprocess
-            ids = self.view.ids.tolist()
-            yield Inputs([ImageStream(source, ids, r.spec, way, workers=workers) for r in self.requests])
+            yield self._images
             return
         streams = [map_rows(request.entry, self.after) for request in self.requests]
         try:
@@ -129,6 +172,18 @@ class FinetuneJob:
         finally:
             for stream in streams:
                 stream.X.close()
+
+    @cached_property
+    def _images(self) -> Inputs:
+        """Return the images as they are trained on, decoded once for all trainings."""
+        spec = self.request.spec
+        return Inputs([self._decoded(request) for request in self.requests], Pixels(spec.mean, spec.std))
+
+    def _decoded(self, request: Request) -> DecodedImages:
+        """Return the decoded images of a view."""
+        source, ids, workers = self.request.dataset.source, self.view.ids.tolist(), os.cpu_count() or 1
+        with shown("decode") as progress:
+            return DecodedImages(source, ids, request.spec, request.preprocess, workers=workers, progress=progress)
 
     def _extract(self) -> None:
         """Extract what is missing, all views of an image in one decode, after saying how large the maps are."""
@@ -157,23 +212,52 @@ class FinetuneJob:
         return len(request.dataset) * int(np.prod(request.spec.blocks[self.after])) * item
 
     @contextmanager
-    def crossfit(self, trainings: int) -> Iterator[Crossfit]:
-        """Give everything that the trainings of the run share, with a bar for about so many of them."""
-        settings, spec = self.settings, self.request.spec
-        width, classes = list(spec.blocks.values())[-1][0], int(self.view.y.max()) + 1
-        with self.inputs() as inputs, shown(f"finetune {spec.name} {self.described}", "batches") as progress:
+    def crossfit(self, trainings: int, *, seed: int | None = None) -> Iterator[Crossfit]:
+        """Give everything that the trainings of the run, or of another seed, share; a bar is for so many of them."""
+        settings = self.settings if seed is None else replace(self.settings, seed=seed)
+        what = f"finetune {self.request.spec.name} {self.described}" + (f", seed {seed}" if seed is not None else "")
+        with self.inputs() as inputs, shown(what, "batches") as progress:
             yield Crossfit(
                 self.view,
                 inputs,
-                lambda: FinetunedNetwork(load_tail(spec, self.after), width, classes, seed=settings.seed),
+                partial(self.network, settings.seed),
                 settings,
+                self.data.seed,
+                self.options.networks,
                 self.request.device,
                 self.folder(),
-                self.identity(),
+                self.folder("mean") / ("fits" if seed is None else f"fits-seed-{seed}"),
+                self.training_identity(seed),
                 self.about(),
                 _tell,
                 _counted(progress, trainings * settings.epochs),
+                self._expect,
             )
+
+    def network(self, seed: int) -> FinetunedNetwork:
+        """Return a new network with the pretrained weights; what is not trained of it is frozen."""
+        spec, tail = self.request.spec, load_tail(self.request.spec, self.after)
+        frozen: set[str] = set()
+        if self.after != self.thawed:
+            frozen = {*tail.state_dict()} - {*load_tail(spec, self.thawed).state_dict()}
+        width, classes = list(spec.blocks.values())[-1][0], int(self.view.y.max()) + 1
+        return FinetunedNetwork(tail, width, classes, seed=seed, frozen=frozen)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the options and settings that make the same again."""
+        asked = {"views": self.options.views, "networks": self.options.networks, **self.settings.as_dict()}
+        return asked | ({"flip": self.options.flip} if self.options.views > 1 else {})
+
+    def _expect(self, trainings: int, rate: float) -> None:
+        """Say beforehand how long it takes, from a few steps that were timed."""
+        rules, epochs = self.run.rules, self.settings.epochs
+        images = int(learned(self.view.splits, rules).sum())
+        share = (1 - 1 / rules.folds) * (1 - 1 / WATCHED)  # of the images a training of a fold learns from
+        left = _duration(trainings * epochs * share * images / rate)
+        say(
+            f"{left} on this machine at most: {trainings} x {epochs} epochs of {share * images:,.0f} images, "
+            f"{rate:,.0f} images/s; stopped at any moment, the same command goes on from the last epoch"
+        )
 
     def about(self) -> dict[str, Any]:
         """Return the whole configuration, kept with the network."""
@@ -184,7 +268,7 @@ class FinetuneJob:
             "keys": [request.entry.key.to_json() for request in self.requests],
             "settings": self.settings.as_dict(),
             "views": self.options.views,
-            "flip": self.options.flip,
+            "networks": self.options.networks,
             "dataset": self.request.dataset.name,
             "labels": self.run.labels,
             "protocol": self.run.protocol,
@@ -192,12 +276,19 @@ class FinetuneJob:
         }
 
 
-def _tell(label: str, epoch: Epoch) -> None:
+def _tell(label: str, epoch: Epoch, left: float) -> None:
     rate = epoch.images / epoch.seconds
     say(
         f"{label}, epoch {epoch.epoch}: loss {epoch.loss:.4f}, validation ROC AUC {epoch.roc_auc:.4f}, "
-        f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} images/s"
+        f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} images/s, {_duration(left)} left"
     )
+
+
+def _duration(seconds: float) -> str:
+    """Return "about 35 min"."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _counted(progress: Callable[[int, int], None], epochs: int) -> Callable[[int, int], None]:
@@ -232,7 +323,7 @@ def _save(job: FinetuneJob, found: Fitted) -> None:
         seconds=found.seconds,
         features=int(job.view.X.shape[1]),
         images_per_second=sum(e.images for e in trained) / sum(e.seconds for e in trained),
-        finetuning={"views": job.options.views, "flip": job.options.flip, **job.settings.as_dict()},
+        finetuning=job.recorded(),
         history=tuple(histories),
         identity=job.identity(),
     )

@@ -72,7 +72,7 @@ def protocol(results: ComparisonResult) -> list[str]:
     """Return in five plain sentences how the numbers were made."""
     data, tested = results.dataset, bool(results.images["test"])
     unit = data.grouped_by or "image"
-    folds = " or ".join(str(k) for k in sorted({row.record.folds for row in results.runs}))
+    folds = " or ".join(str(k) for k in sorted({row.record.folds for row in results.runs} - {1} or {1}))
     apart = f" and no {unit} in two folds" if data.grouped_by else ""
     repeats = results.chosen.record.repeats
     again = f", {repeats} times over with other folds" if repeats > 1 else ""
@@ -124,7 +124,11 @@ def _of_added(rows: Sequence[RunResult]) -> str:
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
     if not any(row.record.finetuning for row in rows):
         return ""
-    return f" Fine-tuned networks stopped early by a tenth of the {plural(unit)} that they were trained on, likewise."
+    single = " A single network was trained on all folds but the first, which alone it predicts."
+    return (
+        f" Fine-tuned networks stopped early by a tenth of the {plural(unit)} that they were trained on, likewise."
+        + single * any(row.record.folds == 1 for row in rows)
+    )
 
 
 def _decisions(results: ComparisonResult) -> str:
@@ -239,6 +243,7 @@ def finetune_command(record: RunRecord) -> str:
         **_run(record),
         backbone=record.backbone,
         blocks=record.asked_blocks,
+        seeds=len(record.spread["seeds"]) if record.spread else "",
         **chosen,
         **_pixels(record),
     )

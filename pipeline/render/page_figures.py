@@ -334,19 +334,22 @@ def _short(values: NDArray[Any]) -> list[float | None]:
 
 
 MOST = 4  # networks shown, the best by validation
-LOSS, AREA = 1, 2  # places in an epoch of the history
-WORDS = {LOSS: "training loss", AREA: "validation ROC AUC"}
+LOSS, AREA, WATCHED = 1, 2, 3  # places in an epoch of the history
+WORDS = {LOSS: "training loss", AREA: "validation ROC AUC", WATCHED: "validation log loss"}
 
 
 def training_figures(rows: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
-    """Return {"training-loss", "training-auc"}: a thin line for each fold, a strong one for the training on all.
+    """Return {"training-loss", "training-auc", "training-log-loss"}: a line for each training.
+
+    Thin for a fold, strong for the training on all images or the only one.
 
     `rows` are the runs of a comparison in the order of the ranking; nothing where no network was fine-tuned.
     """
     thawed = [row for row in rows if row.record.history][:MOST]
     if not thawed:
         return {}
-    return {"training-loss": _figure(thawed, LOSS), "training-auc": _figure(thawed, AREA)}
+    places = {"training-loss": LOSS, "training-auc": AREA, "training-log-loss": WATCHED}
+    return {name: _figure(thawed, place) for name, place in places.items()}
 
 
 def _figure(rows: Sequence[RunResult], place: int) -> dict[str, Any]:
@@ -360,16 +363,17 @@ def _figure(rows: Sequence[RunResult], place: int) -> dict[str, Any]:
 
 
 def _lines(row: RunResult, place: int, line: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a line for each training of a network, that on all images last and on top."""
-    *folds, last = row.record.history
-    named = [*((f"fold {i}", h, False) for i, h in enumerate(folds, start=1)), ("all images", last, True)]
+    """Return a line for each training of a network, that on all images last and on top where there is one."""
+    histories, folds = row.record.history, row.record.folds * row.record.repeats
+    named = [(f"fold {i}", h, len(histories) == 1) for i, h in enumerate(histories[:folds], start=1)]
+    named += [("all images", history, True) for history in histories[folds:]]
     return [
         {
             "type": "scatter",
             "mode": "lines+markers" if strong else "lines",
             "name": html.escape(row.name),
             "legendgroup": row.name,
-            "showlegend": strong,
+            "showlegend": title == named[-1][0],
             "x": [epoch[0] for epoch in history],
             "y": [None if epoch[place] is None else round(epoch[place], 5) for epoch in history],
             "line": {**line, "width": 2.5 if strong else 1},

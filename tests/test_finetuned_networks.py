@@ -1,0 +1,196 @@
+"""Whole networks as runs: the mean of the folds' networks, one, one more on all images; in bundle and export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw, stored
+from torch import nn
+from verbs_for_tests import bundle, compare, explain, export, finetune, selected, train_heads, transfer
+
+from features.backbones import load_spec
+from features.backbones.build import load_backbone
+from features.datasets import load_dataset
+from features.errors import BadBundle, BadDataset
+from features.extraction.prefetch import ImageStream
+from features.options import DatasetOptions
+from models.finetuning.checkpoints import load_network
+from models.finetuning.cross_validation import CLASSIFIER, network_files
+from models.heads import HEADS
+from models.heads.linear import probabilities
+from models.predictor.loading import load
+from models.predictor.manifest import load_contents
+from models.runs.options import RunOptions
+from models.runs.record import Run, load_run
+from models.runs.stack import base_runs, train_stack
+from models.runs.summary import finetune_command
+
+NET = "squeezenet1_1"
+QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32"}
+
+
+@pytest.fixture
+def spots(tmp_path: Path) -> Path:
+    """Return a folder of 14 drawn images, 4 + 3 of each of two classes: there are four folds."""
+    return draw(tmp_path / "spots", per_class=4, test=3)
+
+
+def folder_of(lines: list[str]) -> Path:
+    """Return the folder of the only run."""
+    (line,) = lines
+    return Path(line.split("; backbone")[0].split(" ")[-1])
+
+
+def logits_of(path: Path, images: torch.Tensor) -> np.ndarray:
+    """Return the logits of a run's network by torch alone, the mean with those of mirror images."""
+    tensors, _ = load_network(path)
+    classifier = {name: tensors.pop(f"{CLASSIFIER}.{name}") for name in ("weight", "bias")}
+    whole = load_backbone(load_spec(NET))
+    missing, unexpected = whole.load_state_dict(tensors, strict=False)
+    assert not missing
+    assert not unexpected
+    with torch.inference_mode():
+        maps = [list(whole(some).values())[-1].mean((2, 3)) for some in (images, images.flip(3))]
+    each = [nn.functional.linear(some, classifier["weight"], classifier["bias"]) for some in maps]
+    return ((each[0] + each[1]) / 2).double().numpy()
+
+
+def on_test_images(run: Run, data: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the test images as the network sees them, and the probabilities of the run."""
+    part = run.predictions.part(test=True)
+    stream = ImageStream(load_dataset(str(data)).source, part.ids.tolist(), load_spec(NET), "squash")
+    return torch.from_numpy(stream.read(np.arange(len(part.ids)))), part.proba
+
+
+def test_the_mean_of_networks_in_run_bundle_and_export(spots: Path, tmp_path: Path) -> None:
+    """Test images, a bundle, its ONNX graph and class maps are those of the mean of four networks' logits."""
+    folder = folder_of(finetune(str(spots), NET, blocks="all", **QUICK))
+    run, files = load_run(folder), network_files(folder)
+    assert run.name == f"finetuned on {NET} all blocks, strong, epochs 1, batch 8"
+    assert [path.name for path in files] == ["network.safetensors", *(f"network-{i}.safetensors" for i in range(2, 5))]
+    images, proba = on_test_images(run, spots)
+    members = [logits_of(path, images) for path in files]
+    assert np.abs(members[0] - members[1]).max() > 1e-3  # they are different networks
+    np.testing.assert_allclose(proba, probabilities(np.mean(members, axis=0)), atol=1e-5)
+    out = tmp_path / "mean.zip"
+    bundle(selected(folder), out=out)
+    names = run.predictions.part(test=True).ids.tolist()
+    source = load_dataset(str(spots)).source
+    found = load(out, device="cpu", explained=True)([source.read(name) for name in names])
+    np.testing.assert_allclose(found.proba, proba, atol=1e-5)
+    votes = found.votes
+    assert votes is not None
+    np.testing.assert_allclose(probabilities(votes.mean((2, 3))), found.proba, atol=1e-5)
+    assert "agrees with torch" in " ".join(export(selected(out), "onnx", out=str(tmp_path / "mean.onnx")))
+    assert explain(str(spots), heads="finetuned", per_row=2)
+    assert "NETWORKS=mean" in finetune_command(run.record)
+
+
+def test_a_bundle_of_maps_and_a_damaged_one(spots: Path, tmp_path: Path) -> None:
+    """Of four tails on cached maps the trunk is computed once; a number that is none is refused."""
+    folder = folder_of(finetune(str(spots), NET, **QUICK))
+    out = tmp_path / "mean"
+    bundle(selected(folder), out=out)
+    contents = load_contents(out)
+    assert len(contents.networks) == 1
+    assert not contents.parts[0].mirrored
+    part = load_run(folder).predictions.part(test=True)
+    source = load_dataset(str(spots)).source
+    found = load(out, device="cpu")([source.read(name) for name in part.ids.tolist()])
+    np.testing.assert_allclose(found.proba, part.proba, atol=2e-3)
+    written = json.loads((out / "bundle.json").read_text())
+    written["parts"][0]["mirrored"] = "yes"
+    (out / "bundle.json").write_text(json.dumps(written))
+    with pytest.raises(BadBundle, match="mirrored"):
+        load(out, device="cpu")
+
+
+def test_one_network_is_compared_and_grows_into_the_mean(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One fold is predicted, and the test images by its network; a stack leaves it out; `mean` goes on from it."""
+    one = folder_of(finetune(str(spots), NET, blocks="all", networks="one", **QUICK))
+    run = load_run(one)
+    assert run.record.folds == len(run.record.history) == 1
+    held = run.predictions.part(test=False)
+    assert 0 < len(held.ids) < 8
+    assert set(held.fold.tolist()) == {0}
+    images, proba = on_test_images(run, spots)
+    (file,) = network_files(one)
+    np.testing.assert_allclose(proba, probabilities(logits_of(file, images)), atol=1e-5)
+    train_heads(str(spots), NET, heads="logistic lda", precision="float32")
+    page = Path(compare(str(spots))).read_text()
+    assert 'data-figure="training-log-loss"' in page
+    bases = base_runs(stored("spots"), DatasetOptions("spots"), RunOptions(), [NET], ("logistic", "lda"))
+    assert len(bases) == 2
+    capsys.readouterr()
+    mean = folder_of(finetune(str(spots), NET, blocks="all", **QUICK))
+    said = capsys.readouterr().err
+    assert "3 x 1 epochs" in said
+    assert "fold 1 of 4" not in said
+    again = load_run(mean).predictions
+    first = again.fold == 0
+    assert np.array_equal(again.proba[first], held.proba)
+    assert mean != one
+    every = load_run(folder_of(finetune(str(spots), NET, blocks="all", networks="all", **QUICK)))
+    assert len(every.record.history) == 5
+    np.testing.assert_array_equal(every.predictions.part(test=False).proba, again.part(test=False).proba)
+    assert not np.allclose(every.predictions.part(test=True).proba, again.part(test=True).proba)
+    assert len(network_files(every.folder)) == 1
+
+
+def test_seeds_and_their_spread(spots: Path) -> None:
+    """The run is that of the first seed; others train in the same folds, and leave no networks in it."""
+    options: dict[str, Any] = {"networks": "one", **QUICK}
+    folder = folder_of(finetune(str(spots), NET, **options))
+    first = load_run(folder)
+    before = {path: path.read_bytes() for path in network_files(folder)}
+    assert folder_of(finetune(str(spots), NET, seeds=2, **options)) == folder
+    run = load_run(folder)
+    assert run.record.spread is not None
+    assert run.record.spread["of"] == "network"
+    assert run.record.spread["seeds"] == [0, 1]
+    assert len(run.record.spread["test"]["values"]) == 2
+    np.testing.assert_array_equal(run.predictions.proba, first.predictions.proba)
+    assert {path: path.read_bytes() for path in network_files(folder)} == before
+    fits = [
+        folder.parent / "features-12-epochs-1-batch-8" / name / "fold-0.safetensors" for name in ("fits", "fits-seed-1")
+    ]
+    assert fits[0].read_bytes() != fits[1].read_bytes()
+    assert "SEEDS=2" in finetune_command(run.record)
+    stamps = [path.stat().st_mtime_ns for path in fits]
+    finetune(str(spots), NET, seeds=2, **options)
+    assert [path.stat().st_mtime_ns for path in fits] == stamps
+
+
+def test_one_network_needs_test_images(spots: Path) -> None:
+    """For on what else would it be compared."""
+    with pytest.raises(BadDataset, match="NETWORKS=mean"):
+        finetune(str(spots), NET, blocks="all", networks="one", protocol="cv", **QUICK)
+
+
+def test_a_stack_listens_to_whole_networks(spots: Path, tmp_path: Path) -> None:
+    """Like to any other run, and its bundle gives what it predicted."""
+    finetune(str(spots), NET, blocks="all", **QUICK)
+    train_heads(str(spots), NET, heads="lda", precision="float32")
+    name, data = stored("spots"), DatasetOptions(str(spots))
+    folder = train_stack(name, data, RunOptions(), [NET], tuple(HEADS))
+    stack = load_run(folder)
+    assert sum("all-blocks" in base for base in stack.record.bases) == 1
+    bundle(selected(folder), out=tmp_path / "stack")
+    part = stack.predictions.part(test=True)
+    source = load_dataset(str(spots)).source
+    found = load(tmp_path / "stack", device="cpu")([source.read(image) for image in part.ids.tolist()])
+    np.testing.assert_allclose(found.proba, part.proba, atol=1e-4)
+
+
+def test_a_detour_with_the_whole_network(spots: Path, tmp_path: Path) -> None:
+    """Source, then shared domain, each fine-tuned whole; the target's heads are compared as ever."""
+    source, shared = (draw(tmp_path / name, per_class=4, test=2, seed=len(name)) for name in ("source", "far"))
+    options: dict[str, Any] = {"blocks": "all", "heads": "lda", "protocol": "split", **QUICK}
+    lines = transfer(str(source), str(spots), NET, shared=str(shared), **options)
+    result = json.loads(Path(lines[-1]).read_text())
+    assert [step["blocks"] for step in result["steps"]] == ["all blocks, strong, epochs 1, batch 8, networks all"] * 2
