@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from features.backbones.registry import sized
 from features.errors import command, unquoted
 
 if TYPE_CHECKING:
@@ -69,10 +70,18 @@ class FeatureOptions:
 
     data: DatasetOptions = dataclasses.field(default_factory=DatasetOptions)
     backbone: str = option("", "Backbones separated by blanks, a+b for a joined view; empty is resnet18.")
+    size: int = option(0, "Side of the images that backbones see, in pixels; 0 is that of their weights.", min=0)
     preprocess: str = option("", "squash, pad (whole image) or crop (torchvision's centre crop); empty is squash.")
     precision: str = option("auto", "auto, float32, tf32 (a GPU), bfloat16 or float16: the arithmetic of the network.")
     device: str = option("auto", "auto, cpu, cuda or cuda:1.")
     weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
+
+    def __post_init__(self) -> None:
+        """Put a size that was given into the names of the backbones, resnet18@320, where all else finds it."""
+        if self.size:
+            names = names_in(self.backbone) or [DEFAULT_BACKBONE]
+            object.__setattr__(self, "backbone", " ".join(sized(name, self.size) for name in names))
+            object.__setattr__(self, "size", 0)
 
     @property
     def terms(self) -> list[str]:

@@ -58,6 +58,7 @@ class Pool(NamedTuple):
 POOLS: dict[str, Pool] = {
     "avg": Pool("mean over positions", ("avg",)),
     "max": Pool("maximum over positions", ("max",)),
+    "cls": Pool("class token of a transformer", ("cls",)),
     "both": Pool("mean and maximum side by side", ("avg", "max")),
     "gem": Pool("generalised mean, power 3 (needs maps)", of_maps=gem),
     "grid2": Pool("means over 2x2 parts (needs maps)", of_maps=partial(grid, cells=2)),
@@ -180,7 +181,10 @@ def _on_disk(
         raise CacheError(f"{entry.folder} has no rows yet; run: make extract BACKBONE={entry.key.backbone}")
     order = np.argsort(manifest.ids, kind="stable") if by_id else np.arange(len(manifest.ids))
     ids, groups, splits = (np.char.decode(c[order], "utf-8") for c in (manifest.ids, manifest.groups, manifest.splits))
-    X = FeatureRows(entry, manifest.parts[part].take(order), names, dtype)
+    rows = manifest.parts[part].take(order)
+    if names[0].endswith("/cls") and names[0] not in entry.shard(rows.shards[int(rows.shard[0])]).names():
+        raise CacheError(f"{entry.key.backbone} has no {names[0]}, for it has no class token; take POOL=avg")
+    X = FeatureRows(entry, rows, names, dtype)
     return View(X, manifest.labels[order], ids, groups, splits)
 
 

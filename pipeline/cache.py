@@ -206,7 +206,7 @@ def _survey(images: Dataset, features: FeatureOptions) -> Survey:
 def _asked(images: Dataset, features: FeatureOptions) -> Entry:
     """Return the entry that a run would use today. BadWeights where that cannot be told without a download."""
     row = BACKBONES.get(architecture(features.backbone))
-    if row is None or weights.find(features.backbone, row.file, features.weights or None) is None:
+    if weights.find(features.backbone, row.file if row else "", features.weights or None) is None:
         raise BadWeights(f"no weights of {features.backbone} here, so it cannot be told whether a run would use it")
     return resolve(images, features)[0].entry
 

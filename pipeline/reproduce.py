@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
-from features.backbones.registry import domains
+from features.backbones.registry import domains, file_name
 from features.backbones.weights import finetuned_root
 from features.datasets.packed import Packed
 from features.devices import choose_device, choose_precision
@@ -35,8 +35,9 @@ def elsewhere(folder: Path, backbones: Sequence[str]) -> Iterator[None]:
     """Let all that Firn writes go below `folder`; backbones that were fine-tuned here are taken along."""
     for name in backbones:
         if domains(name):
-            (folder / "backbones").mkdir(parents=True, exist_ok=True)
-            shutil.copy(finetuned_root() / f"{name}.safetensors", folder / "backbones")
+            file = f"{file_name(name)}.safetensors"
+            (folder / "backbones" / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(finetuned_root() / file, folder / "backbones" / file)
     before = os.environ.get("FIRN_ARTIFACTS")
     os.environ["FIRN_ARTIFACTS"] = str(folder)
     try:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from features.errors import BadWeights, UnknownName
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.onednn import packs
 
+CNNS = [name for name, line in BACKBONES.items() if line.plain and line.weights]
 REAL = ("alexnet", "mobilenet_v2", "resnet18", "resnet50", "squeezenet1_1")
 
 
@@ -44,7 +46,7 @@ def random_network(name: str) -> nn.Module:
 def random_weights(name: str, folder: Path) -> nn.Module:
     """Write random weights for the part of a backbone in use, and return the whole network."""
     model = random_network(name)
-    torch.save(cut(model, row(name).blocks).state_dict(), folder / f"{name}.pth")
+    torch.save(cut(row(name), model, row(name).blocks).state_dict(), folder / f"{name}.pth")
     return model
 
 
@@ -94,7 +96,7 @@ def row_end(name: str) -> str:
     return list(BACKBONES[name].blocks)[-1]
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", CNNS)
 def test_random_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features equal torchvision's extractor for every row, and nothing in the network has changed or can learn."""
     monkeypatch.setenv("FIRN_WEIGHTS", str(tmp_path))
@@ -121,7 +123,7 @@ def test_real_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same_features(model, name, channels=1)
 
 
-@pytest.mark.parametrize("name", [n for n in BACKBONES if BACKBONES[n].architecture != "inception_v3"])
+@pytest.mark.parametrize("name", [n for n in CNNS if n != "inception_v3"])
 def test_row_is_what_torchvision_says(name: str) -> None:
     """File name, blocks and preprocessing agree with torchvision's own weights."""
     line = BACKBONES[name]
@@ -147,12 +149,12 @@ def test_other_torchvision_networks(name: str, blocks: list[str]) -> None:
     assert list(row(name).blocks) == blocks
 
 
-def test_unknown_and_transformer_names() -> None:
-    """A typing error is answered with a guess, a transformer with a word."""
+def test_unknown_names() -> None:
+    """A typing error is answered with a guess, of an architecture and of a library."""
     with pytest.raises(UnknownName, match="did you mean resnet50"):
         load_spec("resnet05")
-    with pytest.raises(UnknownName, match="vit_b_16 is a transformer"):
-        load_spec("vit_b_16")
+    with pytest.raises(UnknownName, match="did you mean timm"):
+        load_spec("tim/resnet50")
 
 
 def test_bundled_weights_need_no_download() -> None:
@@ -232,6 +234,53 @@ def test_what_wrappers_put_around_weights(tmp_path: Path, prefix: str, wrapper: 
     assert load_spec("squeezenet1_1", tmp_path / "w.pth").weights == bare.weights
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda state: {"state_dict": _under("model.", state) | {"criterion.weight": torch.ones(2)}, "epoch": 3}, ""),
+        (
+            lambda state: {"state_dict": _under("model.", state) | _under("ema_model.", _plus(state, 1))},
+            "model. is taken",
+        ),
+        (lambda state: {"model_ema": state, "epoch": 3}, ""),
+        (lambda state: {"model": state, "model_ema": _plus(state, 1)}, ""),
+        (lambda state: {"n_averaged": torch.tensor(3), **_under("module.", state)}, ""),
+        (lambda state: _under("student.net.", state), ""),
+        (lambda state: _without_head(state) | {"fc.weight": torch.zeros(5, 512)}, ""),
+        (lambda state: {name: tensor.half() for name, tensor in state.items()}, ""),
+    ],
+    ids=["lightning", "ema beside it", "ema alone", "ema under its key", "averaged", "prefix", "other head", "half"],
+)
+def test_what_training_programs_save_besides(
+    tmp_path: Path, content: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loss, averages, counters and other heads beside a network are passed over, and a choice is told."""
+    bare = load_spec("squeezenet1_1")
+    torch.save(content(read_state(bare.file)), tmp_path / "w.ckpt")
+    assert load_spec("squeezenet1_1", tmp_path / "w.ckpt").weights == bare.weights
+    assert said in capsys.readouterr().err
+
+
+def _under(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def _plus(state: dict[str, torch.Tensor], more: float) -> dict[str, torch.Tensor]:
+    return {name: tensor + more for name, tensor in state.items()}
+
+
+def _without_head(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("classifier")}
+
+
+def test_a_layer_too_many_is_a_fault(tmp_path: Path) -> None:
+    """Another head is none; a layer in a module that is in use is."""
+    state = read_state(load_spec("squeezenet1_1").file)
+    torch.save(state | {"features.13.weight": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(BadWeights, match=r"1 unexpected \(features\.13\.weight\)"):
+        load_spec("squeezenet1_1", tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", ["features.0.weight", "features.6.expand1x1.bias", "features.12.squeeze.weight"])
 def test_numbers_that_are_none(tmp_path: Path, value: float, which: str) -> None:
@@ -292,7 +341,8 @@ def test_torchvision_comes_without_what_it_does_not_need(name: str) -> None:
     """torch._dynamo, half of the import, stays away until it is asked for; then it is the real one."""
     code = (
         f"import sys; from features.backbones.build import cut, network, row; line = row('{name}')\n"
-        "cut(network(line, 'meta'), line.blocks); assert not [n for n in sys.modules if n[:13] == 'torch._dynamo']\n"
+        "cut(line, network(line, 'meta'), line.blocks)\n"
+        "assert not [n for n in sys.modules if n[:13] == 'torch._dynamo']\n"
         "import torch, torchvision; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist())\n"
         "print(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, 0, 0, 4, 4]]), 1).tolist())\n"
     )

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_backbones import random_weights
+from test_backbones import CNNS, random_weights
 from test_extraction import ROOT, everything, job
 
-from features.backbones import BACKBONES, load_spec
+from features.backbones import load_spec
 from features.cache import entries
 from features.datasets import load_dataset
 from features.errors import FirnError
@@ -34,7 +34,7 @@ def images(n: int, channels: int = 1, side: int = 224) -> np.ndarray:
 
 @on_gpu
 @pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", CNNS)
 def test_features_are_those_of_the_cpu(
     name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

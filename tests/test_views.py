@@ -29,6 +29,8 @@ def test_blocks_and_pools_stand_side_by_side(spots: Path) -> None:
     assert view.splits.tolist() == dataset.splits.tolist()
     with pytest.raises(UnknownName, match="unknown pool 'mean'"):
         pooled_view(entry, ["late"], "mean")
+    with pytest.raises(CacheError, match=r"has no pooled/late/cls, for it has no class token; take POOL=avg"):
+        pooled_view(entry, ["late"], "cls")
 
 
 def test_damage_is_an_error_not_a_number(spots: Path) -> None:

@@ -2,110 +2,144 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.overrides import TorchFunctionMode
 
-from features.backbones import weights
-from features.backbones.registry import BACKBONES, Row, architecture
+from features.backbones import timm_networks, torchvision_networks, weights
+from features.backbones.layouts import (
+    CLASS_TOKEN,
+    TOKENS,
+    Layout,
+    class_token_of,
+    layout_of,
+    maps_of,
+    raw_of,
+    tokens_of,
+)
+from features.backbones.registry import BACKBONES, Row, architecture, size_of
 from features.backbones.spec import BackboneSpec
-from features.errors import BadWeights, FirnError, UnknownName, unknown
-
-_SLOW = "torch._dynamo.utils"  # takes 1.3 s of processor time
-
-
-def _stand_in() -> ModuleType:
-    """Return a module that knows what torchvision asks for, and becomes the real one where it asks for more."""
-    module = ModuleType(_SLOW)
-
-    def real(name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)  # for Python itself asks for some
-        sys.modules.pop(_SLOW, None)
-        return getattr(importlib.import_module(_SLOW), name)
-
-    vars(module).update(is_compile_supported=lambda device: False, __getattr__=real)
-    return module
-
-
-def _without_dynamo() -> ModuleType:
-    importlib.import_module("torch")
-    stand_in = sys.modules.setdefault(_SLOW, _stand_in())
-    try:
-        importlib.import_module("torchvision.models.feature_extraction")
-        return importlib.import_module("torchvision")
-    finally:
-        if sys.modules.get(_SLOW) is stand_in and "torch._dynamo" not in sys.modules:
-            del sys.modules[_SLOW]
-
-
-torchvision: Any = _without_dynamo()
-create_feature_extractor = torchvision.models.feature_extraction.create_feature_extractor
-get_graph_node_names = torchvision.models.feature_extraction.get_graph_node_names
-
+from features.errors import BadWeights, FirnError, unknown
 
 IMAGES = ""  # the boundary before the first layer: nothing stays frozen
 
 
+class Library(NamedTuple):
+    """One row of LIBRARIES: where networks come from, and how their parts are had."""
+
+    row: Callable[[str], Row]  # of an architecture that is not in the table
+    complete: Callable[[Row], Row]  # with its preprocessing, and blocks where these have to be found
+    network: Callable[[Row, str], nn.Module]
+    node_names: Callable[[nn.Module], list[str]]
+    trace: Callable[[nn.Module, Mapping[str, str]], fx.GraphModule]  # {node: block} -> images to {block: tensor}
+    adapted: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]  # weights of other names or another size
+    download: Callable[[str, Row], Path]
+    check: Callable[[Row, nn.Module, fx.GraphModule, Tensor], None]  # of maps, where the library gives some itself
+
+
+def _library(module: Any) -> Library:
+    return Library(*(getattr(module, name) for name in Library._fields))
+
+
+LIBRARIES = {"torchvision": _library(torchvision_networks), "timm": _library(timm_networks)}
+
+
+@lru_cache(32)
 def row(name: str) -> Row:
-    """Return the hand-checked row of a backbone, or one made for any other torchvision CNN classifier."""
-    name = architecture(name)
-    if name in BACKBONES:
-        return BACKBONES[name]
-    available = torchvision.models.list_models(module=torchvision.models)
-    if name not in available:
-        raise unknown("backbone", name, {*BACKBONES, *available})
-    best = torchvision.models.get_model_weights(name).DEFAULT
-    bare = Row(name, str(best), best.url.rsplit("/", 1)[-1], {})
-    return Row(name, str(best), bare.file, _stages(name, network(bare, "meta"), best.transforms().crop_size[0]))
+    """Return the row of a backbone, or one made for any other classifier: torchvision's, or timm's as "timm/<name>".
 
-
-_RANDOM = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_)
-
-
-class _NoNumbers(TorchFunctionMode):
-    """Draws nothing for the meta device, where there is nothing to fill and drawing imports torch._dynamo (1.3 s)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        return (*args, given.get("tensor"))[0] if func in _RANDOM else func(*args, **given)
+    It has the size that the name asks for, blocks and preprocessing. Raises UnknownName, FirnError.
+    """
+    base = architecture(name)
+    library, _, inner = base.rpartition("/")
+    if library not in ("", *LIBRARIES):
+        raise unknown("library of backbones", library, LIBRARIES)
+    found = BACKBONES.get(base) or LIBRARIES[library or "torchvision"].row(inner)
+    line = LIBRARIES[found.library].complete(found)
+    assert line.preset is not None
+    size = size_of(name)
+    return line if size in (0, line.preset.size) else replace(line, size=size)
 
 
 def network(row: Row, device: str = "cpu") -> nn.Module:
-    """Return the whole torchvision network in eval mode, without pretrained weights ("meta": without any numbers)."""
-    try:
-        with torch.device(device), _NoNumbers() if device == "meta" else nullcontext():
-            model: nn.Module = torchvision.models.get_model(row.architecture, weights=None, **row.options)
-    except NotImplementedError:  # RegNet computes its widths with tensors and must be built for real
-        model = torchvision.models.get_model(row.architecture, weights=None, **row.options).to(device)
-    return model.eval()
+    """Return the whole network in eval mode, without pretrained weights ("meta": without numbers where it can be)."""
+    return LIBRARIES[row.library].network(row, device)
 
 
-def cut(model: nn.Module, blocks: Mapping[str, str]) -> fx.GraphModule:
-    """Return the part of `model` that ends at the last tap; its forward gives {block: (B, C, H, W)}.
+def side_and_channels(line: Row) -> tuple[int, int]:
+    """Return the side of the images that a row's network sees, and their channels."""
+    assert line.preset is not None
+    return line.size or line.preset.size, len(line.preset.mean)
 
-    torchvision.models.feature_extraction traces the network and drops everything after the last tap.
+
+def cut(line: Row, model: nn.Module, blocks: Mapping[str, str]) -> fx.GraphModule:
+    """Return the part of `model` that ends at the last block; its forward gives {block: (B, C, H, W)}.
+
+    Everything after the last block is dropped. Transformers with a class token give {block + CLASS_TOKEN: (B, C)} too,
+    and a block that is named with TOKENS all of its tokens, as `layouts.tokens_of` lays them out.
     """
-    nodes = {node: block for block, node in blocks.items()}
-    extractor: fx.GraphModule = create_feature_extractor(model, nodes, suppress_diff_warning=True)
-    return extractor.eval()
+    part = LIBRARIES[line.library].trace(model, {node: block for block, node in blocks.items()})
+    return (part if line.plain else _with_maps(part, layouts(line, part))).eval()
 
 
-def block_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, int, int]]:
-    """Return (C, H, W) of each block of a cut network on the meta device for square images of a side."""
-    with torch.inference_mode():
-        out: Mapping[str, Tensor] = model(torch.empty(1, 3, size, size, device="meta"))
-    return {block: (int(m.shape[1]), int(m.shape[2]), int(m.shape[3])) for block, m in out.items()}
+def _with_maps(part: fx.GraphModule, found: Mapping[str, Layout]) -> fx.GraphModule:
+    """Return a part of a network with maps in place of what its blocks end in."""
+    output = part.graph.output_node()
+    ends: dict[str, fx.Node] = {}
+    with part.graph.inserting_before(output):
+        for block, raw in output.args[0].items():  # type: ignore[union-attr]
+            way = tokens_of if block.endswith(TOKENS) else maps_of
+            ends[block] = part.graph.call_function(way, (raw, found[block]))
+            if found[block].has_class_token and way is maps_of:
+                ends[block + CLASS_TOKEN] = part.graph.call_function(class_token_of, (raw, found[block]))
+    output.args = (ends,)
+    return _anew(part)
+
+
+def _anew(part: fx.GraphModule) -> fx.GraphModule:
+    """Return a changed graph as a module of its own, with the submodules that are left."""
+    module = fx.GraphModule(part, part.graph)
+    constants = {name for name, _ in module.named_buffers() if name.startswith("_tensor_constant")}
+    module._non_persistent_buffers_set |= constants  # tables that were computed, and are no weights
+    return module
+
+
+def layouts(line: Row, part: nn.Module) -> dict[str, Layout]:
+    """Return how each block of a traced part lies in memory. FirnError for one that has no place for every patch."""
+    side, channels = side_and_channels(line)
+    found = {block: layout_of(shape) for block, shape in _shapes(part, side, channels).items()}
+    if lost := [block for block, layout in found.items() if layout is None]:
+        raise FirnError(f"{lost[0]} of {line.architecture} does not end in maps or tokens; take another backbone")
+    return {block: layout for block, layout in found.items() if layout}
+
+
+def _shapes(part: nn.Module, side: int, channels: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of all that a part gives for one square image, without computing it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    on_meta = any(parameter.is_meta for parameter in part.parameters())
+    with torch.inference_mode(on_meta), torch.no_grad():
+        with nullcontext() if on_meta else FakeTensorMode(allow_non_fake_inputs=True):
+            out = part(torch.empty(1, channels, side, side, device="meta" if on_meta else "cpu"))
+        return {block: tuple(map(int, tensor.shape)) for block, tensor in out.items()}
+
+
+def block_shapes(model: nn.Module, size: int, channels: int = 3) -> dict[str, tuple[int, int, int]]:
+    """Return (C, H, W) of each block of a cut network for square images of a side."""
+    shapes = _shapes(model, size, channels)
+    return {block: (shape[1], shape[2], shape[3]) for block, shape in shapes.items() if len(shape) == 4}
+
+
+def has_class_token(model: fx.GraphModule) -> bool:
+    """Tell whether a cut network gives class tokens."""
+    return any(block.endswith(CLASS_TOKEN) for block in model.graph.output_node().args[0])  # type: ignore[union-attr,arg-type]
 
 
 def load_backbone(spec: BackboneSpec) -> fx.GraphModule:
@@ -113,12 +147,22 @@ def load_backbone(spec: BackboneSpec) -> fx.GraphModule:
 
     Raises BadWeights where the file changed since the spec was made.
     """
-    whole = network(row(spec.name), "meta")
-    module = cut(whole, _nodes(spec))
-    state = load_weights(module, whole, spec.file)
+    line = row(spec.name)
+    whole = network(line, "meta")
+    module = cut(line, whole, _nodes(spec))
+    state = load_weights(line, module, whole, spec.file)
     if weights.digest(state) != spec.weights:
         raise BadWeights(f"{spec.file} changed while it was in use; run the command again")
     return module.requires_grad_(False).eval()
+
+
+def refined(network: fx.GraphModule) -> fx.GraphModule:
+    """Return a frozen CNN of torchvision traced into the modules it keeps whole, batch-norm folded; others as they are.
+
+    Transformers, and networks of timm, decide by shapes inside their modules, which a trace cannot follow.
+    """
+    laid_out = any(node.target in (maps_of, tokens_of) for node in network.graph.nodes)
+    return network if laid_out else fold_batch_norm(fx.symbolic_trace(network))
 
 
 def fold_batch_norm(network: fx.GraphModule) -> fx.GraphModule:
@@ -127,16 +171,20 @@ def fold_batch_norm(network: fx.GraphModule) -> fx.GraphModule:
     for node in [node for node in folded.graph.nodes if node.op == "call_module"]:
         norm, before = folded.get_submodule(node.target), node.args[0]
         convolution = folded.get_submodule(before.target) if before.op == "call_module" else None
-        if isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d) and len(before.users) == 1:
+        if type(norm) is nn.BatchNorm2d and type(convolution) is nn.Conv2d and len(before.users) == 1:
             folded.set_submodule(before.target, fuse_conv_bn_eval(convolution, norm))
             node.replace_all_uses_with(before)
             folded.graph.erase_node(node)
     return fx.GraphModule(folded, folded.graph)  # anew: with the modules that are left
 
 
-def load_weights(module: nn.Module, whole: nn.Module, file: Path) -> dict[str, Tensor]:
-    """Give a part of a network on the meta device the numbers of a weights file; return them in float32."""
-    state = weights.select(weights.read_state(file), module.state_dict(), whole.state_dict(), file)
+def load_weights(line: Row, module: nn.Module, whole: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Give a part of a network the numbers of a weights file; return them, float32."""
+    used, known = module.state_dict(), whole.state_dict()
+    state = weights.bared(weights.renamed(weights.read_state(file), line.names), used, file)
+    if not line.plain and any(name not in state or state[name].shape != used[name].shape for name in used):
+        state = LIBRARIES[line.library].adapted(state, whole)
+    state = weights.select(state, used, known, file)
     module.load_state_dict(state, strict=False, assign=True)
     for child in module.modules():
         for name, buffer in child.named_buffers(recurse=False):
@@ -147,78 +195,73 @@ def load_weights(module: nn.Module, whole: nn.Module, file: Path) -> dict[str, T
 
 def largest_value(network: fx.GraphModule, mean: Sequence[float], std: Sequence[float], size: int) -> float:
     """Return the largest magnitude in any map of a float32 network that is shown noise and a white image."""
-    largest = 0.0
+    largest, channels = 0.0, len(mean)
+
+    def note(out: Any) -> None:
+        nonlocal largest
+        largest = max(largest, float(out.abs().max()) if isinstance(out, Tensor) else 0.0)
 
     class Look(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            nonlocal largest
             out = super().run_node(n)
-            largest = max(largest, float(out.abs().max()) if isinstance(out, Tensor) else 0.0)
+            note(out)
             return out
 
-    images = torch.ones(2, 3, size, size)
-    images[0] = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.ones(2, channels, size, size)
+    images[0] = torch.rand(channels, size, size, generator=torch.Generator().manual_seed(0))
+    deep = refined(network)
+    hooks = [m.register_forward_hook(lambda _module, _inputs, out: note(out)) for m in deep.modules() if m is not deep]
     with torch.inference_mode():
-        scale, shift = (torch.tensor(v).view(1, 3, 1, 1) for v in (std, mean))
-        Look(fold_batch_norm(fx.symbolic_trace(network))).run((images - shift) / scale)
+        scale, shift = (torch.tensor(v).view(1, channels, 1, 1) for v in (std, mean))
+        Look(deep).run((images - shift) / scale)
+    for hook in hooks:
+        hook.remove()
     return largest
+
+
+def check_maps(line: Row, whole: nn.Module, module: fx.GraphModule) -> None:
+    """Compare the maps of a cut network that has its numbers with the library's own. Raises FirnError."""
+    side, channels = side_and_channels(line)
+    images = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    LIBRARIES[line.library].check(line, whole, module, images)
 
 
 def truncated(spec: BackboneSpec, block: str) -> BackboneSpec:
     """Return the spec of the part of a network that ends after one block or module: of a trunk."""
-    whole, node = network(row(spec.name), "meta"), _node(spec, block)
-    module = cut(whole, {block: node})
-    shapes = block_shapes(module, spec.size)
-    return replace(spec, blocks=shapes, weights=weights.digest(load_weights(module, whole, spec.file)))
+    line, node = row(spec.name), _node(spec, block)
+    whole = network(line, "meta")
+    module = cut(line, whole, {block: node})
+    shapes = block_shapes(module, spec.size, len(spec.mean))
+    digest = weights.digest(load_weights(line, module, whole, spec.file))
+    return replace(spec, blocks=shapes, weights=digest, class_token=has_class_token(module))
 
 
 def _node(spec: BackboneSpec, block: str) -> str:
     """Return the graph node after which a block ends; a module that is no block of the table ends after itself."""
-    return row(spec.name).blocks.get(block, block)
+    name = block.removesuffix(TOKENS)
+    return row(spec.name).blocks.get(name, name)
 
 
 def _nodes(spec: BackboneSpec) -> dict[str, str]:
     return {block: _node(spec, block) for block in spec.blocks}
 
 
-def _stages(name: str, model: nn.Module, size: int) -> dict[str, str]:
-    """Return the modules that end each stage: the last one at each resolution, from a quarter of the side down."""
-    if any("Attention" in type(module).__name__ for module in model.modules()):
-        raise UnknownName(f"{name} is a transformer; Firn's backbones are CNNs, for example resnet50 or convnext_tiny")
-    shapes = _module_shapes(model, size)
-    stages: dict[int, str] = {}
-    for top, _ in model.named_children():
-        inner = [child for child in shapes if child.startswith(f"{top}.")]
-        several = len({shapes[child][-1] for child in inner}) > 2
-        for module in inner if several else [top]:
-            shape = shapes.get(module, ())
-            pooling = isinstance(model.get_submodule(module), nn.AdaptiveAvgPool2d)
-            if len(shape) == 4 and 1 < shape[-1] <= size // 4 and not pooling:
-                stages[shape[-1]] = module
-    return {module: module for module in stages.values()}
-
-
-def _module_shapes(model: nn.Module, size: int) -> dict[str, tuple[int, ...]]:
-    """Return the output shape of every module of the two upper levels."""
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str) -> Any:
-        return lambda _module, _inputs, out: shapes.update({name: tuple(out.shape)} if isinstance(out, Tensor) else {})
-
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if name and name.count(".") < 2]
-    with torch.inference_mode():
-        model(torch.empty(1, 3, size, size, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return shapes
-
-
 def boundary(spec: BackboneSpec, wanted: str) -> str:
     """Return after which block, or other module, the network is cut so that what is `wanted` can be trained.
 
     `wanted` is a number of last blocks, names of blocks up to the last one, one dotted module ("layer4.2": from this
-    module on), or "all" (IMAGES). Raises UnknownName; FirnError where more than one map crosses the cut.
+    module on), or "all" (IMAGES). Where a transformer has tokens of no place, the boundary's name ends in TOKENS.
+    Raises UnknownName; FirnError where more than one map crosses the cut.
     """
+    after = _after(spec, wanted)
+    line = row(spec.name)
+    if line.plain or after == IMAGES:
+        return after
+    part = LIBRARIES[line.library].trace(network(line, "meta"), {_node(spec, after): after})
+    return after + TOKENS * (layouts(line, part)[after].prefix > 0)
+
+
+def _after(spec: BackboneSpec, wanted: str) -> str:
     blocks, names = list(spec.blocks), wanted.replace(",", " ").split()
     if wanted == "all":
         return IMAGES
@@ -235,7 +278,7 @@ def boundary(spec: BackboneSpec, wanted: str) -> str:
 
 def _before(line: Row, module: str, blocks: Sequence[str]) -> str:
     """Return the shortest name of what comes before a module."""
-    names = get_graph_node_names(network(line, "meta"), suppress_diff_warning=True)[1]
+    names = LIBRARIES[line.library].node_names(network(line, "meta"))
     inside = [i for i, name in enumerate(names) if name == module or name.startswith(f"{module}.")]
     if not inside:
         raise unknown("block", module, [*blocks, "all", f"1..{len(blocks)}"])
@@ -259,31 +302,45 @@ def load_tail(spec: BackboneSpec, after: str) -> nn.Module:
     """Return the float32 network after a boundary with the weights of the spec, in eval mode on the CPU.
 
     It maps the boundary's maps (B, C, H, W), or images (B, 3, S, S) for IMAGES, to the last block's
-    (B, C', H', W'). Names of its tensors are torchvision's. Raises FirnError where the network cannot be cut there.
+    (B, C', H', W'). Names of its tensors are the library's. Raises FirnError where the network cannot be cut there.
     """
     line = row(spec.name)
     whole = network(line, "meta")
-    module = _tail(whole, line.blocks.get(after, after), line.blocks[list(spec.blocks)[-1]])
-    load_weights(module, whole, spec.file)
+    module = _tail(line, whole, _node(spec, after), line.blocks[list(spec.blocks)[-1]])
+    load_weights(line, module, whole, spec.file)
     return module.eval()
 
 
-def _tail(whole: nn.Module, after: str, last: str) -> nn.Module:
+def _tail(line: Row, whole: nn.Module, after: str, last: str) -> nn.Module:
     """Return the part of a network between two nodes, in the form that it has in eval mode."""
     wanted = {last: "last"} | ({after: "after"} if after else {})
-    cut = create_feature_extractor(whole, wanted, suppress_diff_warning=True).eval()
-    part = fx.GraphModule(cut, cut.graph)
-    graph = part.graph
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    ends: dict[str, fx.Node] = output.args[0]
-    output.args = (ends["last"],)
+    part = LIBRARIES[line.library].trace(whole, wanted).eval()
+    found = {} if line.plain else layouts(line, part)
+    part = fx.GraphModule(part, part.graph)
+    ends: dict[str, fx.Node] = part.graph.output_node().args[0]  # type: ignore[assignment]
+    part.graph.output_node().args = (_converted(part.graph, maps_of, ends["last"], found.get("last")),)
     if after:
-        (images,) = (node for node in graph.nodes if node.op == "placeholder")
-        with graph.inserting_before(images):
-            maps = graph.placeholder("maps")
-        ends["after"].replace_all_uses_with(maps)
-        graph.eliminate_dead_code()
-        if images.users:
-            raise FirnError(f"the network cannot be cut after {after}: more than one map crosses there")
-        graph.erase_node(images)
-    return fx.GraphModule(part, graph)  # anew: with the modules that are left
+        _begin_after(part.graph, after, ends["after"], found.get("after"))
+    return _anew(part)
+
+
+def _converted(graph: fx.Graph, way: Any, node: fx.Node, layout: Layout | None) -> fx.Node:
+    """Return a node in another layout, behind it; itself where it has the layout of maps."""
+    if layout is None:
+        return node
+    with graph.inserting_after(node):
+        return graph.call_function(way, (node, layout))
+
+
+def _begin_after(graph: fx.Graph, after: str, end: fx.Node, layout: Layout | None) -> None:
+    """Let a graph begin with maps in place of images. FirnError where more than these maps crosses there."""
+    for node in [node for node in graph.nodes if node.target is torch._assert]:  # looks at the images
+        graph.erase_node(node)
+    (images,) = (node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_before(images):
+        maps = graph.placeholder("maps")
+    end.replace_all_uses_with(_converted(graph, raw_of, maps, layout))
+    graph.eliminate_dead_code()
+    if images.users:
+        raise FirnError(f"the network cannot be cut after {after}: more than one map crosses there")
+    graph.erase_node(images)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from features.backbones import weights
-from features.backbones.registry import BACKBONES, architecture, domains
+from features.backbones.registry import BACKBONES, architecture, domains, library_of
 from features.backbones.spec import BackboneSpec
 from features.errors import BadWeights
 from features.storage import artifacts_root, write_whole
@@ -20,11 +20,11 @@ _FORMAT = 2  # raised when a spec has another field
 def load_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
     """Return the spec of a backbone, from memory where the weights file is as it was, else through torch.
 
-    "resnet18@pneumonia" is resnet18 as it was fine-tuned on pneumonia. `given` is a weights file of the user's. Raises
-    UnknownName or BadWeights.
+    "resnet18@pneumonia" is resnet18 as it was fine-tuned on pneumonia, "resnet18@320" sees images of 320 pixels.
+    `given` is a weights file of the user's. Raises UnknownName or BadWeights.
     """
     line = BACKBONES.get(architecture(name))
-    file = weights.find(name, line.file, given) if line else None
+    file = weights.find(name, line.file if line else "", given)
     if file is not None and (known := _remembered(_stamp(name, file))):
         return known
     spec = make_spec(name, given)
@@ -35,21 +35,31 @@ def load_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
 def make_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
     """Build the spec from the network itself, remembering nothing; imports torch. Raises UnknownName, BadWeights."""
     from features.backbones import build
-    from features.backbones.build import torchvision
 
     line = build.row(name)
-    chosen = torchvision.models.get_weight(line.weights)
-    file = weights.find(name, line.file, given) or weights.download(name, chosen.url)
-    preset = chosen.transforms()
-    size, mean, std = preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
+    preset = line.preset
+    assert preset is not None
+    file = weights.find(name, line.file, given) or build.LIBRARIES[line.library].download(name, line)
+    size, channels = build.side_and_channels(line)
     whole = build.network(line, "meta")
-    module = build.cut(whole, line.blocks)
-    shapes = build.block_shapes(module, size)
-    digest = weights.digest(build.load_weights(module, whole, file))
+    module = build.cut(line, whole, line.blocks)
+    shapes = build.block_shapes(module, size, channels)
+    digest = weights.digest(build.load_weights(line, module, whole, file))
+    build.check_maps(line, whole, module)
     blocks = {block: shapes[block] for block in line.blocks}
-    largest = build.largest_value(module, mean, std, size)
+    largest = build.largest_value(module, preset.mean, preset.std, size)
     return BackboneSpec(
-        name, file, digest, blocks, size, preset.resize_size[0], preset.interpolation.value, mean, std, largest
+        name=name,
+        file=file,
+        weights=digest,
+        blocks=blocks,
+        size=size,
+        resize=round(preset.resize * size / preset.size),
+        interpolation=preset.interpolation,
+        mean=preset.mean,
+        std=preset.std,
+        largest=largest,
+        class_token=build.has_class_token(module),
     )
 
 
@@ -67,10 +77,10 @@ def spec_of_digest(name: str, digest: str) -> BackboneSpec:
             return spec
         seen.append(f"{path} has {spec.weights[:12]}")
     if not seen and not domains(name):
-        spec = make_spec(name)  # torchvision's download
+        spec = make_spec(name)  # the library's download
         if spec.weights == digest:
             return spec
-        seen.append(f"torchvision's have {spec.weights[:12]}")
+        seen.append(f"{library_of(name)}'s have {spec.weights[:12]}")
     raise BadWeights(
         f"expected weights of {name} with the digest {digest[:12]}, got {'; '.join(seen) or 'none'}; "
         f"put the right file into the folder FIRN_WEIGHTS, or ask for a bundle that was made WITH_WEIGHTS=1"
@@ -84,7 +94,15 @@ def _memo() -> Path:
 def _stamp(name: str, file: Path) -> str:
     """Return what must be as it was for a remembered spec to hold."""
     stat = file.stat()
-    return f"{_FORMAT}|{name}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|torchvision {version('torchvision')}"
+    return f"{_FORMAT}|{name}|{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{library_of(name)} {_version(name)}"
+
+
+def _version(name: str) -> str:
+    """Return the version of the library that a backbone comes from; empty where it is not installed."""
+    try:
+        return version(library_of(name))
+    except PackageNotFoundError:
+        return ""
 
 
 def _all_remembered() -> dict[str, dict[str, Any]]:

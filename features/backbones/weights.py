@@ -5,23 +5,36 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.backbones.registry import architecture, domains
+from features.backbones.registry import architecture, domains, file_name
 from features.datasets.registry import DATASETS
 from features.errors import BadWeights, command
+from features.progress import say
 from features.storage import artifacts_root
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BUNDLED = Path(__file__).parent / "bundled"
-_SUFFIXES = (".safetensors", ".pth", ".pt")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network", "ema")  # keys under which tensors are saved
+# Keys under which tensors are saved; averaged ones are taken where there are no others.
+WRAPPERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "net",
+    "network",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "teacher",
+)
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")  # before all names
 
 
@@ -54,8 +67,8 @@ def candidates(name: str, file: str) -> list[Path]:
         if not Path(chosen).is_dir():
             raise BadWeights(f"FIRN_WEIGHTS={chosen} is no folder; unset it or point it at <backbone>.pth files")
         folders.insert(0, Path(chosen))
-    named = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]
-    downloaded = [] if domains(name) else [_downloads() / file]
+    named = [folder / f"{file_name(name)}{suffix}" for folder in folders for suffix in _SUFFIXES]
+    downloaded = [] if domains(name) or not file else [_downloads() / file]
     return [path for path in [*named, *downloaded] if path.is_file()]
 
 
@@ -139,6 +152,44 @@ def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def renamed(state: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return tensors under a library's names, a publisher's names being replaced by one pattern after the other.
+
+    Tensors whose new name is empty are left out. Queries, keys and values that a publisher keeps apart
+    (`attn.q`, `.k`, `.v`) become one tensor, `attn.qkv`.
+    """
+    import torch
+
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor
+    found.pop("", None)
+    for query in [name for name in found if ".attn.q." in name]:
+        parts = [found.pop(query.replace(".attn.q.", f".attn.{one}."), None) for one in "qkv"]
+        if whole := [part for part in parts if part is not None]:
+            found[query.replace(".attn.q.", ".attn.qkv.")] = torch.cat(whole)
+    return found
+
+
+def bared(state: dict[str, Tensor], used: Collection[str], path: Path) -> dict[str, Tensor]:
+    """Return tensors without what stands before the names of a network in use; those without it are left out.
+
+    That is how a network is saved inside another one: with a loss, another head, beside averages of itself. Where it is
+    there several times, the one of the shortest prefix is taken, and a line says so.
+    """
+    probes = [f".{name}" for name in [*used][:3]]
+    prefixes = {name[: len(name) - len(p) + 1] for name in state for p in probes if name.endswith(p)}
+    found = {prefix: sum(f"{prefix}{name}" in state for name in used) for prefix in {"", *prefixes}}
+    most = [prefix for prefix in sorted(found, key=len) if found[prefix] == max(found.values())]
+    if not (first := most[0]):
+        return state
+    if others := most[1:]:
+        say(f"{path} has the network under {', '.join(most)}; {first} is taken, not {', '.join(others)}")
+    return {name.removeprefix(first): tensor for name, tensor in state.items() if name.startswith(first)}
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
@@ -149,8 +200,8 @@ def select(
     """Return float32 tensors for the part of the network in use.
 
     `used` are the tensors of the network up to its last tap, `known` those of the whole network: a classifier that is
-    missing or has another number of classes is no fault. Raises BadWeights naming what is missing, unexpected or of
-    another shape.
+    missing, of other names or of another number of classes is no fault, a layer too many in a module in use is one.
+    Raises BadWeights naming what is missing, unexpected or of another shape.
     """
     counters = {name for name in used if name.endswith("num_batches_tracked")}  # not used in eval mode, often left out
     missing = sorted(set(used) - set(state) - counters)
@@ -160,6 +211,9 @@ def select(
         for name, tensor in used.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    inside = {name.partition(".")[0] for name in used}
+    if not missing and not any(name.partition(".")[0] in inside for name in unexpected):
+        unexpected = []  # another head
     faults = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
@@ -170,7 +224,8 @@ def select(
     for name in used:
         if name in state and name not in counters and (wrong := int((~state[name].isfinite()).sum())):
             raise BadWeights(f"{path}: {wrong:,} values of {name} are NaN or infinite; take an earlier checkpoint")
-    return {name: state[name].float() for name in used if name in state and name not in counters}
+    taken = {name: state[name] for name in used if name in state and name not in counters}
+    return {n: t.float() if used[n].is_floating_point() else t.to(used[n].dtype) for n, t in taken.items()}
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

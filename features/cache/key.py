@@ -43,7 +43,7 @@ class Key:
 
     def folder(self) -> str:
         """Return the name of the entry's folder."""
-        return f"{self.backbone}-{self.digest()[:8]}"
+        return f"{self.backbone.replace('/', '.')}-{self.digest()[:8]}"
 
     def differences(self, other: Key) -> list[str]:
         """Say in words what changed from `self` (cached) to `other` (asked for)."""

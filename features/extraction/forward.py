@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.functional import embedding, max_pool2d
 
-from features.backbones.build import fold_batch_norm, load_backbone
-from features.backbones.spec import BackboneSpec
+from features.backbones.build import load_backbone, refined
+from features.backbones.spec import BackboneSpec, luma
 from features.errors import FirnError
 from features.extraction.cuda_graph import Replay, fetched
 from features.extraction.onednn import pack, packs
@@ -61,25 +61,27 @@ class Forward:
         self._device, self._dtype = torch.device(device), _DTYPES[precision]
         self._products = "tf32" if precision == "tf32" else "ieee"  # of float32 numbers, on a GPU
         self._stored = _DTYPES[stored]
-        self._mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
-        self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, 3)
+        self._mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+        self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, channels)
         self._module = self._fast(load_backbone(spec), spec.size)
         self._steps: dict[object, Step] = {}  # on a GPU, by the shape and type of pixels
         self._one_step: Step = torch.compile(self._features, dynamic=False) if compiled else self._features
 
-    def _fast(self, network: nn.Module, side: int) -> nn.Module:
+    def _fast(self, network: fx.GraphModule, side: int) -> nn.Module:
         """Return the network as this device runs it best."""
         # Traced once more, into the blocks that torchvision keeps whole; batch-norm is folded into the convolutions
         # before rounding: fewer passes and less rounding.
-        folded = fold_batch_norm(fx.symbolic_trace(network))
+        folded = refined(network)
         moved = folded.to(self._device, self._dtype).to(memory_format=torch.channels_last).eval()
-        if isinstance(moved, fx.GraphModule) and self._device.type == "cpu" and packs(self._dtype):
-            return pack(moved, (self.batch_size, 3, side, side))
+        if folded is not network and self._device.type == "cpu" and packs(self._dtype):
+            return pack(moved, (self.batch_size, self._mean.numel(), side, side))
         return moved
 
     def __call__(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
         """Return {"pooled/<block>/avg": (n, C), ".../max": (n, C), "maps/<block>": (n, C, H, W)}, still on the device.
+
+        Transformers with a class token give "pooled/<block>/cls" (n, C) too.
 
         `pixels` is (n, 1 or 3, S, S), uint8 or float32 on the scale 0..255. On a GPU that runs out of memory the batch
         size is halved and the batch tried again.
@@ -137,6 +139,9 @@ class Forward:
         """Return the features of one whole batch that is on the device."""
         named: dict[str, Tensor] = {}
         for block, feature_map in self._module(self._entering(pixels)).items():
+            if feature_map.ndim == 2:  # a class token, <block>/cls
+                named[f"pooled/{block}"] = feature_map.to(self._stored)
+                continue
             named[f"pooled/{block}/avg"] = feature_map.mean((2, 3), dtype=torch.float32).to(self._stored)
             named[f"pooled/{block}/max"] = self._maximum(feature_map).to(self._stored)
             if block in self.maps:
@@ -150,9 +155,11 @@ class Forward:
         return max_pool2d(feature_map, feature_map.shape[2:]).flatten(1)
 
     def _entering(self, pixels: Tensor) -> Tensor:
-        """Return pixels as the network wants them, (B, 3, S, S), channels last; grey becomes three channels here."""
+        """Return pixels as the network wants them, channels last; grey becomes three channels here, or colour one."""
         if pixels.dtype == torch.uint8 and pixels.shape[1] == 1:  # the same numbers, looked up instead of computed
             return embedding(pixels[:, 0].int(), self._greys).permute(0, 3, 1, 2)
+        if self._mean.numel() == 1 and pixels.shape[1] == 3:
+            pixels = luma(pixels.float())
         return self._normal(pixels).contiguous(memory_format=torch.channels_last)
 
     def _normal(self, pixels: Tensor) -> Tensor:

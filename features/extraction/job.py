@@ -33,7 +33,7 @@ class Job:
     def row_bytes(self) -> int:
         """Return the bytes that one image takes in the entry."""
         item = int(np.dtype(self.entry.key.stored).itemsize)
-        pooled = sum(2 * c for c, _, _ in self.spec.blocks.values())
+        pooled = sum(len(self.spec.poolings) * c for c, _, _ in self.spec.blocks.values())
         return item * (pooled + sum(int(np.prod(self.spec.blocks[block])) for block in self.maps))
 
 

@@ -144,18 +144,16 @@ class ImageStream:
         """Take the names of the images, sorted, and the spec that says size, mean and standard deviation."""
         self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
         self._source, self._geometry, self._workers = source, spec.geometry(preprocess), workers
-        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
+        self._spec = spec
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.ids)
 
     def read(self, at: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Return images `at`, (len(at), 3, S, S) float32, normalised. Raises BadImage, OSError."""
+        """Return images `at`, (len(at), channels, S, S) float32, normalised. Raises BadImage, OSError."""
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as threads:
             return np.stack(list(threads.map(self._one, self.ids[at].tolist())))
 
     def _one(self, image: str) -> NDArray[np.float32]:
-        values = pixels(self._source.read(image), self._geometry, name=image).astype(np.float32)
-        normal = (values / np.float32(255) - self._mean) / self._std  # grey images become three channels here
-        return np.asarray(normal, dtype=np.float32)
+        return self._spec.normalised(pixels(self._source.read(image), self._geometry, name=image))

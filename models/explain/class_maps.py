@@ -79,8 +79,8 @@ def grad_cam(network: FinetunedNetwork | Ensemble, maps: Array, asked: Floats) -
     (Selvaraju et al. 2017, arXiv:1610.02391). That mean forgets where a channel mattered: before blocks that look at
     several positions at once, only the order of positions inside an image means something, not the level.
     """
-    gradient = _gradient(network, maps, asked)
-    weighted = gradient.mean(axis=(2, 3), keepdims=True) * maps.astype(np.float64)
+    gradient = _of_places(_gradient(network, maps, asked))
+    weighted = gradient.mean(axis=(2, 3), keepdims=True) * _of_places(maps).astype(np.float64)
     return np.asarray(np.maximum(weighted.sum(axis=1), 0))
 
 
@@ -90,8 +90,14 @@ def hires_cam(network: FinetunedNetwork | Ensemble, maps: Array, asked: Floats) 
     HiResCAM (Draelos & Carin 2020, arXiv:2011.08891), scaled by the number of positions. Right after the boundary's
     last block it is the exact class map; before more blocks it is the part of the logits that is linear there.
     """
-    positions = int(np.prod(maps.shape[2:]))
-    return np.asarray((_gradient(network, maps, asked) * maps.astype(np.float64)).sum(axis=1) * positions)
+    positions = maps.shape[3] ** 2
+    product = _of_places(_gradient(network, maps, asked)) * _of_places(maps).astype(np.float64)
+    return np.asarray(product.sum(axis=1) * positions)
+
+
+def _of_places(maps: Array) -> Array:
+    """Return square maps (n, C, W, W) without the rows above them, which hold a transformer's tokens of no place."""
+    return maps[:, :, maps.shape[2] - maps.shape[3] :]
 
 
 def _gradient(network: FinetunedNetwork | Ensemble, maps: Array, asked: Floats) -> Floats:

@@ -100,8 +100,7 @@ class _Plain:
 
     def __init__(self, network: Network, spec: BackboneSpec) -> None:
         self.geometry = spec.geometry(way_of(network.key.preprocess))
-        self._mean, self._std = (np.array(v, np.float32)[:, None, None] for v in (spec.mean, spec.std))
+        self._spec = spec
 
     def __call__(self, pixels: Array) -> Features:
-        normal = (pixels.astype(np.float32) / np.float32(255) - self._mean) / self._std
-        return {PIXELS: np.asarray(normal, dtype=np.float32)}
+        return {PIXELS: self._spec.normalised(pixels)}

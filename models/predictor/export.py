@@ -18,6 +18,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, fold_batch_norm, load_backbone, truncated
+from features.backbones.layouts import CLASS_TOKEN
+from features.backbones.spec import luma
 from features.errors import FirnError
 from features.images import Geometry, pixels
 from features.version import install_command
@@ -183,10 +185,11 @@ class _Normalised(nn.Module):
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         for name, values in (("mean", spec.mean), ("std", spec.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return {IMAGES: (pixels / 255 - self.mean) / self.std}
+        seen = luma(pixels) if self.mean.numel() == 1 else pixels
+        return {IMAGES: (seen / 255 - self.mean) / self.std}
 
 
 class _Trunk(_Normalised):
@@ -226,8 +229,8 @@ class _Pooled(nn.Module):
         self.pools = POOLING[part.pool]
 
     def forward(self, seen: list[dict[str, Tensor]]) -> Tensor:
-        maps = [some[block] for some, blocks in zip(seen, self.blocks, strict=True) for block in blocks]
-        out: Tensor = self.head(torch.cat([pool(m, self.rounded) for m in maps for pool in self.pools], 1))
+        ends = [(some, block) for some, blocks in zip(seen, self.blocks, strict=True) for block in blocks]
+        out: Tensor = self.head(torch.cat([pool(*end, self.rounded) for end in ends for pool in self.pools], 1))
         return out
 
 
@@ -254,27 +257,33 @@ def _head(part: Part, model: Model, stored: str) -> nn.Module:
 
 
 Rounding = Callable[[Tensor], Tensor]
+Seen = dict[str, Tensor]  # what a network gives: maps of its blocks, class tokens
 
 
-def _mean(maps: Tensor, rounded: Rounding) -> Tensor:
-    return rounded(maps.mean((2, 3)))
+def _mean(seen: Seen, block: str, rounded: Rounding) -> Tensor:
+    return rounded(seen[block].mean((2, 3)))
 
 
-def _highest(maps: Tensor, rounded: Rounding) -> Tensor:
-    return rounded(maps.amax((2, 3)))
+def _highest(seen: Seen, block: str, rounded: Rounding) -> Tensor:
+    return rounded(seen[block].amax((2, 3)))
 
 
-def _gem(maps: Tensor, rounded: Rounding) -> Tensor:
-    return rounded(maps).clamp_min(_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
+def _class_token(seen: Seen, block: str, rounded: Rounding) -> Tensor:
+    return rounded(seen[block + CLASS_TOKEN])
 
 
-def _grid(maps: Tensor, rounded: Rounding, cells: int) -> Tensor:
-    return adaptive_avg_pool2d(rounded(maps), cells).flatten(1)
+def _gem(seen: Seen, block: str, rounded: Rounding) -> Tensor:
+    return rounded(seen[block]).clamp_min(_LEAST).pow(GEM_POWER).mean((2, 3)).pow(1 / GEM_POWER)
 
 
-POOLING: dict[str, tuple[Callable[[Tensor, Rounding], Tensor], ...]] = {  # the rows of features.views.POOLS in torch
+def _grid(seen: Seen, block: str, rounded: Rounding, cells: int) -> Tensor:
+    return adaptive_avg_pool2d(rounded(seen[block]), cells).flatten(1)
+
+
+POOLING: dict[str, tuple[Callable[[Seen, str, Rounding], Tensor], ...]] = {  # the rows of features.views.POOLS in torch
     "avg": (_mean,),
     "max": (_highest,),
+    "cls": (_class_token,),
     "both": (_mean, _highest),
     "gem": (_gem,),
     "grid2": (partial(_grid, cells=2),),

@@ -144,7 +144,7 @@ def _empty(part: Part, specs: Sequence[BackboneSpec]) -> list[Features]:
     """Return features of one image, all zero, with the shapes of the specs."""
     empty: list[Features] = []
     for spec in specs:
-        pooled = {f"pooled/{b}/{kind}": np.zeros((1, s[0])) for b, s in spec.blocks.items() for kind in ("avg", "max")}
+        pooled = {f"pooled/{b}/{kind}": np.zeros((1, s[0])) for b, s in spec.blocks.items() for kind in spec.poolings}
         empty.append(pooled | {f"maps/{block}": np.zeros((1, *shape)) for block, shape in spec.blocks.items()})
     return empty
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from features.backbones.registry import domains
+from features.backbones.registry import domains, file_name
 from features.backbones.weights import finetuned_root
 from features.cache.pack import Pack
 from features.errors import BadDataset, CacheError
@@ -76,7 +76,7 @@ class Stage:
         for backbone in (entry.key.backbone for entry in self.entries):
             if not domains(backbone):
                 continue
-            seen = load_seen(finetuned_root() / f"{backbone}.safetensors")
+            seen = load_seen(finetuned_root() / f"{file_name(backbone)}.safetensors")
             both = len(mine & seen) if seen else len(mine) * (name in domains(backbone))
             if both:
                 raise CacheError(

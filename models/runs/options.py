@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from features.backbones.registry import BACKBONES, architecture, domains
+from features.backbones.registry import BACKBONES, architecture, domains, file_name
 from features.backbones.weights import find
 from features.cache.pack import is_pack
 from features.errors import BadBundle, CacheError, unknown
@@ -59,7 +59,7 @@ class HeadOptions:
 
     heads: str = option("all", "Heads separated by blanks, or all.")
     blocks: str = option("1", "Blocks of the view: names, a number of last ones, or all.")
-    pool: str = option("avg", "avg, max or both; of cached maps: gem, grid2 or grid3.")
+    pool: str = option("avg", "avg, max or both, cls of a transformer; of cached maps: gem, grid2 or grid3.")
 
     def __post_init__(self) -> None:
         """Refuse names that are in no table."""
@@ -165,4 +165,6 @@ def _check_backbones(terms: list[str]) -> None:
 def _made_of(run: Run, backbones: list[str]) -> bool:
     """Return whether a run is of one of the terms, or of some of the backbones in them alone."""
     known = {name for term in backbones for name in term.split("+")}
-    return run.record.backbone in backbones or set(run.record.backbone.split("+")) <= known
+    return run.record.backbone in backbones or all(
+        name in known or file_name(name) in known for name in run.record.backbone.split("+")
+    )
