@@ -18,7 +18,7 @@ BASE_PYTHON ?= python3
 export FIRN_GOALS := $(MAKECMDGOALS)
 export FIRN_GIVEN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v))))
 
-VERBS = doctor extract audit train-heads finetune transfer compare report explain learning-curve bundle predict validate \
+VERBS = doctor extract audit train-heads finetune transfer compare report figures explain learning-curve bundle predict validate \
   export reproduce cache-ls cache-verify cache-repair cache-why cache-gc cache-pack
 .PHONY: help setup demo bench test check format clean $(VERBS)
 
@@ -43,6 +43,7 @@ finetune: ## train the last blocks too, or the whole network   DATASET BACKBONE 
 transfer: ## does a detour over a source domain help?  SOURCE TARGET SHARED BACKBONE HEADS THAW=1
 compare: ## all runs -> ranked table, HTML page       DATASET BACKBONE LABELS PROTOCOL MARGIN, or A and B
 report: ## the page with errors, class activation maps and the audit   DATASET BACKBONE LABELS PROTOCOL
+figures: ## for a paper: figures, LaTeX tables, methods   DATASET BACKBONE LABELS PROTOCOL
 explain: ## hits and misses under class activation maps   DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
 learning-curve: ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 bundle: ## a run -> one folder or .zip that predicts   DATASET MODEL HEADS CALIBRATION WITH_WEIGHTS OUT

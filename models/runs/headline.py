@@ -105,7 +105,7 @@ def missed(results: ComparisonResult) -> str:
         other, sought = map(spoken, data.classes)
         return (
             f"At its threshold ({sought} is called from a probability of {chosen.threshold:.3g} up) it would miss "
-            f"{lost} images with {sought}, and wrongly call {alarms} images of {other} {sought}."
+            f"{lost} images with {sought}, and raise a false alarm in {alarms} images of {other}."
         )
     worst = min((row for row in results.classes if row["images"]), key=lambda row: row["recall"], default=None)
     overall = f"It would call {_wrong(chosen.shown['balanced_accuracy'])} images something else than they are"

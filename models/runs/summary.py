@@ -133,9 +133,9 @@ def _comparison(results: ComparisonResult, tested: bool) -> str:
         f"Every other run was compared with the chosen one on the same {'test' if tested else 'held-out'} images by "
         f"{f'the paired test of {_delong(results)}' if results.dataset.positive else 'the paired bootstrap'}, in "
         "simultaneous tests against "
-        f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “not "
-        f"distinguishable” means a corrected p of {results.settings['alpha']} or more: no difference was "
-        "detected, which does not show that two runs are equal." + _against(results.settings.get("margin"))
+        f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “no "
+        f"detectable difference” means a corrected p of {results.settings['alpha']} or more: that does not show that two runs are equal."
+        + _against(results.settings.get("margin"))
     )
 
 

@@ -45,15 +45,22 @@ def draw_plots(results: ComparisonResult, runs: Sequence[Run]) -> dict[str, byte
         return {
             f"{kind}.{suffix}": content
             for kind in CURVES
-            for suffix, content in saved(_drawn(kind, ranked, results)).items()
+            for suffix, content in saved(curve_plot(kind, ranked, results)).items()
         }
 
 
-def _drawn(kind: str, ranked: Sequence[tuple[RunResult, list[Side]]], results: ComparisonResult) -> Figure:
+def curve_plot(
+    kind: str,
+    ranked: Sequence[tuple[RunResult, list[Side]]],
+    results: ComparisonResult,
+    size: tuple[float, float] = (4.6, 4.2),
+) -> Figure:
+    """Return the ROC or PR curves (`kind` of CURVES) of runs in the order of the ranking; `size` in inches."""
     from matplotlib.figure import Figure
 
     curve, settings = CURVES[kind], results.settings
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    lines = len(ranked) if len(ranked[0][1]) == 1 else len(ranked[0][1])
+    figure = Figure(figsize=(size[0], size[1] + 0.15 * lines), layout="constrained")
     axes = figure.add_subplot(xlabel=curve.x, ylabel=curve.y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     chosen = ranked[0][1]
     if len(chosen) == 1:
@@ -68,22 +75,26 @@ def _drawn(kind: str, ranked: Sequence[tuple[RunResult, list[Side]]], results: C
     names = [f"{name}  {with_interval(scores[metric])}" for _, name, scores in lines]
     for i, (side, _, _) in enumerate(lines):
         x, value = side.steps(kind)
-        colour, dash = COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]
+        colour, dash = COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]  # told apart in grey too
         axes.plot(x, value, dash, color=colour, linewidth=2 if len(chosen) == 1 and not i else 1.1, zorder=20 - i)
-    _name_lines(axes, names)
+    _name_lines(figure, axes, names)
     if kind == "roc":
         axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=0.8)
     return figure
 
 
-def _name_lines(axes: Axes, names: Sequence[str]) -> None:
-    """Add the legend with names taken literally: no mathematics between dollars, no meaning of an underscore."""
-    legend = axes.legend(
-        axes.lines, [str(i) for i in range(len(names))], loc="best", fontsize=7, framealpha=0.8, edgecolor="none"
-    )
+def _name_lines(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """Add the legend below, where it hides no curve, with names taken literally: no mathematics between dollars, no meaning of an underscore."""
+    at = {"loc": "outside lower left", "frameon": False}
+    legend = figure.legend(axes.lines, [str(i) for i in range(len(names))], fontsize=_size(names), **at)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(printable(name))
         text.set_parse_math(False)
+
+
+def _size(names: Sequence[str]) -> float:
+    """Return the size of type at which the longest name leaves room for the curves."""
+    return 7.0 if max(map(len, names)) < 48 else 5.5
 
 
 def saved(figure: Figure) -> dict[str, bytes]:
@@ -152,18 +163,24 @@ def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
 def draw_learning(content: Mapping[str, Any]) -> dict[str, bytes]:
     """Return {"learning-curve.svg", "learning-curve.png"}."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-        axes = figure.add_subplot(xlabel=f"{plural(content['unit'])} to learn from", ylabel="ROC AUC, out of fold")
-        axes.set_xscale("log")
-        for i, curve in enumerate(content["curves"]):
-            points = [row for row in curve["points"] if row["roc_auc"]["low"] is not None]
-            x = [row["groups"] for row in points]
-            value, low, high = ([row["roc_auc"][end] for row in points] for end in ("value", "low", "high"))
-            colour, dash = COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(x, value, dash, marker="o", markersize=3, color=colour, label=printable(curve["name"]))
-        axes.legend(loc="lower right", fontsize=7, framealpha=0.8, edgecolor="none")
-        return {f"learning-curve.{suffix}": data for suffix, data in saved(figure).items()}
+        return {f"learning-curve.{suffix}": data for suffix, data in saved(learning_plot(content)).items()}
+
+
+def learning_plot(content: Mapping[str, Any], size: tuple[float, float] = (4.6, 3.6)) -> Figure:
+    """Return the learning curves with their intervals; `size` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot(xlabel=f"{plural(content['unit'])} to learn from", ylabel="ROC AUC, out of fold")
+    axes.set_xscale("log")
+    for i, curve in enumerate(content["curves"]):
+        points = [row for row in curve["points"] if row["roc_auc"]["low"] is not None]
+        x = [row["groups"] for row in points]
+        value, low, high = ([row["roc_auc"][end] for row in points] for end in ("value", "low", "high"))
+        colour, dash = COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]  # told apart in grey too
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x, value, dash, marker="o", markersize=3, color=colour, label=printable(curve["name"]))
+    axes.legend(loc="lower right", fontsize=7, framealpha=0.8, edgecolor="none")
+    return figure

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from features.storage import csv_lines
+from models.metrics import COMPARED
 from models.runs.costs import costs
 from models.runs.results import ComparisonResult, RunResult, Score
-from models.runs.summary import with_interval
+from models.runs.summary import plural, with_interval
 
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -79,8 +81,83 @@ def _number(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
+class Table(NamedTuple):
+    """A table as it is printed."""
+
+    header: list[str]
+    rows: list[list[str]]
+    caption: str
+
+    def latex(self, label: str) -> str:
+        """Return the table for LaTeX (booktabs), labelled tab:`label`."""
+        return booktabs(self.header, self.rows, self.caption, f"tab:{label}")
+
+
+def paper_tables(results: ComparisonResult) -> dict[str, Table]:
+    """Return the tables of a paper by name: the images, the ranking, all scores of the chosen run, calibration."""
+    tables = {"data": _data(results), "ranking": _ranking(results), "scores": _chosen(results)}
+    tables["calibration"] = _calibration(results)
+    if results.classes:
+        tables["classes"] = _classes(results)
+    if results.examination.subgroups:
+        tables["subgroups"] = _subgroups(results)
+    return tables
+
+
+def _data(results: ComparisonResult) -> Table:
+    data = results.dataset
+    rows = [[name, *(f"{counts.get(name, 0):,}" for counts in data.counts.values())] for name in data.classes]
+    rows.append(["all images", *(f"{sum(counts.values()):,}" for counts in data.counts.values())])
+    if data.grouped_by:
+        known = [data.groups.get(split) for split in data.counts]
+        rows.append([plural(data.grouped_by), *(f"{n:,}" if n is not None else "–" for n in known)])
+    return Table(["Class", *data.counts], rows, f"Images of {data.dataset} by class and split.")
+
+
+def _chosen(results: ComparisonResult) -> Table:
+    chosen, parts = results.chosen, ["validation", "test"] if results.tested else ["validation"]
+    rows = [
+        [str(about["label"]), *(with_interval(getattr(chosen, part)[name]) for part in parts)]
+        for name, about in results.metrics.items()
+    ]
+    heads = {"validation": "Out of fold", "test": "Test images"}
+    caption = f"Scores of {chosen.name} with 95 % intervals; a dash: no interval or no value that holds."
+    return Table(["Score", *(heads[part] for part in parts)], rows, caption)
+
+
+def _calibration(results: ComparisonResult) -> Table:
+    names = list(results.calibration["none"])
+    labels = [str(results.metrics[name]["label"]) if name in results.metrics else name.capitalize() for name in names]
+    rows = [[kind, *(with_interval(row[name]) for name in names)] for kind, row in results.calibration.items()]
+    return Table(["Calibration", *labels], rows, f"Calibration of {results.chosen.name}, fitted out of fold.")
+
+
+def _classes(results: ComparisonResult) -> Table:
+    rows = [
+        [row["name"], f"{row['images']:,}", with_interval(row["roc_auc"]), with_interval(row["pr_auc"])]
+        for row in results.classes
+    ]
+    return Table(["Class", "Images", "ROC AUC", "PR AUC"], rows, f"{results.chosen.name}: each class against the rest.")
+
+
+def _subgroups(results: ComparisonResult) -> Table:
+    found = results.examination
+    lines = [("", found.everyone), *((table["column"], row) for table in found.subgroups for row in table["rows"])]
+    rows = [
+        [column, row["name"], " + ".join(map(str, row["images"])), *(with_interval(row[name]) for name in COMPARED)]
+        for column, row in lines
+    ]
+    of = " + ".join(results.dataset.classes)
+    header = ["Column", "Subgroup", f"Images of {of}", *(str(results.metrics[name]["label"]) for name in COMPARED)]
+    return Table(header, rows, f"{results.chosen.name} by subgroup, with 95 % intervals.")
+
+
 def ranking_latex(results: ComparisonResult) -> str:
     """Return the ranking as a table for LaTeX: scores of the test images, out of fold where there are none."""
+    return _ranking(results).latex("ranking")
+
+
+def _ranking(results: ComparisonResult) -> Table:
     names = OF_PAPER[results.dataset.positive is not None]
     header = ["Run", *(str(results.metrics[name]["label"]) for name in names), "p against the first"]
     rows = [[row.name, *(with_interval(row.shown[name]) for name in names), _p(row)] for row in results.runs]
@@ -89,7 +166,7 @@ def ranking_latex(results: ComparisonResult) -> str:
         f"Runs on {results.dataset.dataset}, best validation first; scores on {where} with 95 % intervals; p of the "
         "difference in ROC AUC from the first, adjusted for all comparisons."
     )
-    return booktabs(header, rows, caption, "tab:ranking")
+    return Table(header, rows, caption)
 
 
 def _p(row: RunResult) -> str:
