@@ -33,11 +33,9 @@ from models.metrics import (
     compare_with,
     delong,
     delong_test,
-    net_benefit,
     operating_points,
     pr_curve_band,
     predictions_by_group,
-    rates,
     reliability_curve,
     roc_curve_band,
     score,
@@ -84,7 +82,6 @@ DESIGNS: dict[str, World] = {
     "patients, 6 + 30": World(6, 30, 6, 1.5, 0.6),
     "single, 8 + 300": World(8, 300, 1, 1.5),
 }
-TREATED = (0.2, 0.5)  # thresholds of the decision curve
 
 
 def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Ints, Floats, Ints]:
@@ -113,10 +110,6 @@ def printed(y: Ints, proba: Floats, groups: Ints, point: float | None, **draws: 
     column = proba[:, 1]
     at = score(y, proba, groups, threshold=point, **draws)
     found |= {f"{name} at the point": at[name] for name in ("sensitivity", "specificity")}
-    found |= {f"rates: {name}": row for name, row in rates(y, column, groups)._asdict().items()}
-    benefit = net_benefit(y, column, TREATED, groups)
-    bands = zip(benefit.model, benefit.low, benefit.high, strict=True)
-    found |= {f"net benefit at {t}": Interval(*row) for t, row in zip(TREATED, bands, strict=True)}
     for name, curve, x in (("ROC band", roc_curve_band, 0.2), ("PR band", pr_curve_band, 0.8)):
         band = curve(y, column, groups, grid=6, **draws)
         place = int(np.argmin(np.abs(band.x - x)))

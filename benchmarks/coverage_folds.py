@@ -13,22 +13,27 @@ from numpy.typing import NDArray
 from features.views import View
 from models.heads import HEADS, make_head
 from models.heads.head import Head
-from models.metrics import METRICS, Interval, calibration_line, score
+from models.metrics import METRICS, Interval, calibration_line, net_benefit, rates, score
 from models.validation.cross_validation import PROTOCOLS, Protocol, fit
 from models.validation.predictions import Predictions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+TREATED = (0.2, 0.5)  # thresholds of the decision curve
 
 
 def intervals(y: Ints, proba: Floats, groups: Ints, *, folds: Ints | None = None, **draws: int) -> dict[str, Interval]:
-    """Return the intervals of the scores of one model, and of its calibration."""
+    """Return the intervals of the scores of one model, of its calibration, its decisions and rates at fixed rates."""
     found = score(y, proba, groups, folds=folds, **draws)
     del found["ece"]  # it has none
     if proba.shape[1] > 2:
         return found
     line = calibration_line(y, proba[:, 1], groups, folds=folds)
-    return found | {"slope": line.slope, "intercept": line.intercept}
+    found |= {"slope": line.slope, "intercept": line.intercept}
+    found |= {f"rates: {name}": row for name, row in rates(y, proba[:, 1], groups, folds=folds)._asdict().items()}
+    benefit = net_benefit(y, proba[:, 1], TREATED, groups, folds=folds)
+    bands = zip(benefit.model.tolist(), benefit.low.tolist(), benefit.high.tolist(), strict=True)
+    return found | {f"net benefit at {t}": Interval(*row) for t, row in zip(TREATED, bands, strict=True)}
 
 
 def holds(interval: Interval, value: float) -> float:
