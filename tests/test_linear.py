@@ -55,16 +55,16 @@ def test_spread_of_a_mean_is_that_of_its_groups(mixed: bool) -> None:
 
 
 def test_skewed_interval_is_halls() -> None:
-    symmetric = skewed_interval(1.0, Spread(0.1, 0.0, 9), 0.95)
+    symmetric = skewed_interval(1.0, Spread(0.1, 0.0, 9, 9), 0.95)
     half = 0.1 * t.isf(0.025, 9)
     assert symmetric == pytest.approx((1.0, 1 - half, 1 + half))
-    right = skewed_interval(1.0, Spread(0.1, 0.3, 9), 0.95)
+    right = skewed_interval(1.0, Spread(0.1, 0.3, 9, 9), 0.95)
     assert right.high - 1 > half > 1 - right.low, "the tail is where the truth may be"
     for bound, sign in ((right.low, 1), (right.high, -1)):  # Hall's transformation of the t-statistic is Student's
         statistic = (1.0 - bound) / 0.1
         transformed = statistic + 0.3 * statistic**2 / 3 + 0.09 * statistic**3 / 27 + 0.3 / 6
         assert transformed == pytest.approx(sign * t.isf(0.025, 9))
-    assert skewed_interval(1.0, Spread(0.1, 1e-8, 9), 0.95) == pytest.approx(symmetric, rel=1e-6)
+    assert skewed_interval(1.0, Spread(0.1, 1e-8, 9, 9), 0.95) == pytest.approx(symmetric, rel=1e-6)
 
 
 def test_shares_of_single_images_have_wilsons_interval() -> None:

@@ -19,7 +19,8 @@ class Spread(NamedTuple):
 
     error: float  # standard error
     skewness: float  # of the sum: third cumulant over the error cubed
-    freedom: float  # degrees of freedom of the error (Satterthwaite 1946)
+    freedom: float  # degrees of freedom of the error, were the groups' influences normal (Satterthwaite 1946)
+    tailed: float  # the same by their fourth moments: few where few groups make the variance
 
 
 def spread(sample: Sample, influence: Floats) -> Spread:
@@ -30,19 +31,21 @@ def spread(sample: Sample, influence: Floats) -> Spread:
     fold. NaN with fewer than two groups in a stratum.
     """
     by_group = sample.tally(np.zeros_like(sample.y), 1, influence)[:, 0]
-    second, third, shares = 0.0, 0.0, []
+    second, third, fourth, shares = 0.0, 0.0, 0.0, []
     for members in strata(sample):
         independent = len(members) / sample.repeats
         if not independent > 1:
-            return Spread(np.nan, np.nan, np.nan)
+            return Spread(np.nan, np.nan, np.nan, np.nan)
         away = by_group[members] - by_group[members].mean()
         variance = float(away @ away) * independent / (independent - 1)
         second, third = second + variance, third + float((away**3).sum())
+        fourth += float((away**4).sum()) - float(away @ away) ** 2 / len(away)
         shares.append(variance**2 / (independent - 1))
     if not second > 0:
-        return Spread(0.0, 0.0, np.inf)
-    widened = np.sqrt(sample.inflation)
-    return Spread(float(np.sqrt(second) * widened), float(third / second**1.5 * widened), second**2 / sum(shares))
+        return Spread(0.0, 0.0, np.inf, np.inf)
+    widened, normal = float(np.sqrt(sample.inflation)), second**2 / sum(shares)
+    tailed = min(normal, 2 * second**2 / (fourth * sample.repeats)) if fourth > 0 else normal
+    return Spread(float(np.sqrt(second)) * widened, third / second**1.5 * widened, normal, tailed)
 
 
 def skewed_interval(value: float, of: Spread, level: float) -> Interval:
@@ -90,7 +93,7 @@ def area_interval(value: float, of: Spread, evidence: float, level: float) -> In
         return Interval(value, float(((1 - level) / 2) ** (1 / evidence)), 1.0)
     if not of.error > 0:
         return Interval(value, np.nan, np.nan)
-    return on_logit_scale(value, quantile(level, of.freedom) * of.error)
+    return on_logit_scale(value, quantile(level, of.tailed) * of.error)
 
 
 def _precision(positive: NDArray[np.bool_], score: Floats) -> tuple[float, Floats]:

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.metrics.bootstrap import Interval, wilson
+from models.metrics.bootstrap import Interval, quantile
 from models.metrics.linear import area_interval, difference, shares, spread
 from models.metrics.roc import over_folds
 from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample
 
 _ROUNDING = 1e-12
-_LEAST = 0.5  # images beyond a threshold, below which nothing tells where it is
+_ENOUGH = 5  # groups of class 0 in a part of the ROC curve, below which nothing tells how its area varies
 
 
 class NetBenefit(NamedTuple):
@@ -82,7 +82,12 @@ def net_benefit(
     )
     weights = (1.0, odds) if free else (share, (1 - share) * odds)
     model = weights[0] * hits.value - weights[1] * alarms.value
-    return NetBenefit(at, model, every, *difference(hits, alarms, weights))
+    low, high = difference(hits, alarms, weights)
+    if not free and prevalence is None:  # groups of unequal size move the share of positive images too
+        of = spread(sample.by_fold(), (positive - share) / len(positive))
+        moved = quantile(level, of.freedom) * of.error * (hits.value + odds * alarms.value)
+        low, high = model - np.hypot(model - low, moved), model + np.hypot(high - model, moved)
+    return NetBenefit(at, model, every, low, high)
 
 
 class RateAtRate(NamedTuple):
@@ -162,17 +167,23 @@ def _beyond(value: float, sample: Sample, score: Floats, of: NDArray[np.bool_], 
     """Return the share of the images `of` (n,) beyond the threshold that at most `share` of the others are beyond.
 
     Two errors add up as in `linear.difference`: that of the share at this threshold, and that of the threshold, a
-    quantile of the others, by inverting the interval of their share (Woodruff 1952, J. Am. Statist. Assoc. 47:635). Too
-    few others to tell the quantile leave a bound of 0. The `value` may be that of several folds.
+    quantile of the others, by inverting the exact interval of their share (Woodruff 1952, J. Am. Statist. Assoc.
+    47:635). Too few others to tell the quantile leave a bound of 0. The `value` may be that of several folds.
     """
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
     thresholds, others, mine, _ = _curve(score, of)
     at = int(np.flatnonzero(others <= share + _ROUNDING)[-1])
     reached, beyond = float(mine[at]), (score >= thresholds[at])[:, None]
     found, fixed = (shares(sample, beyond, part, level) for part in (of, ~of))
-    ends = np.concatenate(wilson(share * fixed.effective, fixed.effective, level))
-    moved = np.interp(ends, others, mine)
-    if ends[0] * fixed.effective[0] < _LEAST:
-        moved[0] = 0.0
+    count = float(fixed.effective[0])
+    ends = betaincinv(
+        [share * count, share * count + 1], [count - share * count + 1, count - share * count], [tail, 1 - tail]
+    )
+    own = np.diff(others) > 0  # the places of the others, where each is half beyond itself
+    x, height = ((side[1:][own] + side[:-1][own]) / 2 for side in (others, mine))
+    moved = np.interp(ends, x, height, left=0.0, right=1.0)
     low = value - float(np.hypot(reached - found.low[0], reached - moved[0]))
     high = value + float(np.hypot(found.high[0] - reached, max(moved[1] - reached, 0)))
     return Interval(value, *np.clip([low, high], 0.0, 1.0).tolist())
@@ -190,6 +201,8 @@ def _partial_area(value: float, sample: Sample, score: Floats, most: float, leve
         own = int(positive.sum() * (~positive).sum())
         if own:
             moved[at], pairs = own * _influence(score[at], positive, most), pairs + own
+    if most * sample.independent[0] < _ENOUGH - _ROUNDING:
+        return Interval(value, np.nan, np.nan)
     found = spread(sample.by_fold(), moved / pairs / (2 * (most - most**2 / 2)))
     return area_interval(value, found, float(sample.independent[:2].min()), level)
 
