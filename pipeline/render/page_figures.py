@@ -195,8 +195,10 @@ def decision_figure(views: Sequence[Side], prevalence: float | None = None, *, l
 
 
 def _decision(side: Side, prevalence: float | None, level: float) -> list[Trace]:
-    thresholds, out = np.linspace(0.01, 0.99, 99), {"folds": side.folds, "prevalence": prevalence, "level": level}
-    benefit = net_benefit(side.y, side.score, thresholds, side.groups, **out)
+    thresholds = np.linspace(0.01, 0.99, 99)
+    benefit = net_benefit(
+        side.y, side.score, thresholds, side.groups, folds=side.folds, prevalence=prevalence, level=level
+    )
     floor = -0.1 * float(side.y.mean() if prevalence is None else prevalence)
     rows = (
         ("act on every image", benefit.treat_all, GREY | {"dash": "dash"}),
