@@ -18,8 +18,8 @@ BASE_PYTHON ?= python3
 export FIRN_GOALS := $(MAKECMDGOALS)
 export FIRN_GIVEN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v))))
 
-VERBS = doctor extract audit train-heads finetune transfer compare report explain learning-curve bundle predict export \
-  reproduce cache-ls cache-verify cache-repair cache-why cache-gc cache-pack
+VERBS = doctor extract audit train-heads finetune transfer compare report explain learning-curve bundle predict validate \
+  export reproduce cache-ls cache-verify cache-repair cache-why cache-gc cache-pack
 .PHONY: help setup demo bench test check format clean $(VERBS)
 
 help: ## list these targets
@@ -38,15 +38,16 @@ $(VERBS): $(SET_UP)
 doctor: ## what is there, what the network will see, time, disk   DATASET BACKBONE MAPS
 extract: ## stage one: images -> cached features       DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
 audit: ## duplicates, leaks, doubtful labels, odd images   DATASET BACKBONE LABELS
-train-heads: ## stage two: cached features -> heads        DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL BUDGET ENGINE
+train-heads: ## stage two: cached features -> heads        DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL FOLDS SEEDS BUDGET
 finetune: ## train the last blocks too, from cached maps   DATASET BACKBONE BLOCKS RECIPE VIEWS EPOCHS RATE NORM PROTOCOL
 transfer: ## does a detour over a source domain help?  SOURCE TARGET SHARED BACKBONE HEADS THAW=1
-compare: ## all runs -> ranked table, HTML page       DATASET BACKBONE LABELS PROTOCOL
+compare: ## all runs -> ranked table, HTML page       DATASET BACKBONE LABELS PROTOCOL MARGIN, or A and B
 report: ## the page with errors, class activation maps and the audit   DATASET BACKBONE LABELS PROTOCOL
 explain: ## hits and misses under class activation maps   DATASET BACKBONE HEADS LABELS PROTOCOL PER_ROW
 learning-curve: ## would more patients help?   DATASET BACKBONE HEADS BLOCKS POOL LABELS
 bundle: ## a run -> one folder or .zip that predicts   DATASET MODEL HEADS CALIBRATION WITH_WEIGHTS OUT
 predict: ## new images -> predictions.csv             IMAGES MODEL (or DATASET) POINT OVERLAYS OUT
+validate: ## a bundle on a labelled set from elsewhere    MODEL DATASET TARGET MAP LABELS OUT
 export: ## a bundle -> ONNX or torch, with a model card   DATASET MODEL HEADS FORMAT IMAGES OUT
 reproduce: ## a recorded run made again, and a verdict   RUN (or DATASET HEADS) DEVICE
 cache-ls: ## every cache entry: bytes, state, age

@@ -6,6 +6,8 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
+PROGRAM = "firn" if __name__.startswith("firn.") else "make"  # what a user types: installed, or in a checkout
+
 
 class FirnError(Exception):
     """A mistake in the input or the surroundings; the command line prints it in one line and exits with 2."""
@@ -52,10 +54,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
 
 
 def command(verb: str, **options: object) -> str:
-    """Return a command of make to type, with the variables that are given, quoted for the shell and for make."""
-    return " ".join(["make", verb, *(f"{name}={quoted(str(value))}" for name, value in options.items())])
+    """Return a command to type, of make or of an installed `firn`, with the variables that are given, quoted for it."""
+    return " ".join([PROGRAM, verb, *(f"{name}={quoted(str(value))}" for name, value in options.items())])
 
 
 def quoted(value: str) -> str:
-    """Return a value as it has to be typed behind NAME= on make's command line."""
-    return shlex.quote(value.replace("$", "$$"))
+    """Return a value as it has to be typed behind NAME=, for the shell and for make where it is make that reads it."""
+    return shlex.quote(value.replace("$", "$$") if PROGRAM == "make" else value)
+
+
+def unquoted(value: str) -> str:
+    """Return the value that a word of `quoted` stands for, which the shell has read."""
+    return value.replace("$$", "$") if PROGRAM == "make" else value

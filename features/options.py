@@ -7,11 +7,13 @@ variables back, so that a command which is suggested is the one that was typed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import json
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from features.errors import command
+from features.errors import command, unquoted
 
 if TYPE_CHECKING:
     from features.datasets.dataset import Dataset
@@ -43,12 +45,13 @@ class DatasetOptions:
     root: str = option("", "The folder that the paths of a table are relative to; empty is the table's own.")
     target: str = option("", "The finding or column that a table is about; folder: its folders are the classes.")
     positive: str = option("", "Which of two classes is the positive one; empty is the finding, by its name.")
+    test: float = option(0.2, "Share of each class drawn as test, by group, where no split came.", min=0.05, max=0.5)
 
     @property
-    def more(self) -> dict[str, str]:
+    def more(self) -> dict[str, Any]:
         """Return what was given besides the data set and the seed."""
-        given = {"root": self.root, "target": self.target, "positive": self.positive}
-        return {name: value for name, value in given.items() if value}
+        apart = ("dataset", "seed")
+        return {f.name: value for f, value in leaves(self) if value != f.default and f.name not in apart}
 
     def load(self) -> Dataset:
         """Return the data set without opening an image. Raises UnknownName, BadDataset."""
@@ -110,6 +113,22 @@ def make_command(targets: str, *options: Any, **also: Any) -> str:
     """
     given = {f.name: value for each in options for f, value in leaves(each) if value != f.default} | also
     return command(targets, **{n.upper(): typed(v) for n, v in given.items() if v not in ("", None, False)})
+
+
+def in_a_file(commands: Sequence[str], path: str) -> tuple[str, list[str]]:
+    """Return what commands have in common as a CONFIG= file at `path`, in TOML, and the commands that read it.
+
+    Commands are those of `make_command`; variables that some of them lack stay where they are.
+    """
+    each = [dict(word.split("=", 1) for word in shlex.split(line) if "=" in word) for line in commands]
+    common = {name: value for name, value in each[0].items() if all(one.get(name) == value for one in each)}
+    shorter = []
+    for line, given in zip(commands, each, strict=True):
+        targets = [word for word in shlex.split(line) if "=" not in word]
+        left = [f"{name}={shlex.quote(value)}" for name, value in given.items() if name not in common]
+        shorter.append(" ".join([*targets, f"CONFIG={path}", *left]))
+    lines = [f"{name} = {json.dumps(unquoted(value), ensure_ascii=False)}" for name, value in common.items()]
+    return "\n".join(lines), shorter
 
 
 def typed(value: Any) -> str:

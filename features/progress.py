@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _LINE_EVERY = 10.0  # seconds between plain lines
+LONG = 30.0  # seconds from which on it is worth a word how long something will take
 
 
 _bars: list[Callable[[str], None]] = []  # where lines go while a bar is shown
@@ -17,6 +18,13 @@ _deaf: list[bool] = []  # not empty while nobody looks at bars
 def printable(text: str) -> str:
     """Return `text` with control characters replaced: a name from a file must not steer a terminal."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 40 s, 12 min, 2.5 h."""
+    if seconds < 120:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def say(text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from features.errors import FirnError
+from features.version import install_command
 
 TRIES = 3  # of a task after its worker died
 _LOCAL_STORE = 128 << 20  # bytes of shared memory of a local Ray; neither images nor features go through it
@@ -41,7 +42,7 @@ def load_ray() -> Any:
         import ray
     except ImportError:
         raise FirnError(
-            "ENGINE=ray needs Ray, which is not installed; run: pip install -e '.[ray]', or leave ENGINE= away"
+            f"ENGINE=ray needs Ray, which is not installed; run: {install_command('ray')}, or leave ENGINE= away"
         ) from None
     return ray
 
@@ -49,7 +50,7 @@ def load_ray() -> Any:
 @contextmanager
 def cluster(ray: Any) -> Iterator[Mapping[str, float]]:
     """Give the resources of the cluster at $RAY_ADDRESS, or of one that lives on this machine during the block."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[__name__.count(".")])  # the folder of `features`, or of an installed `firn`
     options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": root, "OMP_WAIT_POLICY": "PASSIVE"}}}
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody that it runs

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def main() -> int:
     """Run a verb; a user's mistake is one line on stderr and exit code 2, Ctrl-C is 130."""
-    from pipeline.cli import run
+    from pipeline.arguments import run
 
     try:
         code = run()

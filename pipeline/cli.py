@@ -6,16 +6,16 @@ import difflib
 import inspect
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
-from features.errors import FirnError, quoted, unknown
+from features.errors import PROGRAM, FirnError, quoted, unknown
 from features.options import Taking, leaves, typed
 from features.progress import say
+from features.version import firn_version
 
 Verb = Callable[..., Any]
 
@@ -32,6 +32,7 @@ VERBS = {  # in the order of the flow: what `make` and --help say of each
     "learning-curve": "would more patients help?",
     "bundle": "a run -> one folder or .zip that predicts on any machine",
     "predict": "new images -> predictions.csv",
+    "validate": "a bundle on a labelled set from elsewhere -> scores at its own thresholds, page",
     "export": "a bundle -> ONNX or torch, with a model card",
     "reproduce": "a recorded run made again, and a verdict",
     "cache-ls": "every cache entry: bytes, state, age",
@@ -54,11 +55,13 @@ NEXT = {  # what follows on success; bundle, cache-pack and transfer say it them
     "cache-repair": "train-heads",
 }
 _COMMAND = re.compile(
-    r"\bmake (?P<targets>[a-z]+(?:[ -][a-z]+)*)(?P<given>(?: [A-Z_]+=(?:'[^']*'|\"[^\"]*\"|[^\s'\";,)])+)*)"
+    rf"\b{PROGRAM} (?P<targets>[a-z]+(?:[ -][a-z]+)*)(?P<given>(?: [A-Z_]+=(?:'[^']*'|\"[^\"]*\"|[^\s'\";,)])+)*)"
 )
 _OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET"}  # are about what one verb does or makes
 _KINDS = ((bool, "1 or 0"), (int, "a whole number"), (float, "a number"))
 MAKE_ONLY = {"PYTHON", "BASE_PYTHON", "JOBS", "TESTS", "BENCH"}  # variables of the Makefile itself
+CONFIG = "CONFIG"  # the variable that all verbs take: a file with others
+_CONFIG_HELP = "A TOML file with variables, such as EPOCHS = 5, of this and of other commands; what is typed wins."
 
 
 class Field(NamedTuple):
@@ -76,7 +79,7 @@ def load_verb(name: str) -> Verb:
     """Import the function of a verb: pipeline.train_heads.train_heads; those of the cache share one module."""
     function = name.replace("-", "_")
     module = "cache" if name.startswith("cache-") else function
-    verb: Verb = getattr(import_module(f"pipeline.{module}"), function)
+    verb: Verb = getattr(import_module(f"{__package__}.{module}"), function)
     return verb
 
 
@@ -147,24 +150,47 @@ def completed(text: str, given: dict[str, str]) -> str:
     return _COMMAND.sub(complete, text)
 
 
-def flat(verb: Verb, given: frozenset[str] = frozenset()) -> Callable[..., None]:
-    """Return a command that takes every option of a verb by itself, those `given` to make from the environment."""
+def run_verb(name: str, **options: Any) -> list[str]:
+    """Run a command from Python, with its options by their names in lower case; return the lines that it prints.
 
-    def command(**values: Any) -> None:
+    Options are what the command's variables are (docs/reference.md); those that are left away have the command's
+    defaults. Raises UnknownName for what is no command or no option of it, and what the command raises.
+    """
+    if name not in VERBS:
+        raise unknown("command", name, VERBS)
+    verb = load_verb(name)
+    kinds = {field.name: field.kind for field in fields_of(verb)}
+    if strange := sorted(options.keys() - kinds.keys()):
+        raise unknown(f"option of {name}", strange[0], kinds)
+    result = call(verb, {n: typed(value) if kinds[n] is str else value for n, value in options.items()})
+    return list(result[0] if isinstance(result, tuple) else result or [])
+
+
+def flat(verb: Verb, given: frozenset[str] = frozenset(), last: bool = True) -> Callable[..., None]:
+    """Return a command that takes every option of a verb by itself, those `given` to make from the environment.
+
+    The `last` of several says what to type next.
+    """
+
+    def command(config: str, **values: Any) -> None:
         show(call(verb, values))
-        _say_next(verb.__name__.replace("_", "-"), given_to(verb, values))
+        if last:
+            _say_next(verb.__name__.replace("_", "-"), given_to(verb, values))
 
-    parameters = [_parameter(field, given) for field in fields_of(verb)]
+    parameters = [_parameter(field, given) for field in [*fields_of(verb), _CONFIG_FIELD]]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = verb.__doc__
     return command
 
 
+_CONFIG_FIELD = Field("", CONFIG.lower(), str, "", _CONFIG_HELP, {})  # read by pipeline.arguments
+
+
 def _parameter(field: Field, given: frozenset[str]) -> inspect.Parameter:
     variable = field.name.upper()
     flag = typer.Option(
-        f"--{field.name.replace('_', '-')}",
+        flag_of(field),
         help=field.about,
         envvar=variable if variable in given else None,
         show_envvar=False,
@@ -198,7 +224,7 @@ def show(result: Any) -> None:
 def _say_next(name: str, given: dict[str, str]) -> None:
     """Say what to type next, on stderr, unless make has more to do."""
     if name in NEXT and os.environ.get("FIRN_GOALS", name).split()[-1:] == [name]:
-        say(completed(f"next: make {NEXT[name]}", given))
+        say(completed(f"next: {PROGRAM} {NEXT[name]}", given))
 
 
 def check_given(name: str, given: frozenset[str], arguments: list[str]) -> None:
@@ -211,31 +237,50 @@ def check_given(name: str, given: frozenset[str], arguments: list[str]) -> None:
     verbs = [goal for goal in goals if goal in VERBS] or [name]
     for variable in sorted(v for v in given if v not in MAKE_ONLY and not v.startswith("FIRN_")):
         if variable not in own:
-            _check_taken(variable, verbs)
+            check_taken(variable, verbs)
         elif f"--{variable.lower().replace('_', '-')}" in arguments:
             raise FirnError(f"make {' '.join(goals)} has its own {variable}=; leave {variable}= away")
-        elif not os.environ.get(variable) and own[variable].default not in ("", None):
-            raise FirnError(f"{variable}= is empty; leave it away for the default, {own[variable].default}")
+        elif not os.environ.get(variable):
+            check_filled(own[variable])
 
 
-def _check_taken(variable: str, verbs: list[str]) -> None:
-    known = {field.name.upper() for verb in verbs for field in fields_of(load_verb(verb))}
+def check_filled(field: Field) -> None:
+    """Raise FirnError for a variable that is empty where it must not be."""
+    if field.default not in ("", None):
+        raise FirnError(f"{field.name.upper()}= is empty; leave it away for the default, {field.default}")
+
+
+def check_taken(variable: str, verbs: Iterable[str]) -> None:
+    """Raise FirnError, with the nearest name, for a variable that none of the verbs takes."""
+    known = {CONFIG, *(field.name.upper() for verb in verbs for field in fields_of(load_verb(verb)))}
     if variable in known:
         return
     close = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]}=?)" if close else ""
-    raise FirnError(f"make {' '.join(verbs)} takes no {variable}={hint}; it takes: {' '.join(sorted(known))}")
+    raise FirnError(f"{PROGRAM} {' '.join(verbs)} takes no {variable}={hint}; it takes: {' '.join(sorted(known))}")
 
 
-def build(arguments: list[str]) -> typer.Typer:
+def behind(flag: str, words: list[str]) -> str:
+    """Return the value of a flag among the words typed; empty without."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return words[words.index(flag) + 1] if flag in words[:-1] else ""
+
+
+def flag_of(field: Field) -> str:
+    """Return the flag of an option."""
+    return f"--{field.name.replace('_', '-')}"
+
+
+def build(arguments: list[str], *, last: bool = True) -> typer.Typer:
     """Return the command line; only the verb that was named is imported."""
     app = typer.Typer(
         help="Two-stage transfer learning for medical images: extract once, train heads in seconds, compare honestly.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=PROGRAM == "firn",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
+    app.callback()(_options)
     given = frozenset(os.environ.get("FIRN_GIVEN", "").split())
     named = arguments[0] if arguments else ""
     if named in VERBS:
@@ -244,24 +289,44 @@ def build(arguments: list[str]) -> typer.Typer:
         raise unknown("command", named, VERBS)
     for name, about in VERBS.items():
         if name == named:
-            app.command(name, short_help=about)(flat(load_verb(name), given))
+            app.command(name, short_help=about)(flat(load_verb(name), given, last))
         else:
             app.command(name, help=about)(_unread)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"firn {firn_version()}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which Firn this is.")
+    ] = False,
+) -> None:
+    """Stand for what goes before the verb."""
 
 
 def _unread() -> None:
     """Stand for a verb that was not named."""
 
 
-def run() -> int:
-    """Run what was typed; return the exit code. Raises FirnError for a user's mistake."""
-    app = build(sys.argv[1:])
-    try:
-        code = app(standalone_mode=False)  # typer turns Ctrl-C into 130, older versions into Abort
+def run_typed(arguments: list[str], *, last: bool = True) -> int:
+    """Run one verb with flags, or say what there is; return the exit code. Raises FirnError for a user's mistake."""
+    app = build(arguments or _to_complete(), last=last)
+    try:  # typer turns Ctrl-C into 130, older versions into Abort
+        code = app(arguments, standalone_mode=False, prog_name=PROGRAM if PROGRAM == "firn" else None)
     except Exception as error:
-        raise _explained(error, sys.argv[1:]) from None
+        raise _explained(error, arguments) from None
     return code if isinstance(code, int) else 0
+
+
+def _to_complete() -> list[str]:
+    """Return the words behind the program that a shell wants to have completed."""
+    words = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")  # of bash, of others
+    return [word for word in words.split()[1:2] if word in VERBS]
 
 
 def _explained(error: Exception, arguments: list[str]) -> Exception:
@@ -280,5 +345,4 @@ def _explained(error: Exception, arguments: list[str]) -> Exception:
 
 def _came(field: Field, arguments: list[str]) -> str:
     """Return what was typed for an option, behind its flag or as a variable of make."""
-    flag, words = f"--{field.name.replace('_', '-')}", " ".join(arguments).replace("=", " ").split()
-    return words[words.index(flag) + 1] if flag in words else os.environ.get(field.name.upper(), "")
+    return behind(flag_of(field), arguments) or os.environ.get(field.name.upper(), "")

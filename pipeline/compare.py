@@ -1,33 +1,80 @@
-"""compare: all runs of a data set -> ranked table, results, curves and the HTML page."""
+"""compare: all runs of a data set -> ranked table, results, curves and the HTML page; or any two of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from features.datasets.columns import further_columns
-from features.options import DATA, Taking
+from features.errors import FirnError, unknown
+from features.options import DATA, Taking, option
 from features.storage import artifacts_root
-from models.runs.compare import compare_runs
+from models.runs.compare import compare_runs, run_names
 from models.runs.examination import ExaminationOptions
-from models.runs.options import ModelSelector
+from models.runs.options import RUN, ModelSelector
+from models.runs.pair import compare_two
+from models.runs.record import Run, load_record, load_run
 from pipeline.render.html_page import write_report
+from pipeline.render.pair_table import print_pair, verdict_of_pair
 from pipeline.render.terminal import print_table
 
-Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", "labels", "protocol")]
+
+@dataclass(frozen=True)
+class MarginOptions:
+    """Against which margin runs may be called equivalent."""
+
+    margin: float = option(0.0, "A difference in ROC AUC too small to matter, such as 0.02; 0 claims nothing.", min=0)
 
 
-def compare(runs: Compared, how: ExaminationOptions) -> list[str]:
+@dataclass(frozen=True)
+class PairOptions:
+    """Two runs alone."""
+
+    a: str = option("", "The name or folder of a run that is compared with B alone.")
+    b: str = option("", "The name or folder of the other run.")
+
+    def __post_init__(self) -> None:
+        """Refuse one without the other."""
+        if bool(self.a) != bool(self.b):
+            raise FirnError("expected A= and B= together, each the name of a run as compare prints it, or its folder")
+
+
+Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", *RUN)]
+
+
+def compare(runs: Compared, how: ExaminationOptions, pair: PairOptions, against: MarginOptions) -> list[str]:
     """Compare all runs of a data set under one protocol, or those of the given backbones; return the page's path.
 
     The choice is made by out-of-fold predictions; test images are only reported. Of the chosen run there are scores by
-    subgroup, for each further column of the data set's table, and by patient. Raises CacheError where there is no run,
-    BadDataset for a table that is not of these images.
+    subgroup, for each further column of the data set's table, and by patient. Of two runs that are named the
+    differences are printed instead. Raises CacheError where there is no run, BadDataset for a table that is not of
+    these images.
     """
     from rich.console import Console
 
+    out = Console()
+    out = out if out.is_terminal else Console(width=100)
+    if pair.a:
+        two = compare_two(*_named(pair, runs), seed=runs.data.seed, margin=against.margin)
+        print_pair(two, out)
+        return [verdict_of_pair(two)]
     found = runs.load_all()
     columns = further_columns(runs.data.load(), how.columns)
-    result = compare_runs(found, how, columns, seed=runs.data.seed)
-    out = Console()
-    print_table(result, out if out.is_terminal else Console(width=100))
+    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin)
+    print_table(result, out)
     return [str(write_report(result, found, artifacts_root() / "compare" / found[0].record.root.name))]
+
+
+def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:
+    """Return the two runs, by their folders or by the names that the comparison of the data set gives them."""
+    known: dict[str, Run] = {}
+    if any(load_record(Path(name)) is None for name in (pair.a, pair.b)):
+        every = runs.load_all()
+        known = dict(zip(run_names(every), every, strict=True))
+    found = []
+    for name in (pair.a, pair.b):
+        if load_record(Path(name)) is None and name not in known:
+            raise unknown("run", name, known)
+        found.append(known[name] if name in known else load_run(Path(name)))
+    return found

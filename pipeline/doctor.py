@@ -20,7 +20,7 @@ from features.images import Geometry
 from features.inspection.diagnoses import Case, Diagnosis, diagnose
 from features.inspection.survey import Examination, examine, sample
 from features.options import ExtractOptions, FeatureOptions, Taking
-from features.progress import printable, shown
+from features.progress import duration, printable, shown
 from features.request import DEFAULT_PREPROCESS, Request, resolve
 from features.storage import artifacts_root, write_whole
 from features.views import choose_blocks
@@ -210,16 +210,10 @@ def _of_cost(case: Case, requests: Sequence[Request], cost: _Cost | None) -> lis
     ]
     if cost.rate:
         lines.append(
-            f"time      about {_duration(len(case.dataset) / cost.rate)}: an estimate from {cost.timed:,} images, "
+            f"time      about {duration(len(case.dataset) / cost.rate)}: an estimate from {cost.timed:,} images, "
             f"{cost.rate:,.0f} a second"
         )
     return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _told(case: Case, cost: _Cost | None, diagnoses: Sequence[Diagnosis], verdict: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from features.storage import artifacts_root, slug, write_whole
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, evidence_of, image_seen
 from models.heads import HEADS
 from models.runs.compare import choose
-from models.runs.options import ModelSelector
+from models.runs.options import RUN, ModelSelector
 from models.runs.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
 from models.runs.record import FINETUNED, Run
 from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
@@ -38,7 +38,7 @@ class SheetOptions:
     per_row: int = option(6, "Images in a line of the sheet.", min=2)
 
 
-Explained = Annotated[ModelSelector, Taking(*DATA, "backbone", "heads", "labels", "protocol")]
+Explained = Annotated[ModelSelector, Taking(*DATA, "backbone", "heads", *RUN)]
 
 
 def explain(runs: Explained, sheet: SheetOptions, features: Annotated[FeatureOptions, Taking("weights")]) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -28,10 +28,7 @@ from models.runs.options import ModelSelector
 from pipeline.bundle import bundled
 from pipeline.render.model_card import Exported, render_card
 
-if TYPE_CHECKING:
-    pass
-
-MOST = 24  # images that it is checked on
+MOST = 48  # images that it is checked on
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def export(model: ModelSelector, to: ExportOptions, how: Annotated[BundleOptions
     """Write a bundle in one of FORMATS, with its card (.md) and facts (.json); return a summary and the path.
 
     It is opened in the runtime that it is for and compared on images: those of `images`, else test images of the
-    data set, else drawn ones. Raises FirnError where it differs, in float32, by more than PARITY; UnknownName.
+    data set, else drawn ones. Raises FirnError where it differs by more than `Agreement.check` allows.
     """
     from models.predictor.loading import load
 
@@ -69,11 +66,14 @@ def export(model: ModelSelector, to: ExportOptions, how: Annotated[BundleOptions
         row.write(module, side, unproven)
         trial = _trial(to.images, predictor.contents, model.bundle)
         found = check_export(row.open(unproven), module, predictor, trial)
-        card = _card(predictor.contents, Exported(target.name, row.about, side, NAMES, found))
+        if found.doubt:
+            say(f"warning: {found.doubt}")
+        words = ". ".join(filter(None, [found.words, found.doubt]))
+        card = _card(predictor.contents, Exported(target.name, row.about, side, NAMES, words))
         os.replace(unproven, target)
     write_whole(target.with_suffix(".md"), [card.encode()])
     write_whole(target.with_suffix(".json"), [_facts(predictor.contents, predictor.geometry).encode()])
-    return [f"ready: {predictor.contents.name} as {to.format}; {found}", str(target)]
+    return [f"ready: {predictor.contents.name} as {to.format}; {found.words}", str(target)]
 
 
 def _stem(model: Path) -> str:
@@ -113,7 +113,7 @@ def _trial(images: str, contents: Contents, given: Path | None) -> Trial:
         read = [dataset.source.read(dataset.ids[i]) for i in at]
     except FirnError as error:
         say(f"the export is checked on drawn images: {error}")
-        return Trial(f"{len(drawn)} drawn images", [*drawn])
+        return Trial(f"{len(drawn)} drawn images", [*drawn], drawn=True)
     return Trial(f"{len(read)} images of {dataset.name}", [*read])
 
 

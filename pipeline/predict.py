@@ -163,7 +163,12 @@ def threshold_of_groups(predictor: Predictor, how: str, point: str) -> float | N
 def _write_tables(found: Prediction, names: dict[str, str], folder: Path, stated: Stated | None) -> None:
     """Write predictions.csv and unreadable.csv, and name the first files that could not be read."""
     write_whole(folder / "predictions.csv", [csv_lines(predictions_table(found, names, stated))])
-    unreadable = [(names[path], why.removeprefix(f"{path}: ")) for path, why in found.left_out.items()]
+    write_unreadable(found, names, folder)
+
+
+def write_unreadable(found: Prediction, names: dict[str, str], folder: Path) -> None:
+    """Write unreadable.csv, and name the first files that could not be read."""
+    unreadable = [(names.get(path, path), why.removeprefix(f"{path}: ")) for path, why in found.left_out.items()]
     write_whole(folder / "unreadable.csv", [csv_lines([("path", "reason"), *unreadable])])
     for name, why in unreadable[:_TOLD]:
         say(printable(f"left out {name}: {why}"))

@@ -12,12 +12,15 @@ from features.progress import say
 from features.storage import artifacts_root, write_whole
 from models.runs.compare import compare_runs
 from models.runs.examination import ExaminationOptions
-from pipeline.compare import Compared
+from pipeline.compare import Compared, MarginOptions
 from pipeline.render.html_page import GALLERY, write_report
 
 
 def report(
-    runs: Compared, features: Annotated[FeatureOptions, Taking("weights")], how: ExaminationOptions
+    runs: Compared,
+    how: ExaminationOptions,
+    against: MarginOptions,
+    features: Annotated[FeatureOptions, Taking("weights")],
 ) -> list[str]:
     """Compare as `compare` does and write the page with a gallery of errors; return the page's path.
 
@@ -28,7 +31,8 @@ def report(
 
     found = runs.load_all()
     dataset = runs.data.load()
-    result = compare_runs(found, how, further_columns(dataset, how.columns), seed=runs.data.seed)
+    columns = further_columns(dataset, how.columns)
+    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin)
     folder, why_not = artifacts_root() / "compare" / found[0].record.root.name, ""
     try:
         gallery = make_gallery(result, found, dataset, features.weights)

@@ -25,7 +25,7 @@ from features.storage import artifacts_root, make_folder
 from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
-from models.runs.options import HeadOptions, ModelSelector, RunOptions
+from models.runs.options import RUN, HeadOptions, ModelSelector, RunOptions, SeedOptions
 from models.runs.record import FINETUNED, Run, RunRecord, load_record, load_run, load_runs
 from models.runs.scores import shown
 
@@ -68,7 +68,7 @@ def make_again(run: Run, bases: Sequence[Run], machine: FeatureOptions) -> Run:
     if run.record.bases:
         _stacked(run.record)
     name = run.record.data.load().name  # images that have moved are a data set of another name
-    for found in load_runs(name, run.record.labels, run.record.protocol):
+    for found in load_runs(name, *run.record.scheme):
         if all(getattr(found.record, n) == getattr(run.record, n) for n in ("head", "backbone", "view", "pool")):
             return found
     raise CacheError(f"making {run.name} again gave no run of that name; its recipe has changed since")
@@ -88,7 +88,7 @@ def _headed(record: RunRecord, features: FeatureOptions) -> None:
     if not isinstance(features.data.load().source, Packed):
         extract(features, ExtractOptions(maps=" ".join(_maps(record))))
     view = HeadOptions(record.head, record.asked_blocks, record.pool or "avg")
-    train_heads(features, view, RunOptions(record.labels, record.protocol), TrainOptions())
+    train_heads(features, view, RunOptions(*record.scheme), TrainOptions(), SeedOptions())
 
 
 def _finetuned(record: RunRecord, features: FeatureOptions) -> None:
@@ -99,7 +99,7 @@ def _finetuned(record: RunRecord, features: FeatureOptions) -> None:
     how["batch_size"] = how.get("batch")
     known = {name: how[name] for name in FinetuneOptions.__dataclass_fields__ if name in how}
     options = FinetuneOptions(blocks=record.asked_blocks, **known)
-    finetune(features, options, RunOptions(record.labels, record.protocol))
+    finetune(features, options, RunOptions(*record.scheme))
 
 
 _MAKERS = {FINETUNED: _finetuned}  # heads that are not trained by train-heads
@@ -108,8 +108,10 @@ _MAKERS = {FINETUNED: _finetuned}  # heads that are not trained by train-heads
 def _stacked(record: RunRecord) -> None:
     from models.runs.stack import train_stack
 
-    run = RunOptions(record.labels, record.protocol)
-    train_stack(record.data.load().name, record.data, run, record.backbone.split("+"), tuple(HEADS))
+    run = RunOptions(*record.scheme)
+    train_stack(
+        record.data.load().name, record.data, run, record.backbone.split("+"), tuple(HEADS), nest=record.nested > 0
+    )
 
 
 class Budget(NamedTuple):
@@ -142,7 +144,7 @@ class RecordedOptions:
     run: str = option("", "The folder of a run; empty is the run that validation chooses of DATASET.")
 
 
-Chosen = Annotated[ModelSelector, Taking(*DATA, "backbone", "heads", "labels", "protocol")]
+Chosen = Annotated[ModelSelector, Taking(*DATA, "backbone", "heads", *RUN)]
 Machine = Annotated[FeatureOptions, Taking("device", "weights")]
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from features.errors import ConstantFeatures, FirnError, unknown
 from features.options import FeatureOptions, option
-from features.progress import heard, say
+from features.progress import LONG, duration, heard, say
 from features.request import open_features
 from models.heads import HEADS
+from models.runs.durations import Training, guess
 from models.runs.features import Stage
 from models.runs.on_ray import Order, train_on_ray
-from models.runs.options import HeadOptions, RunOptions
+from models.runs.options import HeadOptions, RunOptions, SeedOptions
 from models.runs.search import search
 from models.runs.stack import train_stack
 
@@ -36,31 +37,36 @@ class TrainOptions:
             raise FirnError("BUDGET= learns from each run which one to try next; leave ENGINE= away, or BUDGET=")
 
 
-def train_heads(features: FeatureOptions, view: HeadOptions, run: RunOptions, how: TrainOptions) -> list[str]:
+def train_heads(
+    features: FeatureOptions, view: HeadOptions, run: RunOptions, how: TrainOptions, spread: SeedOptions
+) -> list[str]:
     """Train heads on the cached features of one or several backbones, or on a pack; return one line per run.
 
     Each head is fitted on four fifths of the training images' groups to predict the fifth, five times, and once on
     all of them to predict the test images; `protocol` "cv" takes all images instead, three times over. Runs that
     are there already are not trained again. Backbones joined by + are one view. With a `budget` in seconds views and
     heads are searched; blocks and pool are then the search's own. The `engine` "ray" trains runs side by side.
+    With several `seeds` runs but stacks are trained so often, and how far their scores spread is recorded.
     """
+    if how.budget and spread.seeds > 1:
+        raise FirnError("SEEDS= trains each run several times, BUDGET= as many runs as it can; leave one of them away")
     until = time.monotonic() + how.budget if how.budget else math.inf
     dataset, names = features.data.load(), _of_features(view.names)
     stages = [Stage(open_features(dataset, features, term), features.data, run, until=until) for term in features.terms]
     if how.budget:
         return search(dataset.name, stages, view.names)
+    with heard():  # what is left out is said below
+        each = [(stage, term, name) for stage, term in zip(stages, features.terms, strict=True) for name in names]
+        lacking = [
+            one for one in each if one[0].lacks(one[2], view.blocks, view.pool, insist=view.insist, seeds=spread.seeds)
+        ]
     if how.engine == "ray":
-        with heard():  # what is left out is said below
-            each = [(stage, term, name) for stage, term in zip(stages, features.terms, strict=True) for name in names]
-            lacking = [
-                (term, name)
-                for stage, term, name in each
-                if stage.lacks(name, view.blocks, view.pool, insist=view.insist)
-            ]
-        train_on_ray([Order(term, name, features, view, run) for term, name in lacking])
+        train_on_ray([Order(term, name, features, view, run, spread.seeds) for _, term, name in lacking])
+    else:
+        _say_before([Training(name, stage.name, len(dataset)) for stage, _, name in lacking])
     lines = []
     for stage in stages:
-        lines += _trained(stage, names, view)
+        lines += _trained(stage, names, view, spread.seeds)
     bases = names or _of_features(tuple(HEADS))  # alone, a stack combines all heads that are there
     stacks = [name for name in view.names if HEADS[name].input == "runs"]
     backbones = [stage.name for stage in stages]
@@ -69,12 +75,21 @@ def train_heads(features: FeatureOptions, view: HeadOptions, run: RunOptions, ho
     ]
 
 
-def _trained(stage: Stage, names: Sequence[str], view: HeadOptions) -> list[str]:
+def _say_before(trainings: Sequence[Training]) -> None:
+    """Say how long it takes, where that is long and such heads were trained before."""
+    found = guess(trainings)
+    if found.seconds > LONG:
+        but = f"; of {', '.join(found.unknown)} nothing is known yet" if found.unknown else ""
+        some = f"{found.known} training{'s' * (found.known > 1)}"
+        say(f"{some}: about {duration(found.seconds)}, by earlier runs of these heads{but}")
+
+
+def _trained(stage: Stage, names: Sequence[str], view: HeadOptions, seeds: int) -> list[str]:
     """Train heads on one view; one that constant features stop is told, and the others are trained."""
     lines, stopped = [], list[ConstantFeatures]()
     for name in names:
         try:
-            folder = stage.train(name, view.blocks, view.pool, insist=view.insist)
+            folder = stage.train(name, view.blocks, view.pool, insist=view.insist, seeds=seeds)
         except ConstantFeatures as error:
             say(f"{name} on {stage.name} is left out: {error}")
             stopped.append(error)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,13 +22,14 @@ from models.finetuning.settings import FinetuneOptions
 from models.finetuning.train import best_epoch
 from models.heads import HEADS
 from models.metrics import score
-from models.runs.compare import paired, verdicts
+from models.runs.compare import against_each_other
 from models.runs.features import Stage
 from models.runs.finetune import finetuned, finetuned_once, write_backbone
-from models.runs.options import HeadOptions, RunOptions
+from models.runs.options import HeadOptions, RunOptions, SeedOptions
 from models.runs.record import Run, load_run
-from models.runs.results import DetourRow, DetourStep, TransferResult
+from models.runs.results import DetourRow, DetourStep, TransferResult, Verdict
 from models.runs.scores import LEVEL, as_dict, number, shown
+from models.runs.seeds import difference_over_seeds
 from pipeline.extract import extract
 from pipeline.render.transfer_report import detour_lines
 
@@ -57,15 +58,22 @@ Protocol = Annotated[RunOptions, Taking(protocol="cv")]
 
 
 def transfer(
-    way: TransferOptions, features: Backbone, view: Heads, finetuning: FinetuneOptions, run: Protocol
+    way: TransferOptions,
+    features: Backbone,
+    view: Heads,
+    finetuning: FinetuneOptions,
+    run: Protocol,
+    spread: SeedOptions,
 ) -> list[str]:
     """Fine-tune a backbone on the source (then on `shared`); compare it, on the target, with the backbone as it came.
 
     Heads are trained on the target's features of both, in the same folds; with `thaw` both are fine-tuned on the
-    target too. Returns the report's lines, the last two with the paths of transfer.md and transfer.json. Raises
-    FirnError for a target that is among the domains, BadDataset for images of the target that lie in one of them.
+    target too. With several `seeds` heads are trained so often, and the detour helps or hurts only where its difference
+    exceeds the spread over them too. Returns the report's lines, the last two with the paths of transfer.md and
+    transfer.json. Raises FirnError for a target that is among the domains, BadDataset for images of the target that
+    lie in one of them.
     """
-    names, how = _of_features(view), _How(features, finetuning, features.data.seed)
+    names, how = _of_features(view), _How(features, finetuning, features.data.seed, spread.seeds)
     backbone = features.backbone or "resnet18"
     places = (*way.passed, way.target)
     titles = _different([load_dataset(name, seed=how.seed).name for name in places])
@@ -84,6 +92,7 @@ def transfer(
     ]
     say(f"next: {make_command('compare', run, dataset=way.target, seed=how.seed or '')}")
     return _written(
+        run,
         TransferResult(
             passed=titles[:-1],
             target=titles[-1],
@@ -91,6 +100,8 @@ def transfer(
             detour=detour,
             labels=run.labels,
             protocol=run.protocol,
+            folds=pairs[0][0].record.folds,
+            repeats=pairs[0][0].record.repeats,
             seed=how.seed,
             n_bootstrap=DRAWS,
             level=LEVEL,
@@ -99,7 +110,7 @@ def transfer(
             steps=steps,
             distances=distances,
             rows=_rows(pairs, how.seed),
-        )
+        ),
     )
 
 
@@ -127,6 +138,7 @@ class _How:
     features: FeatureOptions
     finetuning: FinetuneOptions
     seed: int
+    seeds: int
 
     def asked(self, dataset: str, backbone: str) -> FeatureOptions:
         """Return the options for one backbone on one data set."""
@@ -163,7 +175,7 @@ class _How:
 
     def head(self, dataset: str, backbone: str, name: str, run: RunOptions) -> Run:
         """Return the run of a head on the target."""
-        folder = self.stage(dataset, backbone, run).train(name)
+        folder = self.stage(dataset, backbone, run).train(name, seeds=self.seeds)
         assert folder is not None  # insisting raises instead
         return load_run(folder)
 
@@ -198,13 +210,22 @@ def _told(found: Distances) -> dict[str, Any]:
 
 
 def _rows(pairs: Sequence[tuple[Run, Run]], seed: int) -> list[DetourRow]:
-    """Return for each head both ways with scores, and the test of their difference, Holm-corrected for all."""
+    """Return for each head both ways with scores, and the test of their difference, simultaneous for all."""
     parts = [(shown(direct), shown(detour)) for direct, detour in pairs]
-    tests = verdicts([paired(a, b, seed=seed, n_bootstrap=DRAWS) for a, b in parts])
-    return [
-        DetourRow(direct.record.head, direct.record.view, _scored(direct, seed), _scored(detour, seed), test)
-        for (direct, detour), test in zip(pairs, tests, strict=True)
-    ]
+    rows = []
+    for (direct, detour), test in zip(pairs, against_each_other(parts, seed=seed, n_bootstrap=DRAWS), strict=True):
+        seeds = difference_over_seeds(direct.record, detour.record)
+        ways = (_scored(direct, seed), _scored(detour, seed))
+        rows.append(DetourRow(direct.record.head, direct.record.view, *ways, steady(test, seeds), seeds))
+    return rows
+
+
+def steady(test: Verdict, seeds: Mapping[str, float] | None) -> Verdict:
+    """Return a verdict that says "within seeds" of a difference whose sign other seeds may turn round."""
+    if seeds is None or test.verdict not in ("higher", "lower"):
+        return test
+    beyond = seeds["low"] > 0 if test.verdict == "higher" else seeds["high"] < 0
+    return test if beyond else replace(test, verdict="within seeds")
 
 
 def _scored(run: Run, seed: int) -> dict[str, Any]:
@@ -213,11 +234,12 @@ def _scored(run: Run, seed: int) -> dict[str, Any]:
     return {"folder": str(run.folder), **{name: as_dict(scores[name]) for name in REPORTED}}
 
 
-def _written(result: TransferResult) -> list[str]:
+def _written(run: RunOptions, result: TransferResult) -> list[str]:
     """Write transfer.md and transfer.json; return the report and their paths."""
     way = "-".join([*result.passed, result.target, result.backbone])
-    pairs = ((result.labels, "classes"), (result.protocol, "cv"))
-    folder = artifacts_root() / "transfer" / slug("-".join([way, *(value for value, usual in pairs if value != usual)]))
+    pairs = ((run.labels, "classes"), (run.protocol, "cv"), (f"{run.folds}-folds", "0-folds"))
+    more = [value for value, usual in (*pairs, (f"{run.repeats}-repeats", "0-repeats")) if value != usual]
+    folder = artifacts_root() / "transfer" / slug("-".join([way, *more]))
     lines = detour_lines(result)
     write_whole(folder / "transfer.md", ["\n".join(lines).encode() + b"\n"])
     write_whole(folder / "transfer.json", [json.dumps(result.to_json(), indent=1, allow_nan=False).encode()])

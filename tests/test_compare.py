@@ -7,17 +7,21 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import stored
 from rich.console import Console
 from runs_for_tests import draw_predictions, draw_runs, make_run
+from verbs_for_tests import verb
 
-from features.errors import CacheError
-from models.metrics import METRICS, bootstrap_test, compare_with, delong_test, operating_points, score
+from features.errors import CacheError, FirnError, UnknownName
+from models.metrics import METRICS, Interval, bootstrap_test, claim, compare_with, delong_test, operating_points, score
 from models.runs.compare import compare_runs, run_names
-from models.runs.record import Run
+from models.runs.pair import compare_two
+from models.runs.record import Run, load_runs
 from models.runs.results import ComparisonResult
 from models.runs.scores import as_dict
 from models.validation.predictions import Predictions
@@ -262,7 +266,8 @@ def test_table_fits_and_marks_ties(two: tuple[list[Run], dict[str, Any]]) -> Non
     assert all(row["name"] in line for row, line in zip(results["runs"], (chosen, tie, lower), strict=True))
     area = results["runs"][0]["test"]["roc_auc"]
     assert f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]" in chosen
-    assert (chosen.split()[-1], tie.split()[-2:], lower.split()[-1]) == ("chosen", ["≈", "tie"], "lower")
+    assert (chosen.split()[-1], tie.split()[-1], lower.split()[-1]) == ("chosen", "open", "lower")
+    assert "open: no detectable difference" in text
     assert results["summary"] in " ".join(text.split())
     assert "out-of-fold" in text
     assert max(map(len, printed(results, 60).splitlines())) <= 60
@@ -274,6 +279,96 @@ def test_names_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[red]evil" in text
+
+
+def test_equivalence_is_claimed_against_a_stated_margin_only(two: tuple[list[Run], dict[str, Any]]) -> None:
+    runs, plain = two
+    assert {row["against_chosen"]["claim"] for row in plain["runs"][1:]} == {""}
+    bounds = [row["against_chosen"]["difference"] for row in plain["runs"][1:]]
+    wide, narrow = max(max(-d["low"], d["high"]) for d in bounds) + 1e-9, -bounds[0]["low"] + 1e-9
+    assert narrow > bounds[0]["high"]
+    results = compared(runs, n_bootstrap=DRAWS, seed=3, margin=wide)
+    assert [row["against_chosen"]["claim"] for row in results["runs"][1:]] == [f"equivalent within {wide:g}"] * 2
+    assert [row["against_chosen"]["difference"] for row in results["runs"][1:]] == bounds
+    assert "equivalent" in printed(results)
+    assert f"MARGIN={wide:g}" in results["commands"][-1]
+    assert "stated (MARGIN=), not found" in results["protocol"][4]
+    results = compared(runs, n_bootstrap=DRAWS, seed=3, margin=narrow)
+    assert [row["against_chosen"]["claim"] for row in results["runs"][1:]] == [f"equivalent within {narrow:g}", ""]
+    results = compared(runs, n_bootstrap=DRAWS, seed=3, margin=narrow - 1e-6)
+    assert results["runs"][1]["against_chosen"]["claim"] == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.019, 0.019, "equivalent within 0.02"),
+        (-0.019, 0.021, "not worse by more than 0.02"),
+        (-0.02, 0.01, ""),
+        (-0.03, 0.03, ""),
+        (math.nan, math.nan, ""),
+    ],
+)
+def test_claims(low: float, high: float, said: str) -> None:
+    """The whole interval, ends included, has to be on the right side; what has no interval claims nothing."""
+    assert claim(Interval(0.0, low, high), 0.02) == said
+
+
+def test_two_runs_alone(two: tuple[list[Run], dict[str, Any]]) -> None:
+    """DeLong of the areas, the paired bootstrap of all else, each run at its own threshold."""
+    runs, results = two
+    found = compare_two(runs[0], runs[2], seed=3, n_bootstrap=DRAWS, margin=0.05)
+    parts = [run.predictions.part(test=True) for run in (runs[0], runs[2])]
+    scores = [part.proba[:, 1] for part in parts]
+    assert found.differences["roc_auc"].test == delong_test(parts[0].y, *scores, parts[0].groups)
+    by_name = {row["name"]: row for row in results["runs"]}
+    for name in ("roc_auc", "sensitivity", "specificity", "brier"):
+        row = found.differences[name]
+        sides = [by_name[run.name]["test"][name]["value"] for run in (runs[0], runs[2])]
+        assert [row.a, row.b] == pytest.approx(sides)
+        assert row.test.difference.value == pytest.approx(sides[0] - sides[1])
+        assert row.test.difference.low < row.test.difference.value < row.test.difference.high
+    assert (found.tested, found.images, found.groups) == (True, 80, 40)
+    assert found.claim == "not worse by more than 0.05"
+    same = compare_two(runs[0], runs[0], seed=3, n_bootstrap=DRAWS).differences["roc_auc"]
+    assert (same.test.difference.value, same.test.p_value) == (0.0, 1.0)
+
+
+def test_two_runs_out_of_fold_are_each_at_the_threshold_of_its_other_folds() -> None:
+    runs = draw_runs(2, train=120, test=0)
+    results = compared(runs, n_bootstrap=DRAWS)
+    by_name = {row["name"]: row for row in results["runs"]}
+    found = compare_two(runs[0], runs[2], n_bootstrap=DRAWS)
+    for name, row in found.differences.items():
+        for run, value in ((runs[0], row.a), (runs[2], row.b)):
+            assert value == pytest.approx(by_name[run.name]["validation"][name]["value"]), name
+    assert not found.tested
+
+
+def test_two_runs_by_name_and_by_folder(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names as the table prints them, or folders, which need no data set; the last line is the verdict."""
+    folder = str(workshop / "spots")
+    runs = load_runs(stored("spots"))
+    (name, other), (place, _) = run_names(runs)[:2], [str(run.folder) for run in runs[:2]]
+    (line,) = verb("compare", folder, a=name, b=other)
+    printed = capsys.readouterr().out
+    assert f"A: {name}" in printed
+    assert "PROTOCOL=split: the same 8 test images" in printed
+    assert line.startswith("ROC AUC: ")
+    assert verb("compare", folder, a=place, b=other) == [line]
+    assert verb("compare", "no-such-set", a=place, b=place)[0].startswith("ROC AUC: no detectable difference")
+    with pytest.raises(UnknownName, match=r"unknown run .*known: "):
+        verb("compare", folder, a=name, b="none")
+    with pytest.raises(FirnError, match="A= and B= together"):
+        verb("compare", folder, a=name)
+
+
+def test_two_runs_of_two_protocols_are_not_compared() -> None:
+    p = draw_predictions(2, strength=1.0)
+    with pytest.raises(CacheError, match=r"PROTOCOL=split and .* under cv.*run: make train-heads"):
+        compare_two(make_run(p), make_run(p, "knn", protocol="cv"))
+    with pytest.raises(CacheError, match="different images"):
+        compare_two(make_run(p), make_run(draw_predictions(2, strength=1.0, seed=1), "knn"))
 
 
 def test_no_interval_is_outside_its_metric(two: tuple[list[Run], dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ from conftest import draw, stored
 from test_heads import drawn
 from verbs_for_tests import compare, extract, train_heads
 
-from features.errors import BadDataset, CacheError, UnknownName
+from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import View
 from models.heads import make_head
-from models.runs.record import load_runs
-from models.validation.cross_validation import PROTOCOLS, OutOfTime, fit, folds_of
+from models.heads.stacking import vote_out_of_fold
+from models.metrics import METRICS
+from models.runs.nesting import pair_predictions
+from models.runs.record import load_run, load_runs
+from models.validation.cross_validation import PROTOCOLS, OutOfTime, fit, folds_of, without_pairs
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
 
@@ -69,6 +73,82 @@ def test_nobody_predicts_what_it_has_seen(name: str) -> None:
     assert not np.array_equal(repeats[0], repeats[1] - 5)
 
 
+def test_a_pair_of_folds_is_left_out_together() -> None:
+    """What is said of a row without a fold is said by a head that has seen neither that fold nor the row's own."""
+    view = a_view().take(a_view().splits == "train")
+    (folds,) = folds_of(view.y, view.groups, PROTOCOLS["split"], seed=1)
+    Witness.seen = []
+    found = without_pairs(Witness, view, folds, lambda done, total: None)  # type: ignore[arg-type]
+    assert found is not None
+    assert len(Witness.seen) == 10
+    for fold in range(5):
+        for row in np.flatnonzero(folds != fold):
+            seen = Witness.seen[round(100 * found[fold, row, 1]) - 1]
+            assert seen == set(view.groups[(folds != fold) & (folds != folds[row])])
+    assert without_pairs(Witness, view, folds % 3, lambda done, total: None) is None  # type: ignore[arg-type]
+
+
+def test_a_stack_does_not_know_the_labels_that_it_is_scored_on() -> None:
+    """Other labels in a fold leave the vote on that fold as it was; in a plain stack they change its weights."""
+    view = a_view().take(a_view().splits == "train")
+    (folds,) = folds_of(view.y, view.groups, PROTOCOLS["split"], seed=1)
+    own, votes = folds == 2, []
+    for y in (view.y, np.where(own, 1 - view.y, view.y)):
+        found = []
+        for name, X in (("ridge", view.X), ("lda", view.X[:, ::2])):
+            part = without_pairs(partial(make_head, name), view._replace(X=X, y=y), folds, lambda done, total: None)
+            assert part is not None
+            held = np.zeros((len(y), 2))
+            for fold in range(5):
+                at = folds == fold
+                held[at] = make_head(name).fit(X[~at], y[~at], view.groups[~at]).predict_proba(X[at])
+            found.append((held, part.swapaxes(0, 1)))
+        X = np.stack([held for held, _ in found], axis=1)
+        nested_pairs = [pair for _, pair in found]
+        votes += [vote_out_of_fold(X, pairs, y, folds)[own] for pairs in (nested_pairs, [None, None])]
+    nested, plain, nested_after, plain_after = votes
+    np.testing.assert_allclose(nested, nested_after, atol=1e-6)
+    assert np.abs(plain - plain_after).max() > 0.005
+
+
+class LeastSquares(Witness):
+    """A quick head: ridge regression with a fixed penalty."""
+
+    def fit(self, X, y, groups=None):  # type: ignore[no-untyped-def]
+        Z, self.mean = X - X.mean(axis=0), X.mean(axis=0)
+        self.weights = np.linalg.solve(Z.T @ Z + 0.1 * len(Z) * np.eye(X.shape[1]), Z.T @ (y - y.mean()))
+        return self
+
+    def predict_proba(self, X):  # type: ignore[no-untyped-def]
+        positive = 1 / (1 + np.exp(-4 * (X - self.mean) @ self.weights))
+        return np.stack([1 - positive, positive], axis=1)
+
+
+def test_a_stack_of_noise_is_worth_nothing() -> None:
+    """Of noise in patients with images of both classes a nested stack makes 0.5, a plain one chooses what fits."""
+    areas = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(16), 6)
+        y = (rng.random(96) < rng.beta(0.7, 0.7, 16)[groups]).astype(np.int64)
+        X = rng.normal(size=(16, 4, 6))[groups] + 0.3 * rng.normal(size=(96, 4, 6))
+        names = groups.astype(np.str_)
+        (folds,) = folds_of(y, names, PROTOCOLS["split"], seed=seed)
+        held, pairs = np.zeros((96, 4, 2)), []
+        for m in range(4):
+            part = View(X[:, m], y, names, names, names)
+            found = without_pairs(LeastSquares, part, folds, lambda done, total: None)  # type: ignore[arg-type]
+            pairs.append(None if found is None else found.swapaxes(0, 1))
+            for fold in range(5):
+                own = folds == fold
+                held[own, m] = LeastSquares().fit(X[~own, m], y[~own]).predict_proba(X[own, m])
+        votes = [vote_out_of_fold(held, way, y, folds) for way in (pairs, [None] * 4)]
+        areas.append([METRICS["roc_auc"](y, proba, folds=folds) for proba in votes])
+    nested, gaps = np.transpose(areas)[0], np.diff(areas, axis=1)
+    assert abs(nested.mean() - 0.5) < 2.5 * nested.std() / len(areas) ** 0.5
+    assert gaps.mean() > 2.5 * gaps.std() / len(areas) ** 0.5
+
+
 def test_time_is_up() -> None:
     """Past its time a fit stops after the fold at hand."""
     Witness.seen = []
@@ -101,6 +181,13 @@ def test_cross_validation_and_its_stack(drawn_set: str) -> None:
     stack = runs["stack"]
     assert stack.record.repeats == 3
     assert len(stack.predictions.y) == 3 * 64
+    assert stack.record.nested == 2
+    pairs = pair_predictions(runs["lda"], runs["lda"].record.data)
+    assert pairs is not None
+    assert pairs.shape == (3 * 64, 5, 2)
+    inputs = np.stack([run.predictions.proba for run in (runs["knn"], runs["lda"])], axis=1)
+    plain = vote_out_of_fold(inputs[:64], [None, None], stack.predictions.y[:64], stack.predictions.fold[:64])
+    assert not np.allclose(plain, stack.predictions.proba[:64], atol=1e-6)
     assert np.array_equal(stack.predictions.fold, runs["lda"].predictions.fold)
     page = Path(compare(drawn_set, protocol="cv"))
     results = json.loads((page.parent / "results.json").read_text())
@@ -110,10 +197,74 @@ def test_cross_validation_and_its_stack(drawn_set: str) -> None:
     assert "PROTOCOL=cv" in results["commands"][-1]
     assert any("HEADS=stack" in command for command in results["commands"])
     assert "3 times over" in results["protocol"][0]
+    assert results["protocol"][0].endswith("by models that had seen neither.")
     with pytest.raises(CacheError, match=r"no trained heads of spots-\w+ yet"):
         compare(drawn_set)
     with pytest.raises(UnknownName, match="unknown protocol"):
         train_heads(drawn_set, "squeezenet1_1", protocol="loo")
+
+
+def test_folds_and_repeats_that_are_asked_for(drawn_set: str) -> None:
+    """They are part of the run, its place and its words; more folds than a class has groups are refused in time."""
+    train_heads(drawn_set, "squeezenet1_1", heads="lda knn stack", folds=3, repeats=2)
+    runs = load_runs(stored("spots"), folds=3, repeats=2)
+    assert [(run.record.folds, run.record.repeats) for run in runs] == [(3, 2)] * 3
+    held = runs[0].predictions.part(test=False)
+    assert np.bincount(held.fold).min() >= 1
+    assert (int(held.fold.max()), len(held.ids)) == (5, 2 * len(set(held.ids)))
+    assert not load_runs(stored("spots"))
+    page = Path(compare(drawn_set, folds=3, repeats=2))
+    assert page.parent.name == f"{stored('spots')}-3-folds-2-repeats"
+    results = json.loads((page.parent / "results.json").read_text())
+    assert all("FOLDS=3 REPEATS=2" in command for command in results["commands"] if "extract" not in command)
+    assert "trained 3 times" in results["protocol"][0]
+    assert "2 times over" in results["protocol"][0]
+    with pytest.raises(BadDataset, match=r"FOLDS=25 needs as many groups \(image\) .* class normal has 24"):
+        train_heads(drawn_set, "squeezenet1_1", heads="lda", folds=25)
+    with pytest.raises(FirnError, match="expected FOLDS= to be 2 or more"):
+        train_heads(drawn_set, "squeezenet1_1", heads="lda", folds=1)
+
+
+def test_the_spread_over_seeds(
+    drawn_set: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Further seeds change no prediction; they vary the head where it draws, else the folds, and are trained once."""
+    lines = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp")
+    folders = [Path(line.split()[-1]) for line in lines]
+    before = [(folder / "predictions.csv").read_bytes() for folder in folders]
+    calls = []
+
+    def noted(make, views, protocol, *, seed, **how):  # type: ignore[no-untyped-def]
+        calls.append((make().seed, seed))
+        return fit(make, views, protocol, seed=seed, **how)
+
+    monkeypatch.setattr("models.runs.features.fit", noted)
+    train_heads(drawn_set, "squeezenet1_1", heads="knn mlp", seeds=3)
+    assert calls == [(1, 1), (2, 2), (1, 0), (2, 0)], "seeds of head and folds; those of a head that draws keep folds"
+    assert [(folder / "predictions.csv").read_bytes() for folder in folders] == before
+    knn, mlp = (load_run(folder) for folder in folders)
+    (told, drawn_at_random) = (run.record.spread or {} for run in (knn, mlp))
+    assert (told["of"], drawn_at_random["of"], told["seeds"]) == ("folds", "head", [0, 1, 2])
+    for run in (knn, mlp):
+        spread = run.record.spread or {}
+        for part in ("validation", "test"):
+            own = run.predictions.part(test=part == "test")
+            values = spread[part]["values"]
+            assert values[0] == METRICS["roc_auc"](own.y, own.proba, folds=own.fold)
+            assert spread[part]["sd"] == pytest.approx(np.std(values, ddof=1))
+            assert (spread[part]["min"], spread[part]["max"]) == (min(values), max(values))
+    stamps = [(folder / "run.json").stat().st_mtime_ns for folder in folders]
+    train_heads(drawn_set, "squeezenet1_1", heads="knn mlp", seeds=2)
+    assert [(folder / "run.json").stat().st_mtime_ns for folder in folders] == stamps
+    page = Path(compare(drawn_set))
+    assert "SD over" in capsys.readouterr().out
+    assert "SD over 3 seeds" in page.read_text()
+    results = json.loads((page.parent / "results.json").read_text())
+    assert {row["head"]: row["spread"]["of"] for row in results["runs"]} == {"knn": "folds", "mlp": "head"}
+    assert "2 of 2 runs were trained with several seeds, 3 at most" in results["protocol"][0]
+    assert any("SEEDS=3" in command for command in results["commands"])
+    with pytest.raises(FirnError, match="leave one of them away"):
+        train_heads(drawn_set, "squeezenet1_1", heads="knn", seeds=2, budget=5)
 
 
 def test_a_stack_is_trained_again_when_a_base_changes(drawn_set: str) -> None:
@@ -158,6 +309,7 @@ def test_search_within_a_budget(drawn_set: str, capsys: pytest.CaptureFixture[st
     """A search tries many views with one head, other heads on the best, stacks, and goes on from what is there."""
     lines = train_heads(drawn_set, "squeezenet1_1", heads="knn mlp stack", budget=600)
     assert lines[0].split()[1] == "stack"
+    assert load_run(Path(lines[0].split()[-1])).record.nested == 0, "nesting has no time limit"
     views = {run.record.view for run in load_runs(stored("spots"))}
     assert {"features.12 avg", "features.12 gem", "features.8+features.12 avg", "features.12 grid2"} <= views
     heads = [run.record.head for run in load_runs(stored("spots"))]

@@ -23,6 +23,7 @@ from features.datasets.listing import IMAGES, FileSource
 from features.datasets.load import name_of_path
 from features.datasets.splits import split_by_group, straddling
 from features.errors import BadDataset, BadImage, UnknownName
+from features.options import DatasetOptions, make_command
 from features.storage import slug
 
 REAL = Path("../shared/data")
@@ -331,6 +332,19 @@ def test_folder_without_splits_has_a_fifth_of_each_class_drawn(tmp_path: Path) -
     assert split_of(load_dataset(str(tmp_path))) == split_of(dataset)
     assert split_of(load_dataset(str(tmp_path), seed=1)) != split_of(dataset)
     assert dataset.split_by == "Firn, 20% of each class drawn as test by image, seed 0"
+
+
+def test_another_share_is_drawn_as_test_where_no_split_came(tmp_path: Path) -> None:
+    put(tmp_path / "bare", *many("ill", 50), *many("normal", 20))
+    put(tmp_path / "split", *(f"{place}/{i}.png" for place in ("train/a", "train/b", "test/a", "test/b") for i in "12"))
+    asked = DatasetOptions(str(tmp_path / "bare"), test=0.4)
+    dataset = asked.load()
+    assert np.bincount(dataset.labels[dataset.splits == "test"]).tolist() == [8, 20]
+    assert dataset.split_by == "Firn, 40% of each class drawn as test by image, seed 0"
+    assert make_command("extract", asked).endswith(" TEST=0.4")
+    assert DatasetOptions(asked.dataset, **asked.more) == asked
+    with pytest.raises(BadDataset, match=r"TEST=0.4 is for a set whose test split Firn draws, and .*/split came with"):
+        load_dataset(str(tmp_path / "split"), test=0.4)
 
 
 def test_val_is_the_test_where_there_is_none(tmp_path: Path) -> None:

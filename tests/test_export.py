@@ -21,8 +21,8 @@ from features.views import POOLS
 from models.heads import HEADS, make_head
 from models.metrics import CALIBRATIONS
 from models.predictor.build import BundleOptions, write_bundle
-from models.predictor.export import FORMATS, POOLING
-from models.predictor.loading import load
+from models.predictor.export import ALIKE, APART, FORMATS, PARITY, POOLING, Agreement, Portable, Trial, check_export
+from models.predictor.loading import load, read_bundle
 from models.predictor.torch_heads import MODULES, calibrator, head_module
 from models.predictor.trees import read_trees
 from models.runs.options import ModelSelector
@@ -135,6 +135,8 @@ def test_onnx_from_the_command_line(workshop: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"on 8 images of {stored('spots')} it agrees with torch within" in done.stdout
+    assert "; 0 of 8 decisions change" in done.stdout
+    assert "warning" not in done.stderr
     assert done.stdout.splitlines()[-1] == str(out)
     images = sorted((workshop / "spots" / "test").rglob("*.png"))
     run = sought("finetuned").load()
@@ -190,6 +192,50 @@ def test_what_is_refused(workshop: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(FirnError, match=r"differs by .* it was not kept"):
         export(sought("logistic"), "program", out=str(tmp_path / "m.pt2"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("of_torch", "of_bundle", "changed", "precision", "drawn", "verdict"),
+    [
+        (PARITY, PARITY, 0, "float32", False, "kept"),
+        (PARITY, 2 * PARITY, 0, "float32", False, "refused"),
+        (2 * PARITY, 0.0, 0, "bfloat16", True, "refused"),
+        (np.nan, 0.0, 0, "bfloat16", True, "refused"),
+        (PARITY, ALIKE, 0, "bfloat16", False, "kept"),
+        (PARITY, ALIKE, 1, "bfloat16", False, "warned"),
+        (PARITY, APART, 0, "bfloat16", False, "warned"),
+        (PARITY, 0.2, 0, "bfloat16", False, "refused"),
+        (PARITY, 0.2, 3, "bfloat16", True, "warned"),
+        (PARITY, np.nan, 0, "float16", False, "refused"),
+    ],
+)
+def test_the_rule(of_torch: float, of_bundle: float, changed: int, precision: str, drawn: bool, verdict: str) -> None:
+    """What is kept, warned of and refused; of drawn images a coarse bundle's own rounding is no reason to refuse."""
+    found = Agreement(Trial("8 images", [b""] * 8, drawn), of_torch, of_bundle, changed, precision)
+    if verdict == "refused":
+        with pytest.raises(FirnError, match=r"differs by .* not kept"):
+            found.check()
+        return
+    found.check()
+    assert bool(found.doubt) == (verdict == "warned")
+    assert f"{changed} of 8 decisions change" in found.words
+
+
+def test_decisions_that_change_are_counted(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image at the threshold itself is decided otherwise by a graph that is a little off, and no other one is."""
+    bundle = write_bundle(sought("logistic").load(), tmp_path / "b", BundleOptions())
+    images = [path.read_bytes() for path in sorted((workshop / "spots" / "test").rglob("*.png"))]
+    predictor, module = load(bundle, device="cpu"), Portable(read_bundle(bundle))
+
+    def run(pixels: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        proba, calibrated = (out.numpy() for out in module(torch.from_numpy(pixels)))
+        return proba + np.array([PARITY / 2, -PARITY / 2]), calibrated
+
+    threshold = float(predictor(images).proba[0, 1])
+    monkeypatch.setattr(type(predictor), "threshold", lambda self, point="": threshold)
+    found = check_export(run, module, predictor, Trial("8 images", [*images]))
+    assert found.changed == 1
+    assert f"; 1 of {len(images)} decisions change" in found.words
 
 
 def test_a_card_that_is_none(workshop: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from models.heads import make_head
 from models.heads.map_heads import MapHead, coarse, principal_channels
 from models.heads.ridge import Ridge
 from models.heads.stacking import Stack
+from models.validation.cross_validation import own_fold
 
 
 def test_principal_channels_are_a_rotation() -> None:
@@ -139,9 +140,10 @@ def test_all_folds_at_once(name: str) -> None:
         head.fit_folds(X, labels, folds)  # type: ignore[attr-defined]
         for head, labels in zip(heads, (y, np.where(own, 1 - y, y)), strict=True)
     )
-    np.testing.assert_allclose(first[own], second[own], atol=1e-3)
-    assert np.abs(first[~own] - second[~own]).max() > 0.01
-    assert roc_auc_score(y, first[:, 1]) > 0.8
+    np.testing.assert_allclose(first[1, own], second[1, own], atol=1e-3)
+    np.testing.assert_allclose(first[1, ~own], second[1, ~own], atol=5e-3)  # solved to a wider gap
+    assert np.abs(first[0, ~own] - second[0, ~own]).max() > 0.01
+    assert roc_auc_score(y, own_fold(first, folds)[:, 1]) > 0.8
     whole = heads[0].predict_proba(X)[:, 1]
     alone = make_head(name, seed=0).fit(X, y, groups).predict_proba(X)[:, 1]
     assert np.corrcoef(whole, alone)[0, 1] > 0.98
@@ -171,4 +173,4 @@ def test_ridge_with_few_images_and_features_that_only_some_have() -> None:
     held = Ridge().fit_folds(X, y, folds)
     assert held is not None
     assert np.isfinite(held).all()
-    assert roc_auc_score(y, held[:, 1]) > 0.8
+    assert roc_auc_score(y, own_fold(held, folds)[:, 1]) > 0.8

@@ -73,6 +73,10 @@ def test_same_images_same_numbers(head: str, workshop: Path, tmp_path: Path) -> 
     np.testing.assert_allclose(found.proba, test.proba, rtol=0, atol=1e-12 if head == "logistic" else 1e-6)
     assert found.names == [str(workshop / "spots" / image) for image in test.ids]
     np.testing.assert_array_equal(found.decision, found.proba[:, 1] >= predictor.points["youden"])
+    digests = [hashlib.sha256((workshop / "spots" / image).read_bytes()).hexdigest().encode() for image in test.ids]
+    assert predictor.seen is not None
+    assert [len(part) for part in predictor.seen.arrays().values()] == [20, 8]
+    assert all(predictor.seen.in_test(d) and not predictor.seen.in_training(d) for d in digests)
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()
     assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".txt"}

@@ -149,7 +149,7 @@ def test_page_says_what_matters(two: Written) -> None:
         area = row["test"]["roc_auc"]
         assert f"[{area['low']:.3f}, {area['high']:.3f}]" in text
         assert row["key_digests"][0] in text
-    assert text.count("≈ tie") == 1 + sum(
+    assert text.count(">no detectable difference<") == 1 + sum(
         row["against_chosen"]["verdict"] == "tie" for row in two.results["runs"] if row["against_chosen"]
     )
 

@@ -7,11 +7,22 @@ from itertools import product
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import norm, t
 
 from benchmarks.coverage import DESIGNS, against, coverage, draw, false_lower
 from benchmarks.coverage_folds import intervals, noise, orthogonal_labels
-from models.metrics import METRICS, bootstrap_test, compare_with, delong, delong_test, holm, score, score_of_the_chosen
+from models.metrics import (
+    METRICS,
+    bootstrap_test,
+    compare_pairs,
+    compare_with,
+    delong,
+    delong_test,
+    holm,
+    score,
+    score_of_the_chosen,
+)
 from models.metrics.bootstrap import Interval, on_logit_scale, perfect_auc_bound, quantile, standard_error
 from models.metrics.delong import auc_interval
 from models.metrics.registry import values
@@ -405,6 +416,25 @@ def test_delong_holds_the_truth_95_times_in_100_for_single_images() -> None:
     held = coverage(DESIGNS["single, AUC 0.98"], 300, 0, of_scores, size=50_000)
     assert 0.91 <= held["roc_auc"] <= 0.98
     assert held["auc plain"] < 0.90, "the reason for the logit scale"
+
+
+def test_pairs_are_tested_simultaneously() -> None:
+    """A single pair is DeLong's test; of several, bounds and adjusted p agree and are wider, never narrower."""
+    rng = np.random.default_rng(3)
+    y = np.repeat([0, 1], 60)
+    scores = [expit(y * strength + rng.normal(size=120)) for strength in (1.0, 1.8, 1.0, 1.2, 0.4, 1.5)]
+    probas = [np.stack([1 - p, p], axis=1) for p in scores]
+    pairs = list(zip(probas[::2], probas[1::2], strict=True))
+    alone = [delong_test(y, b[:, 1], a[:, 1]) for a, b in pairs]
+    (single,) = compare_pairs(y, pairs[:1])
+    assert single.difference.value == alone[0].difference.value
+    assert single.difference[1:] == pytest.approx(alone[0].difference[1:], abs=0.003)
+    assert single.p_adjusted == pytest.approx(alone[0].p_value, abs=0.01)
+    for test, plain in zip(compare_pairs(y, pairs), alone, strict=True):
+        assert test.p_value == pytest.approx(plain.p_value)
+        assert test.p_adjusted > test.p_value
+        assert test.difference.low < plain.difference.low < plain.difference.high < test.difference.high
+        assert (test.p_adjusted < 0.05) == (test.difference.low > 0 or test.difference.high < 0)
 
 
 @pytest.mark.parametrize("equal", [True, False])

@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import draw, stored
+from runs_for_tests import draw_predictions, make_run
+from scipy.stats import ttest_1samp
 from verbs_for_tests import train_heads, transfer
 
 from features.backbones import load_spec
@@ -21,11 +24,13 @@ from features.datasets import load_dataset
 from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import load_manifest, pooled_view
 from models.domain_shift import linear_cka
-from models.metrics import delong_test, holm, score
+from models.metrics import compare_pairs, delong_test, score
 from models.runs.record import load_run
 from models.runs.results import DetourRow, TransferResult, Verdict
-from models.runs.scores import shown
+from models.runs.scores import number, shown
+from models.runs.seeds import difference_over_seeds
 from pipeline.render.transfer_report import detour_lines
+from pipeline.transfer import steady
 
 ROOT = Path(__file__).parents[1]
 NET = "squeezenet1_1"
@@ -62,7 +67,7 @@ def test_the_detour_is_compared_on_the_same_images(domains: list[str]) -> None:
     assert load_spec(detour).weights != load_spec(f"{NET}@{names[0]}").weights != load_spec(NET).weights
     assert [row["head"] for row in found["rows"]] == ["lda", "knn"]
     assert (found["images"], found["groups"]) == (8, 8)  # the test images, on which the scores are
-    p_values = []
+    pairs = []
     for row in found["rows"]:
         ways = [shown(load_run(Path(row[way]["folder"]))) for way in ("direct", "detour")]
         assert np.array_equal(ways[0].ids, ways[1].ids)
@@ -71,8 +76,11 @@ def test_the_detour_is_compared_on_the_same_images(domains: list[str]) -> None:
             assert row[way]["roc_auc"]["value"] == pytest.approx(area)
         test = delong_test(ways[0].y, ways[1].proba[:, 1], ways[0].proba[:, 1], ways[0].groups)
         assert row["difference"]["value"] == pytest.approx(test.difference.value)
-        p_values.append(test.p_value)
-    assert [row["p_adjusted"] for row in found["rows"]] == pytest.approx(holm(p_values).tolist(), nan_ok=True)
+        pairs.append((ways[0].proba, ways[1].proba))
+    tests = compare_pairs(ways[0].y, pairs, ways[0].groups)
+    assert [row["p_adjusted"] for row in found["rows"]] == [number(test.p_adjusted) for test in tests]
+    assert [row["difference"]["low"] for row in found["rows"]] == [number(test.difference.low) for test in tests]
+    assert not any(row["over_seeds"] for row in found["rows"])
     assert [row["domain"] for row in found["distances"]] == names[:2]
     assert " → ".join(["ImageNet", *names]) in lines[0]
     assert Path(lines[-2]).read_text().startswith(lines[0])
@@ -158,8 +166,34 @@ def row(head: str, difference: float, verdict: str) -> DetourRow:
     return DetourRow(head, "layer4 avg", way, way, Verdict(interval, 0.02, 0.04, verdict != "tie", verdict))
 
 
+def test_a_difference_must_exceed_the_spread_over_seeds_too() -> None:
+    """Its mean over the seeds both runs share, with Student's interval; a tie of the images stays one."""
+    plain, narrow, wide = (
+        make_run(draw_predictions(2, strength=1), spread={"seeds": [0, 1, 2], "test": {"values": values}}).record
+        for values in ([0.8, 0.81, 0.79], [0.84, 0.85, 0.83], [0.84, 0.95, 0.73])
+    )
+    over = difference_over_seeds(plain, narrow)
+    assert over is not None
+    assert (over["seeds"], over["value"], over["low"]) == (3, pytest.approx(0.04), pytest.approx(0.04))
+    gaps = difference_over_seeds(plain, wide)
+    assert gaps is not None
+    expected = ttest_1samp([0.04, 0.14, -0.06], 0).confidence_interval()
+    assert (gaps["low"], gaps["high"]) == pytest.approx(tuple(expected))
+    helped = row("lda", 0.04, "higher").test
+    assert [steady(helped, told).verdict for told in (over, gaps, None)] == ["higher", "within seeds", "higher"]
+    assert steady(row("lda", -0.04, "lower").test, over).verdict == "within seeds", "the seeds say the contrary"
+    assert steady(row("lda", 0.04, "tie").test, over).verdict == "tie"
+    assert difference_over_seeds(plain, replace(narrow, spread=None)) is None
+
+
 @pytest.mark.parametrize(
-    ("verdict", "word"), [("higher", "helped"), ("lower", "hurt"), ("tie", "made no difference that these images")]
+    ("verdict", "word"),
+    [
+        ("higher", "helped"),
+        ("lower", "hurt"),
+        ("tie", "made no difference that these images"),
+        ("within seeds", "made a difference that other seeds may turn"),
+    ],
 )
 def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
     """The first head makes the sentence, the others are counted; a file's name does not steer a terminal."""
@@ -170,6 +204,8 @@ def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
         detour=f"{NET}@one",
         labels="classes",
         protocol="cv",
+        folds=4,
+        repeats=3,
         seed=0,
         n_bootstrap=100,
         level=0.95,
@@ -181,5 +217,6 @@ def test_the_verdict_is_plainly_said(verdict: str, word: str) -> None:
     )
     lines = detour_lines(results)
     assert word in lines[2]
+    assert "out of fold, 4 grouped folds, drawn 3 times" in lines[4]
     assert f"hurt {1 + (verdict == 'lower')}" in lines[2]
     assert not any("\x1b" in line for line in lines)

@@ -37,21 +37,22 @@ class _Rows(NamedTuple):
     left_out: tuple[LeftOut, ...]
 
 
-def read_manifest(path: Path, name: str, *, root: Path | None = None, target: str = "") -> Dataset:
+def read_manifest(path: Path, name: str, *, root: Path | None = None, target: str = "", fewest: int = 2) -> Dataset:
     """Read a table into a data set whose splits are still as given, empty where there are none.
 
     Paths are relative to `root`, the folder of the table by default, and stay in it, links included; bare names are
     looked for in all folders below it. A row without a label is left out, an image without a group is one of its own,
-    columns without a role are kept by name. Raises BadDataset that names the table, the line and what was expected.
+    columns without a role are kept by name. Raises BadDataset that names the table, the line and what was expected,
+    `fewest` classes among it.
     """
     table, base = read_table(path), root or path.parent
     if "path" not in table.roles:
         raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(table.header)!r}; expected {LAYOUT}")
     lines, numbers, gone = _read_rows(table, read_labels(table, target), base)
     classes = class_order((line.label for line in lines.values()), path)
-    if len(classes) < 2:
-        told = "".join(f"; {record}" for record in gone)
-        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected two or more{told}")
+    if len(classes) < fewest:
+        told, wanted = "".join(f"; {record}" for record in gone), "two" if fewest > 1 else "one"
+        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected {wanted} or more{told}")
     found, ids = list(lines), sorted(lines)
     order = sorted(range(len(found)), key=found.__getitem__)
     rank = {label: rank for rank, label in enumerate(classes)}

@@ -41,16 +41,16 @@ class Layout(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
 
 
-def read_folders(root: Path, name: str, *, classes: tuple[str, ...] = (), keep: str = "") -> Dataset:
+def read_folders(root: Path, name: str, *, classes: tuple[str, ...] = (), keep: str = "", fewest: int = 2) -> Dataset:
     """Read a folder of class folders into a data set whose splits are still as found, empty where there are none.
 
     `classes`, where given, are the folders to look for, in the order of the labels; all others are passed over.
     `keep` is a regular expression to be found in an id. Raises BadDataset where a class folder holds no
-    image or there are fewer than two classes.
+    image or there are fewer than the `fewest` classes.
     """
     folders, beside = class_folders(root, classes)
     names = classes or class_order((folder.name for folder in folders), root)
-    _require_layout(root, folders)
+    _require_layout(root, folders, fewest)
     listing, owners = list_images(root, [folder.path for folder in folders], keep)
     counts = np.bincount(owners, minlength=len(folders))
     for folder, count in zip(folders, counts, strict=True):
@@ -122,7 +122,7 @@ def _look(folder: Path) -> tuple[list[str], list[str]]:
     return folders, [name for name, is_folder in seen if not is_folder and name.lower().endswith(IMAGES)]
 
 
-def _require_layout(root: Path, folders: list[ClassFolder]) -> None:
+def _require_layout(root: Path, folders: list[ClassFolder], fewest: int) -> None:
     base = Path(os.path.realpath(root))
     for folder in folders:
         if (real := Path(os.path.realpath(base / folder.path))) != base / folder.path:
@@ -132,7 +132,7 @@ def _require_layout(root: Path, folders: list[ClassFolder]) -> None:
                 f"{root / folder.path} is no class but a data set, for it holds train; give its path instead: "
                 f"{command('doctor', DATASET=root / folder.path)}"
             )
-    if len({folder.name for folder in folders}) < 2:
+    if len({folder.name for folder in folders}) < fewest:
         inside = (
             f"; if the classes are inside it: {command('doctor', DATASET=root / folders[0].path)}" if folders else ""
         )

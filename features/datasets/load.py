@@ -16,7 +16,7 @@ from features.datasets.image_folder import ClassFolder, class_folders, doubt, re
 from features.datasets.medmnist import read_medmnist
 from features.datasets.packed import Packed, read_pack
 from features.datasets.registry import DATASETS, Row
-from features.datasets.splits import settle_splits
+from features.datasets.splits import TEST_SHARE, refuse_share, settle_splits
 from features.datasets.table import LAYOUT, TABLES, WORKBOOKS, Table, has_labels, read_table
 from features.errors import BadDataset, UnknownName, command, unknown
 from features.storage import slug
@@ -26,16 +26,43 @@ COLUMNS = f"expected a CSV with {LAYOUT}"
 FOLDER = "folder"  # as TARGET=: the folders are the classes, whatever their names and whatever tables lie beside them
 
 
-def load_dataset(name_or_path: str, *, seed: int = 0, root: str = "", target: str = "", positive: str = "") -> Dataset:
+def load_dataset(
+    name_or_path: str,
+    *,
+    seed: int = 0,
+    root: str = "",
+    target: str = "",
+    positive: str = "",
+    test: float = TEST_SHARE,
+) -> Dataset:
     """Load a row of DATASETS, else what lies at a path, without decoding an image.
 
     A path is a folder of class folders (with or without train, val and test above them), a table
     (`path,label[,split][,group][,others]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`),
-    which keeps the split that it was packed with. `seed` draws a split where none came. `root` is the folder that the
+    which keeps the split that it was packed with. Where no split came, the share `test` of each class is drawn as test,
+    by `seed`. `root` is the folder that the
     paths of a table are relative to, `target` the finding or column that it is about (or "folder"), `positive` the one
     of two classes that is label 1.
     Raises UnknownName for what is neither, BadDataset for what is missing or not laid out so.
     """
+    dataset = _loaded(name_or_path, root, target, 2)
+    if isinstance(dataset.source, Packed):
+        refuse_share(dataset, test)
+        return dataset
+    return settle_splits(with_positive(grouped(dataset), positive), seed=seed, test=test)
+
+
+def load_to_judge(name_or_path: str, *, root: str = "", target: str = "") -> Dataset:
+    """Load a labelled set, as `load_dataset` does, to judge on: one class is enough, and no split is drawn.
+
+    Splits are as they came, empty where there are none.
+    """
+    dataset = _loaded(name_or_path, root, target, 1)
+    return dataset if isinstance(dataset.source, Packed) else grouped(dataset)
+
+
+def _loaded(name_or_path: str, root: str, target: str, fewest: int) -> Dataset:
+    """Return a data set of `fewest` classes or more, its splits and groups as they came."""
     row, root = DATASETS.get(name_or_path), os.path.expanduser(root)  # noqa: PTH111
     path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 - Path.expanduser() raises where there is no such user
     if row is None and (not name_or_path or not os.path.exists(path)):  # noqa: PTH110 - Path.exists() raises at a name too long
@@ -45,12 +72,8 @@ def load_dataset(name_or_path: str, *, seed: int = 0, root: str = "", target: st
         )
     if row is not None:
         _refuse_options(name_or_path, root, target)
-        dataset = _read_row(name_or_path, row)
-    else:
-        dataset = _read_path(path, root, target)
-    if isinstance(dataset.source, Packed):
-        return dataset
-    return settle_splits(with_positive(grouped(dataset), positive), seed=seed)
+        return _read_row(name_or_path, row)
+    return _read_path(path, root, target, fewest)
 
 
 def at_hand(name: str) -> Dataset | None:
@@ -78,12 +101,12 @@ def name_of_path(path: Path, root: str = "") -> str:
     return f"{slug(stem)[:_LONGEST]}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:6]}"
 
 
-def _read_path(path: Path, root: str, target: str) -> Dataset:
+def _read_path(path: Path, root: str, target: str, fewest: int) -> Dataset:
     if path.is_dir():
-        return _read_folder(path, name_of_path(path, root), root, target)
+        return _read_folder(path, name_of_path(path, root), root, target, fewest)
     name, suffix = name_of_path(path, root), path.suffix.lower()
     if suffix in TABLES:
-        return read_manifest(path, name, root=_root(root), target=target)
+        return read_manifest(path, name, root=_root(root), target=target, fewest=fewest)
     _refuse_options(str(path), root, target)
     if suffix == ".npz":
         return read_medmnist(path, name)
@@ -108,7 +131,7 @@ def _root(root: str) -> Path | None:
     return Path(root) if root else None
 
 
-def _read_folder(path: Path, name: str, root: str, target: str) -> Dataset:
+def _read_folder(path: Path, name: str, root: str, target: str, fewest: int) -> Dataset:
     """Read a folder by the table in it, or as class folders where their names are those of classes."""
     tables, others = _tables(path)
     manifests = [table for table in tables if {"path", "label"} <= set(table.header)]
@@ -119,11 +142,11 @@ def _read_folder(path: Path, name: str, root: str, target: str) -> Dataset:
         if len(found) > 1:
             names = ", ".join(table.path.name for table in found)
             raise BadDataset(f"{path} holds several manifests ({names}); give the path of the one that is meant")
-        return read_manifest(found[0].path, name, root=_root(root), target=target)
+        return read_manifest(found[0].path, name, root=_root(root), target=target, fewest=fewest)
     if target != FOLDER:
         _refuse_options(str(path), root, target)
         _require_classes(path, folders, fault, tables, others)
-    dataset = read_folders(path, name)
+    dataset = read_folders(path, name, fewest=fewest)
     unused = [*(table.path.name for table in tables), *others]
     return replace(dataset, left_out=dataset.left_out + left_out("tables beside the class folders", unused))
 

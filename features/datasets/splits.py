@@ -48,17 +48,19 @@ def _unglued(word: str) -> str:
     return next((word.removesuffix(end) for end in _FILLERS if word.removesuffix(end) in SPLIT_NAMES), word)
 
 
-def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
+def settle_splits(dataset: Dataset, *, seed: int, test: float = TEST_SHARE) -> Dataset:
     """Return the data set with every image in train, val or test: the publisher's split, or one drawn by group.
 
     A split that came with the images is kept, groups on both sides included; `split_by` then says how many, and
     `straddling` which. Where val but no test came, val is the test: its images are the only ones meant to score on.
-    Where nothing is held out (no split, or train alone), a fifth of each class is drawn as test, by group.
-    Raises BadDataset where train lacks a class or a class has too few groups to draw from.
+    Where nothing is held out (no split, or train alone), the share `test` of each class is drawn as test, by group.
+    Raises BadDataset where train lacks a class, a class has too few groups to draw from, or a share is asked for of a
+    split that came.
     """
     given = set(np.unique(dataset.splits).tolist())
     if given <= {"", "train"}:
-        return _drawn(dataset, seed)
+        return _drawn(dataset, seed, test)
+    refuse_share(dataset, test)
     splits, split_by = dataset.splits, "publisher"
     if "test" not in given:
         splits, split_by = np.where(splits == "val", "test", splits), "publisher, whose val is taken as test"
@@ -69,15 +71,24 @@ def settle_splits(dataset: Dataset, *, seed: int) -> Dataset:
     return replace(dataset, splits=splits, split_by=split_by)
 
 
-def _drawn(dataset: Dataset, seed: int) -> Dataset:
+def refuse_share(dataset: Dataset, test: float) -> None:
+    """Raise BadDataset for another share than the usual one, of a data set whose split came with it."""
+    if test != TEST_SHARE:
+        raise BadDataset(
+            f"TEST={test:g} is for a set whose test split Firn draws, and {dataset.source.where} came with a split; "
+            f"leave TEST= away"
+        )
+
+
+def _drawn(dataset: Dataset, seed: int, share: float) -> Dataset:
     # ids are unique and sorted: where they are the groups, their rank serves as well and is a hundred times faster
     single = len(set(dataset.groups.tolist())) == len(dataset)
     groups = np.arange(len(dataset)) if single and not dataset.grouped_by else dataset.groups
-    test = split_by_group(dataset.labels, groups, test=TEST_SHARE, seed=seed)
+    test = split_by_group(dataset.labels, groups, test=share, seed=seed)
     unit = dataset.grouped_by or "image"
     for side in (test, ~test):
         _require_classes(dataset, dataset.labels[side], f"lands on one side of a test split drawn by {unit}")
-    split_by = f"Firn, {TEST_SHARE:.0%} of each class drawn as test by {unit}, seed {seed}"
+    split_by = f"Firn, {100 * share:g}% of each class drawn as test by {unit}, seed {seed}"
     return replace(dataset, splits=np.where(test, "test", "train"), split_by=split_by)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from features.devices import BATCH
+from features.extraction.rates import last_rate, note_rate
 from features.options import ExtractOptions
-from features.progress import say, shown
+from features.progress import LONG, duration, say, shown
 from features.request import Request
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def fill(todo: list[tuple[Request, tuple[str, ...]]], how: ExtractOptions) -> No
     jobs = [Job(r.entry, r.spec, r.preprocess, blocks) for r, blocks in todo]
     first = todo[0][0]
     size = how.batch_size or BATCH[first.device.partition(":")[0]]
-    names = ", ".join(r.spec.name for r, _ in todo)
+    names = ", ".join(backbones := [r.spec.name for r, _ in todo])
+    _say_before(todo, backbones, first.device)
     with shown(f"extract {first.dataset.name} with {names}") as progress:
         outcome = run(
             first.dataset,
@@ -62,6 +64,16 @@ def fill(todo: list[tuple[Request, tuple[str, ...]]], how: ExtractOptions) -> No
     if len(outcome.left_out) > 20:
         say(f"... and {len(outcome.left_out) - 20} more; all are listed in features.h5 under left_out")
     say(_told(outcome, len(first.dataset)))
+    if outcome.processes == 1:
+        note_rate(backbones, first.device, first.entry.key.precision, outcome.images, outcome.seconds["wall"])
+
+
+def _say_before(todo: list[tuple[Request, tuple[str, ...]]], backbones: Sequence[str], device: str) -> None:
+    """Say how long it takes, where that is long and an extraction with these backbones went before."""
+    first = todo[0][0]
+    rate = last_rate(backbones, device, first.entry.key.precision)
+    if rate and (seconds := len(first.dataset) / rate) > LONG:
+        say(f"all {len(first.dataset):,} images: about {duration(seconds)}, at {rate:,.1f}/s as the last time here")
 
 
 def _told(outcome: Outcome, wanted: int) -> str:

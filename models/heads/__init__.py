@@ -29,14 +29,20 @@ __all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head",
 
 HEADS: dict[str, HeadRow] = {
     "logistic": HeadRow(Logistic, "linear", "logistic regression, L2 strength chosen by grouped folds", on_disk=True),
-    "sgd": HeadRow(Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe"),
+    "sgd": HeadRow(
+        Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe", random=True
+    ),
     "lda": HeadRow(Discriminant, "linear", "linear discriminant analysis with Ledoit-Wolf shrinkage"),
     "ridge": HeadRow(Ridge, "linear", "least squares on the labels, penalty by grouped folds, Platt's sigmoid"),
     "knn": HeadRow(Neighbours, "neighbours", "nearest neighbours by cosine, k chosen by grouped folds"),
-    "mlp": HeadRow(Perceptron, "perceptron", "one hidden layer, early stopping on held-out groups"),
-    "lightgbm": HeadRow(Boosted, "trees", "gradient-boosted trees, early stopping on held-out groups", on_disk=True),
-    "map": HeadRow(MapHead, "votes", "1x1 convolution on feature maps, pooled class maps", input="maps"),
-    "attention": HeadRow(Attention, "attention", "gated attention over map positions, early stopping", input="maps"),
+    "mlp": HeadRow(Perceptron, "perceptron", "one hidden layer, early stopping on held-out groups", random=True),
+    "lightgbm": HeadRow(
+        Boosted, "trees", "gradient-boosted trees, early stopping on held-out groups", on_disk=True, random=True
+    ),
+    "map": HeadRow(MapHead, "votes", "1x1 convolution on feature maps, pooled class maps", input="maps", random=True),
+    "attention": HeadRow(
+        Attention, "attention", "gated attention over map positions, early stopping", input="maps", random=True
+    ),
     "spatial": HeadRow(Spatial, "pyramid", "logistic on 1x1, 2x2 and 3x3 means of principal channels", input="maps"),
     "stack": HeadRow(Stack, "stack", "a weighted vote of other runs, from out-of-fold predictions", input="runs"),
 }

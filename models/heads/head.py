@@ -66,9 +66,11 @@ class Nested(Protocol):
     def fit_folds(
         self, X: Any, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None]
     ) -> NDArray[np.float64] | None:
-        """Fit on all rows and return out-of-fold probabilities (n, K), all choices made inside the other folds.
+        """Fit on all rows and return probabilities without each fold, (F, n, K), all choices made inside the others.
 
-        None where these folds need one fit after the other.
+        [f] is of models that have not seen fold f: of its own rows the one fitted on all others, the nested
+        out-of-fold probabilities; of other rows one that has not seen their fold either. None where these folds need
+        one fit after the other.
         """
 
 
@@ -84,6 +86,7 @@ class HeadRow:
     form: Form
     about: str
     on_disk: bool = False  # whether features larger than memory will do: `features.cache.reader.FeatureRows`
+    random: bool = False  # whether training draws at random, so that SEEDS= varies it; else they vary the folds
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, ClassVar, Self
 
@@ -81,7 +82,7 @@ class Logistic(Linear):
     def fit_folds(
         self, X: Any, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
     ) -> NDArray[np.float64] | None:
-        """Fit on all rows and return nested out-of-fold probabilities (n, K), with half the work of a fit per fold.
+        """Fit on all rows and return probabilities without each fold (F, n, K), with half the work of a fit per fold.
 
         The inner folds of each fold are the other folds: a model that has seen neither fold i nor fold j serves in the
         choice for both. None where the folds are fewer than four, or leave too little of a class without two of them.
@@ -103,12 +104,16 @@ class Logistic(Linear):
                 losses[judge] += [log_loss(y[rows], p) * len(rows) for p in proba]
         outer = self._solved(X, y, strengths=strengths(self.steps), folds=singles)
         progress(2, 3)
-        held, total = np.empty((len(y), k)), np.zeros(self.steps)
+        held, total, best = np.empty((len(names), len(y), k)), np.zeros(self.steps), losses.argmin(axis=1)
         for i, name in enumerate(names):
             rows = np.flatnonzero(folds == name)
             proba = predicted(subset(X, rows), outer, i)
-            held[rows] = proba[int(losses[i].argmin())]
+            held[i, rows] = proba[best[i]]
             total += [log_loss(y[rows], p) * len(rows) for p in proba]
+        for at, (i, j) in enumerate(pairs):
+            for judge, judged in ((i, j), (j, i)):
+                rows = np.flatnonzero(folds == names[judged])
+                held[judge, rows] = predicted(subset(X, rows), _only(inner, best[judge]), at)[0]
         self._settle(X, y, total / len(y))
         progress(3, 3)
         return held
@@ -120,6 +125,12 @@ class Logistic(Linear):
         score = super().decision_function
         parts = [score(X[i : i + _BLOCK]) for i in range(0, len(X), _BLOCK)]
         return np.concatenate(parts or [np.empty((0, len(self.coef_)))])
+
+
+def _only(found: Sweep, strength: int) -> Sweep:
+    """Return the solutions of one strength, by its place."""
+    at = slice(strength, strength + 1)
+    return replace(found, coef=found.coef[:, at], intercept=found.intercept[:, at])
 
 
 class Discriminant(Linear):

@@ -238,7 +238,7 @@ class Spatial(Head):
     def fit_folds(
         self, X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
     ) -> NDArray[np.float64] | None:
-        """Fit on all rows and return nested out-of-fold probabilities (n, K), as `Logistic.fit_folds`.
+        """Fit on all rows and return probabilities without each fold (F, n, K), as `Logistic.fit_folds`.
 
         The channels are learned once, from all rows: labels have no part in them.
         """

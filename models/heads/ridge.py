@@ -34,23 +34,25 @@ class Ridge(Linear):
     def fit_folds(
         self, X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
     ) -> Floats | None:
-        """Fit on all rows and return nested out-of-fold probabilities (n, K); the inner folds are the other folds."""
+        """Fit on all rows and return probabilities without each fold (F, n, K); the inner folds are the other folds."""
         rows = _rows(X, y, folds)
         if len(rows.parts) < FEWEST_FOLDS:
             return None
-        proba, done, pairs = np.zeros((len(y), int(y.max()) + 1)), 0, list(combinations(rows.parts, 2))
+        done, pairs = 0, list(combinations(rows.parts, 2))
+        proba = np.zeros((len(rows.parts), len(y), int(y.max()) + 1))
         inner = {}
         for pair in pairs:
             inner[frozenset(pair)] = _solve(rows.without(*pair), self.penalties)
             done += 1
             progress(done, len(pairs) + len(rows.parts))
         singles = {}
-        for fold in rows.parts:
+        for i, fold in enumerate(rows.parts):
             singles[fold] = _solve(rows.without(fold), self.penalties)
             others = {f: inner[frozenset((f, fold))] for f in rows.parts if f != fold}
             best, platt, _ = self._chosen(rows, others)
-            at = rows.folds == fold
-            proba[at] = platt(probabilities(_scores(rows.Z[at], singles[fold])[best]))
+            for f, model in {**others, fold: singles[fold]}.items():
+                at = rows.folds == f
+                proba[i, at] = platt(probabilities(_scores(rows.Z[at], model)[best]))
             done += 1
             progress(done, len(pairs) + len(rows.parts))
         self._settle(rows, singles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -61,6 +62,24 @@ class Stack(Head):
     def predict_proba(self, X: Array) -> Floats:
         """Return probabilities, (n, K)."""
         return probabilities(np.tensordot(_logs(X), self._weights, (1, 0)) + self._intercepts)
+
+
+def vote_out_of_fold(
+    X: Floats, pairs: Sequence[Array | None], y: NDArray[np.int64], folds: NDArray[np.int64]
+) -> Floats:
+    """Return the vote on each row by weights that are learned without its fold, (n, K).
+
+    X (n, M, K) holds the out-of-fold probabilities of M models, y (n,), folds (n,) in 0..F-1. `pairs` has for each
+    model (n, F, K), what it says of row i when it has seen neither fold f nor the row's own: from these the weights for
+    fold f are learned. With None for it, as in a plain stack, from X instead: by models that had seen fold f, whose
+    score on noise is above chance.
+    """
+    proba = np.zeros((len(X), X.shape[2]))
+    for fold in np.unique(folds).tolist():
+        own = folds == fold
+        inputs = np.stack([X[~own, m] if p is None else p[~own, fold] for m, p in enumerate(pairs)], axis=1)
+        proba[own] = Stack().fit(inputs, y[~own]).predict_proba(X[own])
+    return proba
 
 
 def _logs(X: Array) -> Floats:

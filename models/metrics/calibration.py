@@ -15,6 +15,7 @@ from models.metrics.registry import BINS, SMALLEST, bin_of
 from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
 
 _NEWTON, _CONVERGED, _SINGULAR = 50, 1e-10, 1e14  # steps; of the coefficients; condition of the curvature
+_HALVED, _ROUNDING = 60, 1e-12  # times at most that a step is halved; share of a loss that is no rise
 
 
 class Reliability(NamedTuple):
@@ -125,18 +126,30 @@ def _jackknife(sample: Sample, design: Floats, residual: Floats, curvature: Floa
 
 
 def _logistic(y: Ints, design: Floats, offset: Floats) -> Floats | None:
-    """Return the maximum likelihood coefficients (p,) by Newton's method; None where they are not finite."""
+    """Return the maximum likelihood coefficients (p,) by Newton's method; None where they are not finite.
+
+    Steps are halved until they pay (Armijo's rule): from probabilities that are nearly all wrong a whole one leads to
+    where everything is flat.
+    """
     beta = np.zeros(design.shape[1])
     for _ in range(_NEWTON):
         fitted = _sigmoid(design @ beta + offset)
         curvature = (design.T * (fitted * (1 - fitted))) @ design
         if not np.linalg.cond(curvature) < _SINGULAR:
             return None
-        step = np.linalg.solve(curvature, design.T @ (y - fitted))
-        beta = beta + step
-        if np.abs(step).max() < _CONVERGED * (1 + np.abs(beta).max()):
-            return beta
+        slope = design.T @ (y - fitted)
+        step = np.linalg.solve(curvature, slope)
+        if np.abs(step).max() < _CONVERGED * (1 + np.abs(beta + step).max()):
+            return np.asarray(beta + step)
+        loss, gain = _loss(y, design @ beta + offset), float(slope @ step)
+        most = ((share, loss * (1 + _ROUNDING) - share * gain / 4) for share in 0.5 ** np.arange(_HALVED))
+        paying = (share for share, bound in most if _loss(y, design @ (beta + share * step) + offset) <= bound)
+        beta = beta + next(paying, 0.0) * step
     return None
+
+
+def _loss(y: Ints, logits: Floats) -> float:
+    return float((np.logaddexp(0, logits) - y * logits).sum())
 
 
 def _sigmoid(logits: Floats) -> Floats:

@@ -47,8 +47,9 @@ def delong_test(
     folds: ArrayLike | None = None,
     level: float = 0.95,
 ) -> PairedTest:
-    """DeLong's test of two ROC AUCs on the same images; y (n,) of 0 and 1, scores (n,), groups (n,), folds (n,).
+    """DeLong's test of two ROC AUCs on the same images; y (n,) of 0 and 1, scores (n,), groups (n,).
 
+    folds (n,), or (2, n) where the two were cross-validated on other folds.
     DeLong et al. 1988; with several images a group, Obuchowski 1997; Student's t with the groups' degrees of freedom.
     Where every group decides alike the variance is 0, and the sign-flip test by group is exact: see `_sign_flip`.
     Bounds and p are NaN, the difference cannot be tested, with fewer than two groups of either class.
@@ -67,23 +68,25 @@ def bootstrap_test(
     groups: ArrayLike | None = None,
     *,
     folds: ArrayLike | None = None,
-    thresholds: tuple[float | None, float | None] = (None, None),
+    thresholds: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
     n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> PairedTest:
     """Paired bootstrap test of two models by any metric: both are scored on the same resampled groups.
 
-    y (n,), proba_a and proba_b (n, K), groups (n,), folds (n,); `thresholds` of a and b. The difference over its
+    y (n,), proba_a and proba_b (n, K), groups (n,), folds (n,) or (2, n); `thresholds` of a and b, one or one an image
+    (n,). The difference over its
     bootstrap standard error is held against Student's t (Efron & Tibshirani 1993, chapter 12): a p-value counted out of
     2,000 replicates could not be small enough to survive the correction for many comparisons. Degenerate cases as in
     `delong_test`. Raises UnknownName, BadPredictions.
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
+    own = [None, None] if folds is None else np.broadcast_to(folds, (2, len(np.asarray(y))))
     pair = [
-        make_sample(y, proba, groups, folds=folds, threshold=at)
-        for proba, at in zip((proba_a, proba_b), thresholds, strict=True)
+        make_sample(y, proba, groups, folds=fold, threshold=at)
+        for proba, fold, at in zip((proba_a, proba_b), own, thresholds, strict=True)
     ]
     (first, second), drawn = _scores(metric, pair, n_bootstrap, seed)
     evidence = METRICS[metric].evidence(pair[0])
@@ -156,12 +159,44 @@ def compare_with(
     `delong_test`, corrected by Bonferroni. Raises BadPredictions.
     """
     samples = _samples(y, probas, groups, folds)
-    areas, covariance = _areas(samples, n_bootstrap, seed)
-    evidence = METRICS["roc_auc"].evidence(samples[0])
     others = [(j, reference) for j in range(len(samples)) if j != reference]
     family = list(combinations(range(len(samples)), 2)) if chosen_here else others
+    return _compared(samples, others, family, n_bootstrap, level, seed)
+
+
+def compare_pairs(
+    y: ArrayLike,
+    pairs: Sequence[tuple[ArrayLike, ArrayLike]],
+    groups: ArrayLike | None = None,
+    *,
+    folds: ArrayLike | None = None,
+    n_bootstrap: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[SimultaneousTest]:
+    """Test the differences b - a in ROC AUC of several pairs (a, b) of models, with simultaneous confidence intervals.
+
+    y (n,), each of a pair (n, K), groups (n,), folds (n,) the same for all. As `compare_with`; the family are the
+    differences of the pairs. Raises BadPredictions.
+    """
+    samples = _samples(y, [proba for pair in pairs for proba in pair], groups, folds)
+    family = [(2 * i + 1, 2 * i) for i in range(len(pairs))]
+    return _compared(samples, family, family, n_bootstrap, level, seed)
+
+
+def _compared(
+    samples: Sequence[Sample],
+    asked: Sequence[tuple[int, int]],
+    family: Sequence[tuple[int, int]],
+    n_bootstrap: int,
+    level: float,
+    seed: int,
+) -> list[SimultaneousTest]:
+    """Test the differences a - b that are asked for (a, b), so that all of a family of them hold at once."""
+    areas, covariance = _areas(samples, n_bootstrap, seed)
+    evidence = METRICS["roc_auc"].evidence(samples[0])
     largest = _largest(covariance, _contrasts(family, len(samples)), evidence - 1, seed)
-    contrasts, corrected = _contrasts(others, len(samples)), 1 - (1 - level) / max(1, len(family))
+    contrasts, corrected = _contrasts(asked, len(samples)), 1 - (1 - level) / max(1, len(family))
     tests = []
     for difference, variance in zip(contrasts @ areas, _variances(contrasts, covariance), strict=True):
         alone = _test(float(difference), float(variance), evidence, int(samples[0].independent[-1]), corrected)
@@ -227,6 +262,18 @@ def _simultaneous(
     half = min((high - low) / 2, float(largest[at_most + 1]) * error)
     adjusted = min(adjusted, (1 + beyond) / (_DRAWS + 1))
     return SimultaneousTest(Interval(value, value - half, value + half), p_value, adjusted)
+
+
+def claim(difference: Interval, margin: float) -> str:
+    """Return what an interval claims of a score against a margin > 0 stated beforehand; empty for nothing.
+
+    Equivalence where it lies within the margin on both sides, else non-inferiority where it lies above -margin: the
+    interval-inclusion principle (Westlake 1972; Piaggio et al. 2012, JAMA 308:2594). Two-sided intervals of 95 % make
+    both claims at 2.5 %, and simultaneous ones for all comparisons at once.
+    """
+    if not difference.low > -margin:
+        return ""
+    return f"equivalent within {margin:g}" if difference.high < margin else f"not worse by more than {margin:g}"
 
 
 def holm(p_values: ArrayLike) -> Floats:

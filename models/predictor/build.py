@@ -24,6 +24,7 @@ from features.datasets.packed import Packed
 from features.errors import BadWeights, CacheError, unknown
 from features.options import make_command, option
 from features.storage import make_folder, write_whole
+from features.version import firn_version
 from features.views import Cached, choose_blocks, rows_view
 from models.heads import HEADS, load_head, save_head
 from models.metrics import CALIBRATIONS, Calibration
@@ -31,6 +32,7 @@ from models.predictor.archive import BUNDLE, write_archive
 from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load_unchecked
 from models.predictor.manifest import Contents, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
+from models.predictor.seen import SEEN, Seen, seen_of
 from models.runs.examination import points_by_group, trained_shares
 from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
@@ -86,6 +88,17 @@ def _cached(run: Run, key: Key) -> Cached:
     if isinstance(source, Packed) and source.pack.key == key:
         return source.pack
     raise CacheError(f"no features at {entry.folder}, of which the outliers are learned; run: {_again(run)}")
+
+
+def _seen(run: Run, key: Key) -> Seen | None:
+    """Return the digests of the images that a run has seen; None where nothing of them is cached any more."""
+    try:
+        manifest = _cached(run, key).manifest()
+    except CacheError:
+        return None
+    if manifest is None:
+        return None
+    return seen_of(run.predictions, np.char.decode(manifest.ids, "utf-8"), manifest.sha256)
 
 
 def _again(run: Run) -> str:
@@ -161,6 +174,8 @@ class _Packing:
             _save(self.folder / OUTLIERS, outliers.arrays())
             numbers = {name: getattr(outliers, name) for name in ("rest", "threshold", "quantile")}
             contents = replace(contents, outliers={**numbers, "features": features})
+        if (seen := _seen(run, self._cut.get(0, self.networks[0].key))) is not None:
+            _save(self.folder / SEEN, seen.arrays())
         self._write(contents)
         images = draw_images(run.record.seed)
         found = load_unchecked(self.folder, device="cpu")(images)
@@ -274,7 +289,7 @@ class _Packing:
             "run": {name: record[name] for name in _OF_RUN if name in record},
             "data": {name: record[name] for name in _OF_DATA},
             "results": {name: getattr(rows, name) for name in ("validation", "test", "confusion", "threshold")},
-            "versions": dict(run.record.versions),
+            "versions": dict(run.record.versions) | {"firn": firn_version()},
             "trained_shares": trained_shares(run).tolist(),
             "points_by_group": points_by_group(run),
             "made": self.how.as_dict(),

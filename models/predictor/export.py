@@ -20,6 +20,7 @@ from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, fold_batch_norm, load_backbone, truncated
 from features.errors import FirnError
 from features.images import Geometry, pixels
+from features.version import install_command
 from features.views import GEM_POWER
 from models.predictor.backbones import way_of
 from models.predictor.heads import FeatureModel, Model, NetworkModel
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 Runner = Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any]]]  # pixels -> probabilities, calibrated ones
 NAMES = ("pixels", ("proba", "calibrated"))  # of input and outputs
 PARITY = 1e-4  # in probability, between the exported graph and torch
+ALIKE, APART = (
+    0.01,
+    0.1,
+)  # between the graph and a bundle of coarser precision: what is not worth a word; what is refused
 _EXAMPLES = 2  # images; 1 would be taken for a constant
 
 
@@ -69,7 +74,7 @@ def _write_onnx(module: Portable, side: int, path: Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise FirnError("FORMAT=onnx needs the extra: pip install -e '.[onnx]'; or take FORMAT=program") from None
+        raise FirnError(f"FORMAT=onnx needs the extra: {install_command('onnx')}; or take FORMAT=program") from None
     inputs, outputs = NAMES
     with _quiet():
         found = torch.onnx.export(
@@ -84,7 +89,7 @@ def _open_onnx(path: Path) -> Runner:
     try:
         import onnxruntime
     except ImportError:
-        raise FirnError("checking an ONNX file needs onnxruntime: pip install -e '.[onnx]'") from None
+        raise FirnError(f"checking an ONNX file needs onnxruntime: {install_command('onnx')}") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inputs, outputs = NAMES
 
@@ -282,12 +287,60 @@ class Trial(NamedTuple):
 
     words: str
     images: list[bytes | NDArray[Any]]
+    drawn: bool = False  # by Firn, unlike any image that a model was made for
 
 
-def check_export(run: Runner, module: Portable, predictor: Predictor, trial: Trial) -> str:
+class Agreement(NamedTuple):
+    """How far an exported graph is from the bundle, on the images of a trial."""
+
+    trial: Trial
+    of_torch: float  # the largest difference in probability from torch, both in float32
+    of_bundle: float  # and from the bundle in its own precision
+    changed: int  # images that are decided otherwise, at the bundle's default operating point
+    precision: str  # the bundle's
+
+    @property
+    def words(self) -> str:
+        """Return what a summary and a card say of it."""
+        return (
+            f"on {self.trial.words} it agrees with torch within {self.of_torch:.1g}, with the bundle in "
+            f"{self.precision} within {self.of_bundle:.1g}; {self.changed} of {len(self.trial.images)} decisions change"
+        )
+
+    @property
+    def doubt(self) -> str:
+        """Return a warning where the graph is not quite the bundle: a decision changes, or more than ALIKE."""
+        if not self.changed and self.of_bundle <= ALIKE:
+            return ""
+        return (
+            f"the graph computes in float32 and the bundle in {self.precision}: probabilities differ by up to "
+            f"{self.of_bundle:.2g}, {self.changed} of {len(self.trial.images)} decisions change; choose the threshold "
+            "anew on images of yours, or make the bundle of features with PRECISION=float32"
+        )
+
+    def check(self) -> None:
+        """Raise FirnError for a graph that is not the bundle.
+
+        That is where float32 differs from float32 by more than PARITY, or, on images that are none of Firn's own
+        drawing, the probability of the bundle's coarser precision by more than APART.
+        """
+        if not self.of_torch <= PARITY or (self.precision == "float32" and not self.of_bundle <= PARITY):
+            raise FirnError(
+                f"the exported graph differs by {max(self.of_torch, self.of_bundle):.2g} from the bundle on "
+                f"{self.trial.words}, more than {PARITY:g}; it was not kept; take another FORMAT="
+            )
+        if not self.trial.drawn and not self.of_bundle <= APART:
+            raise FirnError(
+                f"the graph, in float32, differs by up to {self.of_bundle:.2g} in probability from the bundle in "
+                f"{self.precision} on {self.trial.words}, more than {APART:g}, and decides {self.changed} otherwise; "
+                "it was not kept; extract with PRECISION=float32, train and bundle again, which agrees"
+            )
+
+
+def check_export(run: Runner, module: Portable, predictor: Predictor, trial: Trial) -> Agreement:
     """Compare a graph with torch, all images at once and one alone, and with the bundle in its own precision.
 
-    Returns how well they agree, in words. Raises FirnError where, in float32, they differ by more than PARITY.
+    Raises FirnError as `Agreement.check`.
     """
     squares = _squares(trial.images, predictor.geometry)
     with torch.inference_mode():
@@ -295,15 +348,13 @@ def check_export(run: Runner, module: Portable, predictor: Predictor, trial: Tri
     together, alone = run(squares), run(squares[:1])
     off = max(float(np.abs(a - b).max()) for a, b in zip(together, expected, strict=True))
     off = max(off, *(float(np.abs(a - b[:1]).max()) for a, b in zip(alone, expected, strict=True)))
-    precisions = {network.key.precision for network in predictor.contents.networks}
-    own = float(np.abs(together[0] - predictor(trial.images).proba).max())
-    if not off <= PARITY or (precisions == {"float32"} and not own <= PARITY):
-        raise FirnError(
-            f"the exported graph differs by {max(off, own):.2g} from the bundle on {trial.words}, more than "
-            f"{PARITY:g}; it was not kept; take another FORMAT="
-        )
-    names = "/".join(sorted(precisions))
-    return f"on {trial.words} it agrees with torch within {off:.1g}, with the bundle in {names} within {own:.1g}"
+    own, threshold = predictor(trial.images), predictor.threshold()
+    decided = together[0].argmax(axis=1) if threshold is None else together[0][:, 1] >= threshold
+    names = "/".join(sorted({network.key.precision for network in predictor.contents.networks}))
+    apart, changed = float(np.abs(together[0] - own.proba).max()), int((decided != own.decision).sum())
+    found = Agreement(trial, off, apart, changed, names)
+    found.check()
+    return found
 
 
 def _squares(images: Sequence[bytes | NDArray[Any]], geometry: Geometry) -> NDArray[np.float32]:

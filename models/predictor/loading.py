@@ -22,6 +22,7 @@ from models.predictor.heads import INPUTS, Model, has_class_maps, head_of, maps_
 from models.predictor.manifest import Contents, load_contents
 from models.predictor.ood import Novelty
 from models.predictor.predictor import Predictor
+from models.predictor.seen import load_seen
 from models.runs.record import FINETUNED
 
 GOLDEN = "golden.safetensors"
@@ -121,6 +122,7 @@ class Loaded:
         ]
         self.stack = _stack(folder, self.contents)
         self.outliers = _outliers(folder, self.contents)
+        self.seen = load_seen(folder, self.contents.files)
 
     def lanes(self, where: str, batch_size: int, *, explained: bool = False) -> list[Lane]:
         """Return a lane for each network."""
@@ -186,7 +188,14 @@ def load_unchecked(folder: Path, *, device: str = "auto", batch_size: int = 0, e
     lanes = loaded.lanes(where, size, explained=explained)
     several = 2 * size * torch.get_num_threads() if where == "cpu" else size  # two batches for each core
     return Predictor(
-        loaded.contents, lanes, loaded.models, loaded.stack, loaded.outliers, batch_size=several, explained=explained
+        loaded.contents,
+        lanes,
+        loaded.models,
+        loaded.stack,
+        loaded.outliers,
+        batch_size=several,
+        explained=explained,
+        seen=loaded.seen,
     )
 
 
@@ -224,11 +233,17 @@ def _outliers(folder: Path, contents: Contents) -> Novelty | None:
         arrays = load_file(sealed(folder, OUTLIERS))
         numbers: dict[str, Any] = {name: float(values[name]) for name in ("rest", "threshold", "quantile")}
         known: dict[str, Any] = {name: arrays[name] for name in ("mean", "directions", "scale", "variances")}
-        found = Novelty(**known, **numbers)
+        found = Novelty(**known, **numbers, held=arrays.get("held"))
         width, directions = found.directions.shape
         fits = found.mean.shape == found.scale.shape == (width,) and found.variances.shape == (directions,)
-        if not fits or not (found.variances > 0).all() or not (found.scale > 0).all():
+        rising = found.held is None or _rises(found.held)
+        if not fits or not rising or not (found.variances > 0).all() or not (found.scale > 0).all():
             raise ValueError("its arrays do not fit together")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BadBundle(f"{folder / OUTLIERS} does not read ({error}); make it anew (make bundle)") from None
     return found
+
+
+def _rises(values: NDArray[Any]) -> bool:
+    """Tell whether there are two or more numbers in a row, finite and none below the one before."""
+    return bool(values.ndim == 1 and len(values) > 1 and np.isfinite(values).all() and (np.diff(values) >= 0).all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from models.heads.head import standardisation
 
 Floats = NDArray[np.float64]
 QUANTILE = 0.99  # of the distances of training images that were held out, which one in a hundred exceeds
+QUANTILES = 101  # of those distances, which travel with a bundle
 MOST = 20_000  # images that are learned from
 DIRECTIONS = 64  # at most, and one for every EACH images
 EACH = 8
@@ -32,6 +33,7 @@ class Novelty:
     rest: float
     threshold: float = np.inf
     quantile: float = QUANTILE
+    held: Floats | None = None  # (QUANTILES,) rising quantiles, 0 to 1, of the distances of held-out training images
 
     def distance(self, X: NDArray[Any]) -> Floats:
         """Return the Mahalanobis distance of features (n, d) by the root of d, (n,): about 1 for training images.
@@ -48,7 +50,8 @@ class Novelty:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays, for safetensors; the numbers beside them go to JSON."""
-        return {name: getattr(self, name) for name in ("mean", "directions", "scale", "variances")}
+        known = {name: getattr(self, name) for name in ("mean", "directions", "scale", "variances", "held")}
+        return {name: array for name, array in known.items() if array is not None}
 
 
 def fit_novelty(
@@ -71,7 +74,7 @@ def fit_novelty(
         held[own] = _gaussian(X[~own], seed).distance(X[own])
     whole = _gaussian(X, seed)
     threshold = float(np.quantile(held, quantile, method="higher"))
-    return Novelty(whole.mean, whole.directions, whole.scale, whole.variances, whole.rest, threshold, quantile)
+    return replace(whole, threshold=threshold, quantile=quantile, held=np.quantile(held, np.linspace(0, 1, QUANTILES)))
 
 
 def _gaussian(X: NDArray[np.float32], seed: int) -> Novelty:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.dataset import Source
 from features.errors import BadBundle, BadImage, unknown
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.shard_writer import stacked
@@ -21,6 +22,7 @@ from models.predictor.backbones import Features, Lane
 from models.predictor.heads import Model
 from models.predictor.manifest import Contents
 from models.predictor.ood import Novelty
+from models.predictor.seen import Seen
 
 Image: TypeAlias = "str | Path | bytes | NDArray[Any]"  # a file, an encoded image, or pixels (H, W) or (H, W, 3)
 Floats = NDArray[np.float64]
@@ -60,8 +62,9 @@ class Predictor:
         *,
         batch_size: int,
         explained: bool = False,
+        seen: Seen | None = None,
     ) -> None:
-        self.contents, self.classes = contents, contents.classes
+        self.contents, self.classes, self.seen = contents, contents.classes, seen
         self._lanes, self._models, self._stack, self._outliers = tuple(lanes), tuple(models), stack, outliers
         self._batch, self._explained = batch_size, explained
         self._geometries = tuple(dict.fromkeys(lane.geometry for lane in lanes))
@@ -87,15 +90,27 @@ class Predictor:
 
     def stream(self, images: Sequence[Image], *, point: str = "", workers: int = 0) -> Iterator[Prediction]:
         """Yield predictions batch by batch, unreadable images left out; see `__call__`."""
-        threshold = self.threshold(point)
         source = _Given(images)
+        yield from self.stream_of(source, source.ids, point=point, workers=workers)
+
+    def stream_of(
+        self,
+        source: Source,
+        ids: list[str],
+        *,
+        point: str = "",
+        workers: int = 0,
+        wanted: Callable[[bytes], bool] = lambda sha256: True,
+    ) -> Iterator[Prediction]:
+        """Yield predictions of images of a data set as `stream` does, without those whose sha256 is not `wanted`."""
+        threshold = self.threshold(point)
         workers = workers or os.cpu_count() or 1
         coming = prepare(
             source,
-            source.ids,
-            range(len(source.ids)),
+            ids,
+            range(len(ids)),
             self._geometries,
-            wanted=lambda sha256: True,
+            wanted=wanted,
             workers=workers,
             ahead=2 * self._batch + 8 * workers,
         )
@@ -103,14 +118,19 @@ class Predictor:
         left_out: dict[str, str] = {}
         for prepared in coming:
             if prepared.error:
-                left_out[source.ids[prepared.image]] = prepared.error
-            else:
+                left_out[ids[prepared.image]] = prepared.error
+            elif prepared.pixels:
                 ready.append(prepared)
             if len(ready) == self._batch:
-                yield self._of_batch(source, ready, threshold, left_out)
+                yield self._of_batch(ids, ready, threshold, left_out)
                 ready, left_out = [], {}
-        if ready or left_out or not source.ids:
-            yield self._of_batch(source, ready, threshold, left_out)
+        if ready or left_out or not ids:
+            yield self._of_batch(ids, ready, threshold, left_out)
+
+    @property
+    def training_distances(self) -> Floats | None:
+        """Return rising quantiles of the distances of training images; None where the bundle does not say."""
+        return None if self._outliers is None else self._outliers.held
 
     @property
     def geometry(self) -> Geometry:
@@ -140,9 +160,9 @@ class Predictor:
         return [lane(pixels[lane.geometry]) for lane in self._lanes]
 
     def _of_batch(
-        self, source: _Given, ready: Sequence[Prepared], threshold: float | None, left_out: dict[str, str]
+        self, ids: list[str], ready: Sequence[Prepared], threshold: float | None, left_out: dict[str, str]
     ) -> Prediction:
-        names = [source.ids[p.image] for p in ready]
+        names = [ids[p.image] for p in ready]
         if not ready:
             return _nothing(self.classes, left_out)
         columns = zip(*(p.pixels for p in ready), strict=True)

@@ -13,15 +13,13 @@ import numpy as np
 
 from features.datasets.columns import Columns
 from features.errors import CacheError
-from features.options import make_command
+from features.options import make_command, typed
 from models.metrics import (
     METRICS,
-    PairedTest,
     SimultaneousTest,
-    bootstrap_test,
+    claim,
+    compare_pairs,
     compare_with,
-    delong_test,
-    holm,
     score_of_the_chosen,
 )
 from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, examine, examined
@@ -49,10 +47,13 @@ ALPHA = 0.05  # of the corrected tests
 UNTESTED = "cannot be tested"  # the verdict where there is no p-value, which is no tie
 
 
-def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[Verdict | None]:
+def against_the_first(
+    parts: Sequence[Predictions], *, seed: int, n_bootstrap: int, margin: float = 0.0
+) -> list[Verdict | None]:
     """Compare the first predictions with each of the others in simultaneous paired tests; None for the first.
 
-    Out-of-fold predictions chose the first themselves, which the tests allow for.
+    Out-of-fold predictions chose the first themselves, which the tests allow for. A `margin` above 0 is what
+    equivalence is claimed against.
     """
     first = parts[0]
     tests = compare_with(
@@ -65,34 +66,19 @@ def against_the_first(parts: Sequence[Predictions], *, seed: int, n_bootstrap: i
         level=LEVEL,
         seed=seed,
     )
-    return [None, *map(_verdict, tests)]
+    return [None, *(_verdict(test, margin) for test in tests)]
 
 
-def verdicts(tests: Sequence[PairedTest]) -> list[Verdict]:
-    """Return differences and verdicts of several paired tests, Holm-corrected together."""
-    adjusted = holm([test.p_value for test in tests]).tolist()
-    return [_verdict(SimultaneousTest(*test, p)) for test, p in zip(tests, adjusted, strict=True)]
+def against_each_other(
+    pairs: Sequence[tuple[Predictions, Predictions]], *, seed: int, n_bootstrap: int
+) -> list[Verdict]:
+    """Compare the second of each pair of predictions with the first, in simultaneous paired tests."""
+    first, draws = pairs[0][0], {"seed": seed, "n_bootstrap": n_bootstrap}
+    probas = [(a.proba, b.proba) for a, b in pairs]
+    return list(map(_verdict, compare_pairs(first.y, probas, first.groups, folds=first.fold, level=LEVEL, **draws)))
 
 
-def paired(chosen: Predictions, other: Predictions, *, seed: int, n_bootstrap: int) -> PairedTest:
-    """Test the difference other - chosen in ROC AUC, on the same images."""
-    if chosen.proba.shape[1] == 2:
-        scores = other.proba[:, 1], chosen.proba[:, 1]
-        return delong_test(chosen.y, *scores, chosen.groups, folds=chosen.fold, level=LEVEL)
-    return bootstrap_test(
-        CHOICE,
-        chosen.y,
-        other.proba,
-        chosen.proba,
-        chosen.groups,
-        folds=chosen.fold,
-        n_bootstrap=n_bootstrap,
-        level=LEVEL,
-        seed=seed,
-    )
-
-
-def _verdict(test: SimultaneousTest) -> Verdict:
+def _verdict(test: SimultaneousTest, margin: float = 0.0) -> Verdict:
     distinguishable = bool(test.p_adjusted < ALPHA)  # NaN, where the images cannot tell, is not
     side = "higher" if test.difference.value > 0 else "lower"
     return Verdict(
@@ -101,6 +87,7 @@ def _verdict(test: SimultaneousTest) -> Verdict:
         number(test.p_adjusted),
         distinguishable,
         side if distinguishable else UNTESTED if math.isnan(test.p_adjusted) else "tie",
+        claim(test.difference, margin) if margin else "",
     )
 
 
@@ -114,22 +101,24 @@ def compare_runs(
     *,
     seed: int = 0,
     n_bootstrap: int = 2000,
+    margin: float = 0.0,
 ) -> ComparisonResult:
     """Return the results of several runs on one data set, best validation first.
 
     The run of highest out-of-fold ROC AUC is chosen; on the test images (out of fold where there are none) every
     other one is compared with it by DeLong's covariance (two classes) or that of the bootstrap over groups (more), in
     simultaneous tests; without test images its score is also corrected for having been chosen. Decisions are
-    the most probable class, or with two classes the out-of-fold Youden threshold. The chosen run is looked at more
-    closely, as `examine` says. Raises CacheError for no runs, and for runs that did not see the same images.
+    the most probable class, or with two classes the out-of-fold Youden threshold. With a `margin` above 0 runs whose
+    interval lies within it are called equivalent. The chosen run is looked at more closely, as `examine` says. Raises
+    CacheError for no runs, and for runs that did not see the same images.
     """
     names = run_names(runs)
-    _check_same_images(runs, names)
+    check_same_images(runs, names)
     draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         rows = list(threads.map(partial(_row, **draws), runs, names))
     order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
-    verdicts = against_the_first([shown(runs[i]) for i in order], **draws)
+    verdicts = against_the_first([shown(runs[i]) for i in order], margin=margin, **draws)
     best = runs[order[0]]
     result = ComparisonResult(
         ranked([rows[i] for i in order], verdicts),
@@ -138,10 +127,11 @@ def compare_runs(
         _corrected([runs[i] for i in order], rows[order[0]], seed),
         calibrations(best, **draws),
         examine(best, how, columns, judged=len(runs), **draws),
-        {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, **draws},
+        {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "margin": margin or None, **draws},
         {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
     )
-    again = commands([row.record for row in result.runs], seed, examined(how))
+    asked = examined(how) | ({"margin": typed(margin)} if margin else {})
+    again = commands([row.record for row in result.runs], seed, asked)
     return stamped(result, commands=again, summary=summary(result), protocol=protocol(result))
 
 
@@ -171,7 +161,7 @@ def _told_apart(names: list[str], tells: list[str]) -> list[str]:
     return [f"{name} [{tell}]" if len(known[name]) > 1 else name for name, tell in zip(names, tells, strict=True)]
 
 
-def _check_same_images(runs: Sequence[Run], names: Sequence[str]) -> None:
+def check_same_images(runs: Sequence[Run], names: Sequence[str]) -> None:
     """Raise CacheError unless there are runs, and all saw the same images with the same labels, splits and groups."""
     if not runs:
         raise CacheError("there is no run to compare; run: make train-heads")

@@ -337,9 +337,10 @@ def _prevalence_remark(run: Run, found: Mapping[str, Any]) -> Iterator[str]:
     pairs = zip(run.record.classes, found["trained"], found["scored"], strict=True)
     apart = [f"“{name}” {a:.2f} and {b:.2f}" for name, a, b in pairs if _odds_apart(a, b) >= MUCH]
     if apart and (run.predictions.fold < 0).any():
+        told = "; ".join(apart[-1:] if run.record.positive else apart)
         yield (
-            f"Training and test images differ in their shares of classes ({'; '.join(apart[-1:])}): probabilities, "
-            "accuracy, PPV and calibration hold for the mix that they are told of; PREVALENCE= states another."
+            f"Training and test images differ in their shares of classes ({told}): probabilities, accuracy, PPV and "
+            "calibration hold for the mix that they are told of; PREVALENCE= states another."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from features.backbones.registry import domains
 from features.backbones.weights import finetuned_root
 from features.cache.pack import Pack
 from features.errors import BadDataset, CacheError
-from features.options import DatasetOptions, make_command
+from features.options import DatasetOptions, make_command, replaced
 from features.progress import say, shown
 from features.storage import slug
 from features.views import (
@@ -36,8 +37,9 @@ from models.finetuning.checkpoints import load_seen
 from models.heads import HEADS, make_head, save_head
 from models.runs.current import manifest_digest
 from models.runs.options import RunOptions
-from models.runs.record import RunRecord, load_record, runs_root, save_run
-from models.validation.cross_validation import FOLDS, Fitted, choose_protocol, fit, learned
+from models.runs.record import Run, RunRecord, load_record, load_run, runs_root, save_run
+from models.runs.seeds import spread
+from models.validation.cross_validation import Fitted, Protocol, fit, learned
 
 _FORMAT = 2  # raised when a head's recipe changes, so that older runs are trained again
 
@@ -82,49 +84,67 @@ class Stage:
                     f"labels: scores on them would mean nothing; compare by: {make_command('finetune', self.data)}"
                 )
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the classes under the view of the labels."""
+        return self._classes
+
     def seen(self, view: View) -> set[str]:
         """Return short digests of the images of a view that a network learns from under the protocol."""
-        learns = view.ids[learned(view.splits, choose_protocol(self.run.protocol))]
+        learns = view.ids[learned(view.splits, self.run.rules)]
         ids = np.char.decode(self._manifests[0].ids, "utf-8")
         return _short(self._manifests[0].sha256[np.isin(ids, learns)])
 
-    def train(self, name: str, blocks: str = "1", pool: str = "avg", *, insist: bool = True) -> Path | None:
+    def train(
+        self, name: str, blocks: str = "1", pool: str = "avg", *, insist: bool = True, seeds: int = 1
+    ) -> Path | None:
         """Train one head unless its run is there; return its folder, None where it cannot run on what was extracted.
 
-        `insist` makes an error of the latter. Raises OutOfTime.
+        `insist` makes an error of the latter. With several `seeds` the spread over them is added. Raises OutOfTime.
         """
         if (found := self._choose(name, blocks, pool, insist)) is None:
             return None
         chosen, described = found
         folder = self.folder(described, name)
         identity = self._identity(name, chosen, described)
-        if is_current(folder, identity):
+        if not lacks_seeds(folder, identity, seeds):
             return folder
         view = self._view(name, chosen, pool)
         if not isinstance(view.X, np.ndarray) and not HEADS[name].on_disk:
             self._too_large(name, view, insist)
             return None
-        what = f"{name} on {self.name} {described}"
-        fit = fitted(name, [view], what, seed=self.data.seed, protocol=self.run.protocol, until=self.until)
-        save_head(folder, name, fit.head)
-        record = self.record(
-            view,
-            blocks=tuple(b for some in chosen for b in some),
-            asked_blocks=blocks,
-            pool=pool,
-            view=described,
-            identity=identity,
-            **facts_of(name, view, fit),
-        )
-        save_run(folder, record, fit.predictions)
+        if not is_current(folder, identity):
+            asked = {"asked_blocks": blocks, "pool": pool, "view": described, "identity": identity}
+            self._train(name, view, folder, blocks=tuple(b for some in chosen for b in some), **asked)
+        if seeds > 1:
+            self._add_spread(load_run(folder), view, seeds)
         return folder
 
-    def lacks(self, name: str, blocks: str, pool: str, *, insist: bool) -> bool:
-        """Tell whether a head can run on what was extracted and its run is not there; see `train` of `insist`."""
+    def _train(self, name: str, seen: View, folder: Path, **asked: Any) -> None:
+        """Train one head and save its run."""
+        fit = self._fitted(name, seen, asked["view"], self.data.seed)
+        save_head(folder, name, fit.head)
+        save_run(folder, self.record(seen, **asked, **facts_of(name, seen, fit)), fit.predictions)
+
+    def _fitted(self, name: str, view: View, described: str, seed: int) -> Fitted:
+        """Fit a head with a seed, which is also that of the folds where the head draws nothing at random."""
+        what = f"{name} on {self.name} {described}" + (f", seed {seed}" if seed != self.data.seed else "")
+        folds = self.data.seed if HEADS[name].random else seed
+        return fitted(name, view, what, seed=seed, folds=folds, protocol=self.run.rules, until=self.until)
+
+    def _add_spread(self, run: Run, view: View, seeds: int) -> None:
+        """Train a run with the seeds after its own and record how far its scores spread."""
+        name, first = run.record.head, self.data.seed
+        more = [self._fitted(name, view, run.record.view, first + i).predictions for i in range(1, seeds)]
+        told = spread("head" if HEADS[name].random else "folds", first, [run.predictions, *more])
+        save_run(run.folder, replace(run.record, spread=told), run.predictions)
+
+    def lacks(self, name: str, blocks: str, pool: str, *, insist: bool, seeds: int = 1) -> bool:
+        """Tell whether a head can run on what was extracted and its run is not there; see `train` of the rest."""
         if (found := self._choose(name, blocks, pool, insist)) is None:
             return False
         chosen, described = found
-        return not is_current(self.folder(described, name), self._identity(name, chosen, described))
+        return lacks_seeds(self.folder(described, name), self._identity(name, chosen, described), seeds)
 
     def view(self, name: str, blocks: str, pool: str) -> tuple[str, View]:
         """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted."""
@@ -146,7 +166,7 @@ class Stage:
     def folder(self, described: str, name: str) -> Path:
         """Return the folder of a run."""
         dataset = str(self._manifests[0].about["dataset"])
-        return runs_root(dataset, self.run.labels, self.run.protocol) / self._entry_name() / slug(described) / name
+        return runs_root(dataset, *self.run.scheme) / self._entry_name() / slug(described) / name
 
     def maps(self) -> bool:
         """Return whether maps of the last block of every entry are cached."""
@@ -199,12 +219,20 @@ class Stage:
         return self._last[1]
 
     def _checked(self, view: View) -> View:
-        """Return a view in which every class can be learned. BadDataset names one of fewer than two groups."""
-        to_learn = learned(view.splits, choose_protocol(self.run.protocol))
+        """Return a view in which every class can be learned. BadDataset names one of fewer groups than are needed."""
+        rules = self.run.rules
+        to_learn = learned(view.splits, rules)
         unit = self._manifests[0].about["grouped_by"] or "image"
         for label, name in enumerate(self._classes):
             own = to_learn & (view.y == label)
-            if (groups := len(np.unique(view.groups[own]))) < 2:
+            groups = len(np.unique(view.groups[own]))
+            if rules.exact and 2 <= groups < rules.folds:
+                most = replaced(self.run, folds=groups)
+                raise BadDataset(
+                    f"FOLDS={rules.folds} needs as many groups ({unit}) of each class, and class {name} has {groups} "
+                    f"to learn from; run: {make_command('train-heads', self.data, most, backbone=self.name)}"
+                )
+            if groups < 2:
                 raise BadDataset(
                     f"class {name} has {groups} {unit}{'s' * (groups != 1)} to learn from, and two are needed: "
                     f"{int(own.sum()):,} of the {len(own):,} images of {self._manifests[0].about['dataset']}"
@@ -213,8 +241,9 @@ class Stage:
 
     def _identity(self, name: str, blocks: object, described: str) -> str:
         """Return a digest of all that a run depends on; a run with another one is out of date."""
-        run = self.run
-        parts = [_FORMAT, name, blocks, described, run.labels, run.protocol, self.data.seed, FOLDS]
+        run, rules = self.run, self.run.rules
+        parts = [_FORMAT, name, blocks, described, run.labels, run.protocol, self.data.seed, rules.folds]
+        parts += [rules.repeats] if run.repeats else []
         keys = [entry.key.digest() for entry in self.entries]
         return hashlib.sha256(f"{parts}{self.digest}{keys}".encode()).hexdigest()
 
@@ -228,6 +257,8 @@ class Stage:
             labels=self.run.labels,
             classes=self._classes,
             protocol=self.run.protocol,
+            asked_folds=self.run.folds,
+            asked_repeats=self.run.repeats,
             seed=self.data.seed,
             manifest=self.digest,
             counts=_counts(view_, self._classes),
@@ -274,19 +305,27 @@ def is_current(folder: Path, identity: str) -> bool:
     return record is not None and record.identity == identity
 
 
-def fitted(name: str, views: Sequence[View], what: str, *, seed: int, protocol: str, until: float = np.inf) -> Fitted:
-    """Fit a head under a protocol with a progress bar that says `what`. Raises OutOfTime."""
+def lacks_seeds(folder: Path, identity: str, seeds: int) -> bool:
+    """Return whether no whole run of that identity is there, or none that tells the spread over so many seeds."""
+    record = load_record(folder)
+    if record is None or record.identity != identity:
+        return True
+    return seeds > 1 and (record.spread is None or len(record.spread["seeds"]) < seeds)
+
+
+def fitted(name: str, view: View, what: str, *, seed: int, folds: int, protocol: Protocol, until: float) -> Fitted:
+    """Fit a head of a seed in the folds of another, with a progress bar that says `what`. Raises OutOfTime."""
     with shown(what, "fits") as progress:
         make = partial(make_head, name, seed=seed)
-        return fit(make, views, choose_protocol(protocol), seed=seed, progress=progress, until=until)
+        return fit(make, [view], protocol, seed=folds, progress=progress, until=until)
 
 
-def facts_of(name: str, view: View, found: Fitted) -> dict[str, Any]:
-    """Return the fields of a record that a fit adds."""
+def facts_of(name: str, view: View, found: Fitted, *, about: str = "") -> dict[str, Any]:
+    """Return the fields of a record that a fit adds; `about` is said of a head that is in no table."""
     repeats = choose_repeats(found)
     return {
         "head": name,
-        "about": HEADS[name].about,
+        "about": about or HEADS[name].about,
         "chosen": dict(found.head.chosen_),
         "folds": (int(found.predictions.fold.max()) + 1) // repeats,
         "repeats": repeats,

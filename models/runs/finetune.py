@@ -36,17 +36,17 @@ from models.finetuning.train import Epoch, best_epoch
 from models.runs.features import Stage, is_current
 from models.runs.options import RunOptions
 from models.runs.record import FINETUNED, runs_root, save_run
-from models.validation.cross_validation import FOLDS, choose_protocol, learned
+from models.validation.cross_validation import learned
 
 _FORMAT = 2  # raised when the same settings give other networks
 
 
 def finetuned(features: FeatureOptions, options: FinetuneOptions, run: RunOptions) -> Iterator[FinetuneJob]:
     """Yield each backbone of a data set with its run trained and saved, unless it is there already."""
-    rules = choose_protocol(run.protocol)
+    rules = run.rules
     for job in _jobs(features, options, run):
         if not is_current(job.folder(), job.identity()):
-            with job.crossfit(rules.repeats * FOLDS + 1) as training:
+            with job.crossfit(rules.repeats * rules.folds + 1) as training:
                 _save(job, crossfit(training, rules))
         yield job
 
@@ -56,7 +56,7 @@ def finetuned_once(
 ) -> tuple[FinetuneJob, Fit, View]:
     """Fine-tune one backbone on all images to learn from, without folds; return its probabilities of the others too."""
     (job,) = _jobs(features, options, run)
-    train = learned(job.view.splits, choose_protocol(run.protocol))
+    train = learned(job.view.splits, run.rules)
     with job.crossfit(1) as training:
         fit = fit_all(training, np.flatnonzero(train), np.flatnonzero(~train))
     return job, fit, job.view.take(~train)
@@ -103,14 +103,15 @@ class FinetuneJob:
 
     def folder(self) -> Path:
         """Return the folder of the run."""
-        root = runs_root(self.request.dataset.name, self.run.labels, self.run.protocol)
+        root = runs_root(self.request.dataset.name, *self.run.scheme)
         return root / self.request.entry.key.folder() / "finetuned" / slug(self.described)
 
     def identity(self) -> str:
         """Return a digest of all that the run depends on."""
         keys = [request.entry.key.digest() for request in self.requests]
         ask = (self.run.labels, self.run.protocol, self.data.seed)
-        parts = [_FORMAT, self.stage.digest, keys, self.after, self.settings.as_dict(), ask, FOLDS]
+        parts = [_FORMAT, self.stage.digest, keys, self.after, self.settings.as_dict(), ask, self.run.rules.folds]
+        parts += [self.run.rules.repeats] if self.run.repeats else []
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @contextmanager

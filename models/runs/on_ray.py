@@ -23,6 +23,7 @@ class Order(NamedTuple):
     features: FeatureOptions
     view: HeadOptions
     run: RunOptions
+    seeds: int = 1
 
 
 def train_on_ray(orders: Sequence[Order]) -> None:
@@ -49,5 +50,5 @@ def work(order: Order, home: Home) -> list[str]:
     with heard() as lines:
         data = order.features.data
         stage = Stage(open_features(data.load(), order.features, order.term), data, order.run)
-        stage.train(order.head, order.view.blocks, order.view.pool, insist=order.view.insist)
+        stage.train(order.head, order.view.blocks, order.view.pool, insist=order.view.insist, seeds=order.seeds)
     return lines

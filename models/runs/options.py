@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from features.backbones.registry import BACKBONES, architecture, domains
@@ -17,7 +16,7 @@ from models.predictor.archive import BUNDLE, is_bundle
 from models.runs.compare import choose
 from models.runs.current import current_runs, say_if_stale
 from models.runs.record import FINETUNED, Run, load_record, load_run, load_runs
-from models.validation.cross_validation import choose_protocol
+from models.validation.cross_validation import Protocol, choose_protocol
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,32 @@ class RunOptions:
 
     labels: str = option("classes", "classes, or a coarser view of them that the data set has (cervical: binary).")
     protocol: str = option("split", "split (the publisher's test images) or cv (repeated nested cross-validation).")
+    folds: int = option(0, "Folds, each of whole groups; 0 is five, or as many as the rarest class has groups.", min=0)
+    repeats: int = option(0, "How often folds are drawn; 0 is the protocol's number: split 1, cv 3.", min=0)
 
     def __post_init__(self) -> None:
-        """Refuse a protocol that is in no table."""
-        choose_protocol(self.protocol)
+        """Refuse a protocol that is in no table, and a single fold."""
+        choose_protocol(self.protocol, self.folds, self.repeats)
+
+    @property
+    def rules(self) -> Protocol:
+        """Return the protocol with its folds and repeats."""
+        return choose_protocol(self.protocol, self.folds, self.repeats)
+
+    @property
+    def scheme(self) -> tuple[str, str, int, int]:
+        """Return what `runs_root` tells runs apart by: only those of one scheme are compared."""
+        return self.labels, self.protocol, self.folds, self.repeats
+
+
+@dataclass(frozen=True)
+class SeedOptions:
+    """With how many seeds a run is trained."""
+
+    seeds: int = option(1, "Train with SEED and those after it, so many; their spread is told.", min=1, max=1000)
+
+
+RUN = tuple(each.name for each in fields(RunOptions))
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,7 @@ class ModelSelector:
     def load(self) -> Run:
         """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle."""
         if not self.model:
-            return choose(self.load_all())
+            return _kept(choose(self.load_all()))
         if self.bundle:
             raise BadBundle(f"{self.model} is a bundle, and this takes the folder of the run that it was made of")
         if load_record(Path(self.model)) is None:
@@ -81,7 +102,7 @@ class ModelSelector:
                 f"{self.model} is neither a bundle (a folder with a {BUNDLE}, or a .zip) nor the folder of a run "
                 "(with a run.json, below artifacts/heads); or leave MODEL= away and name the DATASET="
             )
-        run = load_run(Path(self.model))
+        run = _kept(load_run(Path(self.model)))
         say_if_stale(run)
         return run
 
@@ -95,7 +116,7 @@ class ModelSelector:
             for name in names:
                 if name not in known:
                     raise unknown(kind, name, known)
-        every = load_runs(dataset.name, self.run.labels, self.run.protocol)
+        every = load_runs(dataset.name, *self.run.scheme)
         runs = [run for run in every if not heads or run.record.head in heads]
         runs = [run for run in runs if not backbones or _made_of(run, backbones)]
         if not runs:
@@ -120,11 +141,23 @@ class ModelSelector:
         return make_command("extract train-heads", self.data, self.run, backbone=self.backbone, **more)
 
 
+def _kept(run: Run) -> Run:
+    """Return a run. BadBundle where it was added from Python, of which there are predictions and no model."""
+    if run.record.added:
+        raise BadBundle(
+            f"{run.name} was added from Python: it is compared, and nothing is kept that could predict or be made "
+            f"again; name heads of Firn's own, such as HEADS=logistic"
+        )
+    return run
+
+
 def _check_backbones(terms: list[str]) -> None:
     """Raise UnknownName for a backbone that there is not, BadWeights for one that was not fine-tuned yet."""
     for name in {name for term in terms for name in term.split("+")}:
         if architecture(name) not in BACKBONES:
-            import_module("features.backbones.build").row(name)  # imports torch
+            from features.backbones.build import row  # imports torch
+
+            row(name)
         if domains(name):
             find(name, "")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,12 @@ from features.datasets.dataset import is_guess
 from features.errors import CacheError
 from features.options import DatasetOptions, FeatureOptions
 from features.storage import artifacts_root, slug, write_whole
+from features.version import firn_version
+from models.heads import HEADS
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
 FINETUNED = "finetuned"  # what stands for the head in a run of a fine-tuned network
 _RENAMED = {"pictures_per_second": "images_per_second", "thaw": "finetuning"}  # names of fields until November 2026
-
-
-@cache
-def firn_version() -> str:
-    """Return Firn's version and, in a checkout, the commit."""
-    number, root = version("firn-transfer-learning"), Path(__file__).parents[2] / ".git"
-    try:
-        head = (root / "HEAD").read_text().strip()
-        commit = (root / head.removeprefix("ref: ")).read_text().strip() if head.startswith("ref: ") else head
-    except OSError:
-        return number
-    return f"{number}+{commit[:12]}"
 
 
 @dataclass(frozen=True)
@@ -64,11 +52,15 @@ class RunRecord:
     repeats: int
     seconds: Mapping[str, float]  # oof, fit, predict
     features: int
-    asked_with: Mapping[str, str] | None = None  # root, target and positive, where they were given
+    asked_with: Mapping[str, Any] | None = None  # root, target, positive and test, where they were given
+    asked_folds: int = 0  # FOLDS=; 0 where the protocol says
+    asked_repeats: int = 0  # REPEATS=, likewise
     identity: str = ""  # digest of all that the run depends on
     bases: tuple[str, ...] = ()  # of a stack: the folders of its runs
+    nested: int = 0  # of a stack: of how many runs its weights for a fold come from models that had not seen it
     images_per_second: float | None = None  # of a fine-tuned network: gone through in training
     finetuning: Mapping[str, Any] | None = None  # of a fine-tuned network: its options and settings
+    spread: Mapping[str, Any] | None = None  # over seeds, where there were several: `models.runs.seeds.spread`
     history: tuple[Any, ...] = ()  # of each training: the epochs, each epoch, loss, roc_auc, loss, seconds, images
     firn: str = field(default_factory=firn_version)
 
@@ -84,9 +76,19 @@ class RunRecord:
         return FeatureOptions(self.data, self.backbone, key.preprocess_mode, key.precision)
 
     @property
+    def added(self) -> bool:
+        """Return whether the run was added from Python: its head is none of Firn's, and only predictions are kept."""
+        return self.head not in (*HEADS, FINETUNED)
+
+    @property
     def root(self) -> Path:
         """Return the folder of all runs that are compared with this one."""
-        return runs_root(self.dataset, self.labels, self.protocol)
+        return runs_root(self.dataset, *self.scheme)
+
+    @property
+    def scheme(self) -> tuple[str, str, int, int]:
+        """Return labels, protocol, folds and repeats as they were asked for."""
+        return self.labels, self.protocol, self.asked_folds, self.asked_repeats
 
     @property
     def positive(self) -> str | None:
@@ -143,9 +145,10 @@ class Run:
         return f"{self.record.head} on {self.record.backbone} {self.record.view}"
 
 
-def runs_root(dataset: str, labels: str = "classes", protocol: str = "split") -> Path:
-    """Return the folder of all runs of a data set under one view of its labels and one protocol."""
+def runs_root(dataset: str, labels: str = "classes", protocol: str = "split", folds: int = 0, repeats: int = 0) -> Path:
+    """Return the folder of all runs of a data set under one view of its labels, one protocol and its folds."""
     parts = [dataset, *([labels] if labels != "classes" else []), *([protocol] if protocol != "split" else [])]
+    parts += [f"{number}-{noun}" for number, noun in ((folds, "folds"), (repeats, "repeats")) if number]
     return artifacts_root() / "heads" / "-".join(slug(part) for part in parts)
 
 
@@ -172,7 +175,10 @@ def load_run(folder: Path) -> Run:
     return Run(folder, record, load_predictions(folder / "predictions.csv", record.classes))
 
 
-def load_runs(dataset: str, labels: str = "classes", protocol: str = "split") -> list[Run]:
+def load_runs(
+    dataset: str, labels: str = "classes", protocol: str = "split", folds: int = 0, repeats: int = 0
+) -> list[Run]:
     """Return all whole runs of a data set, sorted by folder; those of an older form are passed over."""
-    folders = (path.parent for path in sorted(runs_root(dataset, labels, protocol).rglob("run.json")))
+    root = runs_root(dataset, labels, protocol, folds, repeats)
+    folders = (path.parent for path in sorted(root.rglob("run.json")))
     return [load_run(folder) for folder in folders if load_record(folder) is not None]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
-from models.runs.record import RunRecord, firn_version
+from features.version import firn_version
+from models.runs.record import RunRecord
 
 Score: TypeAlias = Mapping[str, float | None]  # value, low, high; None for what the images cannot tell
 Scores: TypeAlias = Mapping[str, Score]  # metric -> its score
@@ -16,13 +17,14 @@ _OF_DATA = ("dataset", "asked", "counts", "groups", "grouped_by", "split_by", "n
 
 @dataclass(frozen=True)
 class Verdict:
-    """The paired test of a run against the chosen one, Holm-corrected."""
+    """The paired test of a run against the chosen one, simultaneous with those of the others."""
 
     difference: Score  # run - chosen
     p_value: float | None
     p_adjusted: float | None
     distinguishable: bool
-    verdict: str  # "tie", "higher" or "lower"
+    verdict: str  # "tie" (no detectable difference), "higher", "lower", "cannot be tested", "within seeds" (transfer)
+    claim: str = ""  # against a stated margin: equivalent within it, or not worse by more than it
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class DetourRow:
     direct: Mapping[str, Any]
     detour: Mapping[str, Any]
     test: Verdict  # of the difference detour - direct
+    over_seeds: Mapping[str, float] | None = None  # the mean difference over seeds: `models.runs.seeds`
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ class TransferResult:
     detour: str  # the backbone that came out
     labels: str
     protocol: str
+    folds: int
+    repeats: int
     seed: int
     n_bootstrap: int
     level: float

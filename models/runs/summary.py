@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from features.options import make_command
 from features.storage import slug
@@ -82,7 +82,9 @@ def protocol(results: ComparisonResult) -> list[str]:
         f"with classes balanced over the folds{apart}{again}; its predictions for the images left out give the "
         "validation scores. Whatever a head has to choose it chose inside the images that it was trained on."
         + _of_thawed(results.runs, unit)
-        + _of_stacks(results.runs),
+        + _of_added(results.runs)
+        + _of_stacks(results.runs, unit)
+        + _of_seeds(results.runs),
         f"The run with the highest validation ROC AUC was chosen; {CHOSEN[tested]}.",
         _decisions(results),
         _intervals(results, unit),
@@ -90,13 +92,33 @@ def protocol(results: ComparisonResult) -> list[str]:
     ]
 
 
-def _of_stacks(rows: Sequence[RunResult]) -> str:
-    if not any(row.record.bases for row in rows):
+def _of_stacks(rows: Sequence[RunResult], unit: str) -> str:
+    stacks = [row.record for row in rows if row.record.bases]
+    if not stacks:
         return ""
+    own = " A stack learned its weights for a fold from predictions for the others, by models that had seen neither"
+    if left := sum(len(stack.bases) - stack.nested for stack in stacks):
+        of = sum(len(stack.bases) for stack in stacks)
+        return (
+            f"{own}, save {left} of {of} runs in it, which flatters its validation score, most with few {plural(unit)}."
+        )
+    return f"{own}."
+
+
+def _of_seeds(rows: Sequence[RunResult]) -> str:
+    told = [row.record.spread for row in rows if row.record.spread]
+    if not told:
+        return ""
+    count = max(len(spread["seeds"]) for spread in told)
     return (
-        " A stack learned its weights for a fold from the predictions for the other folds, made by heads that had seen "
-        "that fold: its validation score is a little flattering."
+        f" {len(told)} of {len(rows)} runs were trained with several seeds, {count} at most, of the training where "
+        "that draws at random, else of the folds: what is scored is the run of the first, the SD over seeds beside it."
     )
+
+
+def _of_added(rows: Sequence[RunResult]) -> str:
+    added = [row.name for row in rows if row.record.added]
+    return f" Added from Python, and made again there only: {', '.join(added)}." * bool(added)
 
 
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
@@ -144,21 +166,29 @@ def _comparison(results: ComparisonResult, tested: bool) -> str:
         "simultaneous tests against "
         f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “not "
         f"distinguishable” means a corrected p of {results.settings['alpha']} or more: no difference was "
-        "detected, which does not show that two runs are equal."
+        "detected, which does not show that two runs are equal." + _against(results.settings.get("margin"))
+    )
+
+
+def _against(margin: float | None) -> str:
+    if not margin:
+        return ""
+    return (
+        " “Equivalent” and “not worse” are claimed where the whole simultaneous interval of the difference is within "
+        f"{margin:g} of 0, or above −{margin:g}: a margin of ROC AUC that was stated (MARGIN=), not found."
     )
 
 
 K = TypeVar("K")
-_RUN = {"labels": "classes", "protocol": "split"}  # what is left away where it is usual
 
 
 def commands(records: Sequence[RunRecord], seed: int, asked: Mapping[str, str] = MappingProxyType({})) -> list[str]:
     """Return the commands that make the same runs and the same comparison again.
 
     `asked` are further variables of the comparison. A stack combines what is there, so that each comes after its own
-    runs and before all others.
+    runs and before all others. No command makes runs that were added from Python.
     """
-    lines, left = [], [record for record in records if not record.bases]
+    lines, left = [], [record for record in records if not (record.bases or record.added)]
     for stack in sorted((record for record in records if record.bases), key=lambda record: len(record.bases)):
         lines += _single([record for record in left if _place(record) in stack.bases])
         left = [record for record in left if _place(record) not in stack.bases]
@@ -238,12 +268,14 @@ def _trainings(records: Sequence[RunRecord]) -> list[str]:
     ]
 
 
-def _data(record: RunRecord) -> dict[str, str]:
+def _data(record: RunRecord) -> dict[str, Any]:
     return {"dataset": record.asked, **record.data.more}
 
 
-def _run(record: RunRecord) -> dict[str, str]:
-    return {name: value for name, usual in _RUN.items() if (value := getattr(record, name)) != usual}
+def _run(record: RunRecord) -> dict[str, Any]:
+    """Return labels, protocol, folds and repeats where they are not the usual ones."""
+    usual = {"labels": "classes", "protocol": "split", "folds": 0, "repeats": 0}
+    return {name: v for (name, u), v in zip(usual.items(), record.scheme, strict=True) if v != u}
 
 
 def _on_maps(record: RunRecord) -> bool:
@@ -251,7 +283,8 @@ def _on_maps(record: RunRecord) -> bool:
 
 
 def _view(record: RunRecord) -> tuple[tuple[str, str], ...]:
-    return (("blocks", record.asked_blocks), ("pool", record.pool), *_pixels(record).items())
+    seeds = [("seeds", str(len(record.spread["seeds"])))] if record.spread else []
+    return (("blocks", record.asked_blocks), ("pool", record.pool), *seeds, *_pixels(record).items())
 
 
 def _pixels(record: RunRecord) -> dict[str, str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.reader import subset
-from features.errors import BadDataset, unknown
+from features.errors import BadDataset, FirnError, unknown
 from features.views import View
 from models.folds import grouped_folds
-from models.heads.head import Head, Nested, check_varied
+from models.heads.head import FEWEST_FOLDS, Head, Nested, check_varied
 from models.validation.predictions import Predictions
 
 FOLDS = 5
@@ -26,11 +27,13 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True)
 class Protocol:
-    """One row of PROTOCOLS: how often images are cross-validated, and whether the test split is kept apart."""
+    """One row of PROTOCOLS: how images are cross-validated, and whether the test split is kept apart."""
 
     about: str
     repeats: int  # of the cross-validation, each with folds of its own
     tests: bool  # whether the test split is kept apart
+    folds: int = FOLDS  # of each repeat
+    exact: bool = False  # whether fewer groups of a class than folds are an error, and not fewer folds
 
 
 PROTOCOLS = {
@@ -47,11 +50,17 @@ class Fitted(NamedTuple):
     seconds: dict[str, float]  # oof, fit, predict
 
 
-def choose_protocol(name: str) -> Protocol:
-    """Return a row of PROTOCOLS. Raises UnknownName."""
+def choose_protocol(name: str, folds: int = 0, repeats: int = 0) -> Protocol:
+    """Return a row of PROTOCOLS, with just so many folds and repeats where they are not 0.
+
+    Raises UnknownName, FirnError for a single fold.
+    """
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    if folds == 1:
+        raise FirnError("expected FOLDS= to be 2 or more, for one fold leaves nothing to learn from, got 1")
+    row = PROTOCOLS[name]
+    return replace(row, repeats=repeats or row.repeats, folds=folds or row.folds, exact=folds > 0)
 
 
 def learned(splits: NDArray[np.str_], protocol: Protocol) -> NDArray[np.bool_]:
@@ -66,7 +75,7 @@ def folds_of(
 
     Raises BadDataset where a class has a single group.
     """
-    drawn = [grouped_folds(y, groups, FOLDS, seed=seed + 1000 * repeat) for repeat in range(protocol.repeats)]
+    drawn = [grouped_folds(y, groups, protocol.folds, seed=seed + 1000 * repeat) for repeat in range(protocol.repeats)]
     return [fold + repeat * (int(fold.max()) + 1) for repeat, fold in enumerate(drawn)]
 
 
@@ -135,7 +144,7 @@ def _held_out(
     if isinstance(learner, Nested):
         nested = learner.fit_folds(part.X, part.y, folds, watch)
         if nested is not None:
-            return nested, learner
+            return own_fold(nested, folds), learner
     names = np.unique(folds).tolist()
     held = np.zeros((len(folds), int(part.y.max()) + 1))
     for done, fold in enumerate(names, start=1):
@@ -144,6 +153,37 @@ def _held_out(
         held[own] = learner.predict_proba(subset(part.X, own))
         watch(done, len(names))
     return held, None
+
+
+def own_fold(found: NDArray[np.float64], folds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the probabilities without the fold of each row, (n, K), of those without each fold (F, n, K)."""
+    return found[np.unique(folds, return_inverse=True)[1], np.arange(len(folds))]
+
+
+def without_pairs(
+    make: Callable[[], Head], part: View, folds: NDArray[np.int64], progress: Callable[[int, int], None]
+) -> NDArray[np.float64] | None:
+    """Return for each fold f what heads that have not seen it say of the other rows, out of fold too, (F, n, K).
+
+    Row i of [f] is by a head fitted without fold f and the fold of i; rows of fold f itself mean nothing. None where
+    the folds are fewer than four, or leave nothing of a class without two of them.
+    """
+    names, classes = np.unique(folds), int(part.y.max()) + 1
+    pairs = list(combinations(range(len(names)), 2))
+    kept = [~np.isin(folds, names[list(pair)]) for pair in pairs]
+    if len(names) < FEWEST_FOLDS or any(len(np.unique(part.y[rows])) < classes for rows in kept):
+        return None
+    learner = make()
+    if isinstance(learner, Nested):
+        return learner.fit_folds(part.X, part.y, folds, progress)
+    found = np.zeros((len(names), len(folds), classes))
+    for done, ((i, j), rows) in enumerate(zip(pairs, kept, strict=True), start=1):
+        head = make().fit(subset(part.X, rows), part.y[rows], part.groups[rows])
+        for judge, judged in ((i, j), (j, i)):
+            own = folds == names[judged]
+            found[judge, own] = head.predict_proba(subset(part.X, own))
+        progress(done, len(pairs))
+    return found
 
 
 def _together(parts: Sequence[View]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.str_]]:

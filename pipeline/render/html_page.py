@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from features.datasets.dataset import SPLITS
-from features.options import make_command
+from features.options import in_a_file, make_command
 from features.storage import csv_lines, write_whole
 from models.audit import CHECKS
 from models.runs.compare import run_names
@@ -170,7 +170,10 @@ def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float,
         return Cell(None, "", None, column.extra)
     if low is None or high is None:
         return Cell(value, "", None, column.extra)
-    return Cell(value, f"[{low:.3f}, {high:.3f}]", bar_of(score, best["value"], scale), column.extra)
+    told = (row.record.spread or {}).get(column.part) if column.metric == "roc_auc" else None
+    over_seeds = f", SD over {len(told['values'])} seeds {told['sd']:.3f}" if told else ""
+    bar = bar_of(score, best["value"], scale)
+    return Cell(value, f"[{low:.3f}, {high:.3f}]{over_seeds}", bar, column.extra)
 
 
 FOLDER = Path(__file__).parent
@@ -189,6 +192,14 @@ def render_page(results: ComparisonResult, runs: Sequence[Run], extras: Extras =
 
     `extras` is what `load_extras` returned: learning curves, gallery and audit, as far as there are any.
     """
+    return render("page.html.j2", results=results, **_context(results, runs, extras))
+
+
+def render(template: str, **context: Any) -> str:
+    """Return a page from a template of this folder, in the style and with the script that draws `data` of the context.
+
+    Every name in the context is escaped; the page makes no request and runs no script but its own.
+    """
     import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -203,12 +214,11 @@ def render_page(results: ComparisonResult, runs: Sequence[Run], extras: Extras =
     environment.filters["plural"] = plural
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
-    return environment.get_template("page.html.j2").render(
-        results=results,
+    return environment.get_template(template).render(
         policy=_policy(scripts.values()),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         **{name: Markup(text) for name, text in scripts.items()},
-        **_context(results, runs, extras),
+        **context,
     )
 
 
@@ -242,12 +252,13 @@ def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> 
         "presets": PRESETS,
         "confusion": _shares(chosen.confusion),
         "card": _card(data),
-        "versions": _versions(results.runs),
+        "versions": {"firn": results.firn} | _versions(results.runs),
         "learning": extras.learning,
         "gallery": extras.gallery,
         "no_gallery": extras.no_gallery,
         "audit": audit_of(extras.audit),
-        "again": commands(results, extras),
+        "again": (again := commands(results, extras)),
+        "in_a_file": in_a_file(again, "again.toml"),
         "report_command": report_command(results),
         "audit_command": audit_command(results),
         "examination": results.examination,

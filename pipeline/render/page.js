@@ -92,7 +92,7 @@
   };
   all(".ranking thead button").forEach((button) => button.addEventListener("click", () => sort(button.closest("th"))));
   if ($("all-runs")) $("all-runs").addEventListener("change", (event) => document.querySelector(".ranking").classList.toggle("every", event.target.checked));
-  $("all-metrics").addEventListener("change", (event) => document.querySelector(".ranking").classList.toggle("all", event.target.checked));
+  if ($("all-metrics")) $("all-metrics").addEventListener("change", (event) => document.querySelector(".ranking").classList.toggle("all", event.target.checked));
 
   // ---- operating point: everything follows from the counts at one threshold ----------------------------------------
   const operating = data.operating;

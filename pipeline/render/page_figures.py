@@ -203,7 +203,7 @@ def _decision(side: Side, prevalence: float | None, level: float) -> list[Trace]
     rows = (
         ("act on every image", benefit.treat_all, GREY | {"dash": "dash"}),
         ("act on none", np.zeros(99), GREY),
-        ("act by the chosen run", benefit.model, line_of(0)),
+        ("act by the model", benefit.model, line_of(0)),
     )
     kept = [(name, np.where(value >= floor, value, np.nan), line) for name, value, line in rows]
     lines = [_line(benefit.thresholds, value, line, name=name, hovertemplate=HOVER) for name, value, line in kept]

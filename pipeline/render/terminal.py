@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from features.progress import printable
-from models.runs.results import ComparisonResult, RunResult, Score
+from models.runs.results import ComparisonResult, RunResult, Score, Verdict
 from models.runs.summary import with_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WORDS = {"tie": "≈ tie", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
+WORDS = {"tie": "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-TIES = "≈ tie: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
+TIES = "open: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
+CLAIMS = "equivalent: the interval of the difference lies within ±{0:g}; not worse: it lies above −{0:g}."
 FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy",)}  # by patient, by "two classes"
 COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
@@ -35,6 +36,8 @@ def print_table(results: ComparisonResult, console: Console) -> None:
     lines = [NOTE, *positive, TIES.format("test" if results.tested else "held-out")]
     lines += map(printable, examined_lines(results))
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
+    if margin := results.settings.get("margin"):
+        console.print(CLAIMS.format(margin), style="dim", markup=False, highlight=False)
     if note := results.dataset.note:
         console.print(printable(note), style="dim", markup=False, highlight=False)
 
@@ -74,6 +77,9 @@ def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for name in scores:
         table.add_column(SHORT[name], justify="right", no_wrap=True, min_width=6)
+    spread = any(row.record.spread for row in results.runs)
+    if spread:
+        table.add_column("SD over\nseeds", justify="right", no_wrap=True)
     table.add_column("train\ns", justify="right", no_wrap=True, min_width=6)
     finetuned = any(row.record.finetuning for row in results.runs)  # else the rate says no more than the seconds
     if finetuned:
@@ -81,11 +87,11 @@ def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
     table.add_column("vs\nchosen", no_wrap=True)
     for row in results.runs:
         chosen = row is results.chosen
-        table.add_row(*map(Text, _cells(row, chosen, finetuned, scores)), style="bold" if chosen else "")
+        table.add_row(*map(Text, _cells(row, chosen, finetuned, spread, scores)), style="bold" if chosen else "")
     return table
 
 
-def _cells(row: RunResult, chosen: bool, finetuned: bool, scores: Sequence[str]) -> list[str]:
+def _cells(row: RunResult, chosen: bool, finetuned: bool, spread: bool, scores: Sequence[str]) -> list[str]:
     shown, seconds = row.shown, row.record.seconds
     areas = [_plain(row.validation["roc_auc"])] if row.test else []
     versus = row.against_chosen
@@ -95,10 +101,25 @@ def _cells(row: RunResult, chosen: bool, finetuned: bool, scores: Sequence[str])
         *areas,
         with_interval(shown["roc_auc"]),
         *(_plain(shown[name]) for name in scores),
+        *([_over_seeds(row)] if spread else []),
         f"{seconds['fit'] + seconds['oof']:.3g}",
         *([f"{row.images_per_second:,.0f}"] if finetuned else []),
-        "chosen" if chosen else WORDS[versus.verdict] if versus else "–",
+        "chosen" if chosen else _verdict(versus) if versus else "–",
     ]
+
+
+def _verdict(versus: Verdict) -> str:
+    """Return a verdict in a word or two: a claim against a margin where the test is undecided, beside it where not."""
+    short = versus.claim.partition(" within")[0].partition(" by")[0]
+    if not short or versus.verdict == "higher":
+        return WORDS[versus.verdict]
+    return f"{WORDS[versus.verdict]}, {short}" if versus.verdict == "lower" else short
+
+
+def _over_seeds(row: RunResult) -> str:
+    """Return the standard deviation over seeds of the area that is shown."""
+    told = (row.record.spread or {}).get("test" if row.test else "validation")
+    return f"{told['sd']:.3f}" if told else "–"
 
 
 def _plain(score: Score) -> str:

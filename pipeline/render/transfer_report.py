@@ -9,20 +9,27 @@ from features.progress import printable
 from models.runs.results import DetourRow, DetourStep, TransferResult
 from models.runs.summary import with_interval
 
-WORDS = {"higher": "helps", "lower": "hurts", "tie": "≈ tie", "cannot be tested": "untestable"}
+WORDS = {
+    "higher": "helps",
+    "lower": "hurts",
+    "tie": "no detectable difference",
+    "within seeds": "within seeds",
+    "cannot be tested": "untestable",
+}
 
 
 def detour_lines(results: TransferResult) -> list[str]:
     """Return the lines: verdict first, then the table of heads, the steps on the way, and the domain distances."""
-    target, protocol = results.target, results.protocol
-    where = "out of fold, three times five grouped folds" if protocol == "cv" else "on the test images"
+    target, folds = results.target, f"{results.folds} grouped folds, drawn {results.repeats} times"
+    where = f"out of fold, {folds}" if results.protocol == "cv" else "on the test images"
     lines = [
         f"# {' → '.join(['ImageNet', *results.passed, target])}, {results.backbone}",
         "",
         _verdict(results),
         "",
         f"Scores on {target} ({results.images:,} images of {results.groups:,} groups), {where}; intervals "
-        f"are {100 * results.level:.0f} % by group, differences paired, p corrected by Holm for the heads shown.",
+        f"are {100 * results.level:.0f} % by group, differences paired, their intervals and p simultaneous for "
+        f"the heads shown.{_seeds(results)}",
         "",
         *_table(
             (
@@ -31,11 +38,12 @@ def detour_lines(results: TransferResult) -> list[str]:
                 "ROC AUC, detour",
                 "difference",
                 "p",
+                *(["over seeds"] if _seeds(results) else []),
                 "the detour",
                 "bal. acc., direct",
                 "detour",
             ),
-            [_row(row) for row in results.rows],
+            [_row(row, bool(_seeds(results))) for row in results.rows],
         ),
         "",
         "On the way:",
@@ -62,13 +70,13 @@ def _verdict(results: TransferResult) -> str:
         "higher": "helped",
         "lower": "hurt",
         "tie": "made no difference that these images can tell",
+        "within seeds": "made a difference that other seeds may turn round",
         "cannot be tested": "cannot be tested on these images",
     }[first.test.verdict]
     counts = {word: sum(row.test.verdict == word for row in rows) for word in WORDS}
     heads = f"{len(rows)} head{'s' if len(rows) > 1 else ''}"
-    tally = (
-        f"Of {heads} it helped {counts['higher']}, hurt {counts['lower']}, and {counts['tie']} cannot be told apart."
-    )
+    alike = counts["tie"] + counts["within seeds"]
+    tally = f"Of {heads} it helped {counts['higher']}, hurt {counts['lower']}, and {alike} cannot be told apart."
     return (
         f"**The detour over {' and '.join(results.passed)} {said}**: {first.head} on {results.target} went "
         f"from {with_interval(first.direct['roc_auc'])} to {with_interval(first.detour['roc_auc'])}, difference "
@@ -76,13 +84,25 @@ def _verdict(results: TransferResult) -> str:
     )
 
 
-def _row(row: DetourRow) -> list[str]:
+def _seeds(results: TransferResult) -> str:
+    """Return what the seeds were varied of; nothing where there was one."""
+    told = [row.over_seeds["seeds"] for row in results.rows if row.over_seeds]
+    if not told:
+        return ""
+    return (
+        f" Over {max(told):.0f} seeds of each head (of its folds, where it draws nothing at random), the networks on "
+        "the way trained once: the mean difference, with Student's interval; it must exclude 0 as well."
+    )
+
+
+def _row(row: DetourRow, seeds: bool) -> list[str]:
     ways = [row.direct, row.detour]
     return [
         row.head,
         *(with_interval(way["roc_auc"]) for way in ways),
         _signed(row.test.difference),
         _p(row.test.p_adjusted),
+        *([_signed(row.over_seeds) if row.over_seeds else "–"] if seeds else []),
         WORDS[row.test.verdict],
         *(with_interval(way["balanced_accuracy"]) for way in ways),
     ]
