@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from features.views import View
 from models.heads import HEADS, make_head
-from models.heads.head import Head
+from models.heads.head import Head, silent
+from models.heads.stacking import vote_out_of_fold
 from models.metrics import METRICS, Interval, calibration_line, net_benefit, rates, score
-from models.validation.cross_validation import PROTOCOLS, Protocol, fit
+from models.validation.cross_validation import PROTOCOLS, Protocol, fit, without_pairs
 from models.validation.predictions import Predictions
 
 Floats = NDArray[np.float64]
@@ -157,15 +158,20 @@ def noise(head: str, draws: int, *, seed: int = 0) -> list[float]:
 
 
 def _cross_validated(head: str, drawn: View, *, seed: int) -> Predictions:
-    """Return the predictions of a head under `cv`, of a stack from those of three other heads."""
+    """Return the predictions of a head under `cv`, of a nested stack from those of three other heads."""
     protocol = PROTOCOLS["cv"]
     if head != "stack":
         return fit(partial(make_head, head, seed=seed), [drawn], protocol, seed=seed).predictions
-    bases = [_cross_validated(name, drawn, seed=seed) for name in STACKED]
-    parts = np.array_split(np.arange(len(bases[0].y)), protocol.repeats)
-    X = np.stack([base.proba for base in bases], axis=1)
-    views = [drawn._replace(X=X[rows]) for rows in parts]
-    return fit(partial(make_head, head, seed=seed), views, protocol, seed=seed).predictions
+    bases = {name: _cross_validated(name, drawn, seed=seed) for name in STACKED}
+    first = bases[STACKED[0]]
+    proba = np.zeros_like(first.proba)
+    for rows in np.split(np.arange(len(first.y)), protocol.repeats):
+        folds = first.fold[rows]
+        pairs = [without_pairs(partial(make_head, name, seed=seed), drawn, folds, silent) for name in STACKED]
+        seen = np.stack([base.proba[rows] for base in bases.values()], axis=1)
+        nested = [None if found is None else found.swapaxes(0, 1) for found in pairs]
+        proba[rows] = vote_out_of_fold(seen, nested, first.y[rows], folds - folds.min())
+    return first._replace(proba=proba)
 
 
 def of_cross_validation(name: str, samples: int, n_bootstrap: int, seed: int) -> dict[str, float]:
