@@ -181,9 +181,8 @@ def _beyond(value: float, sample: Sample, score: Floats, of: NDArray[np.bool_], 
     ends = betaincinv(
         [share * count, share * count + 1], [count - share * count + 1, count - share * count], [tail, 1 - tail]
     )
-    own = np.diff(others) > 0  # the places of the others, where each is half beyond itself
-    x, height = ((side[1:][own] + side[:-1][own]) / 2 for side in (others, mine))
-    moved = np.interp(ends, x, height, left=0.0, right=1.0)
+    half = np.array([-1, 1]) / (2 * count)  # an image at a threshold is half beyond it
+    moved = np.interp(ends + half, others, mine, left=0.0, right=1.0)
     low = value - float(np.hypot(reached - found.low[0], reached - moved[0]))
     high = value + float(np.hypot(found.high[0] - reached, max(moved[1] - reached, 0)))
     return Interval(value, *np.clip([low, high], 0.0, 1.0).tolist())
