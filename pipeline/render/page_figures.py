@@ -183,7 +183,7 @@ def _reliability(side: Side, prevalence: float | None) -> list[Trace]:
     return [_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), GREY, name="perfect", hoverinfo="skip"), points]
 
 
-def decision_figure(views: Sequence[Side], prevalence: float | None = None, *, level: float) -> Figure:
+def decision_figure(views: Sequence[Side], prevalence: float | None = None, *, level: float = 0.95) -> Figure:
     """Return the net benefit of acting on the chosen run's probabilities, against acting always and never.
 
     At the images' own class balance, or at a stated prevalence; `level` is that of the band.
