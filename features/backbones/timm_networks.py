@@ -107,7 +107,7 @@ class _Features(fx.Tracer):
 
 
 @lru_cache(1)
-def _traced(model: nn.Module) -> fx.Graph:
+def _traced(model: Any) -> fx.Graph:
     _, *others = inspect.signature(model.forward_features).parameters.values()
     try:
         graph = _Features().trace(model, {other.name: other.default for other in others})
@@ -161,7 +161,7 @@ def adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return fitted
 
 
-def check(row: Row, model: nn.Module, part: fx.GraphModule, images: Tensor) -> None:
+def check(row: Row, model: Any, part: fx.GraphModule, images: Tensor) -> None:
     """Compare the maps of a part that has its numbers with those of timm's `forward_intermediates`.
 
     Raises FirnError for a network that keeps its tokens in another order than that of their places.
