@@ -30,6 +30,13 @@ class MarginOptions:
 
 
 @dataclass(frozen=True)
+class PageOptions:
+    """What stands on the page beside what was found."""
+
+    title: str = option("", "What stands on top of the page, such as the name of a study; empty is the data set's.")
+
+
+@dataclass(frozen=True)
 class PairOptions:
     """Two runs alone."""
 
@@ -45,7 +52,9 @@ class PairOptions:
 Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", *RUN)]
 
 
-def compare(runs: Compared, how: ExaminationOptions, pair: PairOptions, against: MarginOptions) -> list[str]:
+def compare(
+    runs: Compared, how: ExaminationOptions, pair: PairOptions, against: MarginOptions, page: PageOptions
+) -> list[str]:
     """Compare all runs of a data set under one protocol, or those of the given backbones; return the page's path.
 
     The choice is made by out-of-fold predictions; test images are only reported. Of the chosen run there are scores by
@@ -63,7 +72,7 @@ def compare(runs: Compared, how: ExaminationOptions, pair: PairOptions, against:
         return [verdict_of_pair(two)]
     found = runs.load_all()
     columns = further_columns(runs.data.load(), how.columns)
-    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin)
+    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     print_table(result, out)
     return [str(write_report(result, found, artifacts_root() / "compare" / found[0].record.root.name))]
 

@@ -66,10 +66,10 @@ def predict(
 ) -> list[str]:
     """Predict the images of a folder, a file or a CSV; return a summary and the path of predictions.csv.
 
-    Unreadable files are left out and listed in unreadable.csv; with `overlays` there is an image with its class map
-    for each. A CSV with a column of groups (patients) has them in predictions-by-group.csv too. With a prevalence,
-    there are probabilities for it beside those of training. Raises BadBundle, BadDataset; BadImage where nothing can be
-    read; FirnError for a model without maps, and for a prevalence of other classes.
+    Unreadable files are left out and listed in unreadable.csv; with `overlays` there is an image beside its class
+    activation map for each. A CSV with a column of groups (patients) has them in predictions-by-group.csv too. With a
+    prevalence, there are probabilities for it beside those of training. Raises BadBundle, BadDataset; BadImage where
+    nothing can be read; FirnError for a model without maps, and for a prevalence of other classes.
     """
     from models.predictor.loading import load
 
@@ -93,7 +93,7 @@ def predict(
     lines = [_summary(found, predictor, what.point, path), _of_prevalence(found, stated)]
     lines.append(_write_groups(found, predictor, listed, asked.aggregate, what.point, folder))
     if what.overlays:
-        _write_overlays(predictor, found, names, folder / "overlays")
+        lines.append(_write_overlays(predictor, found, names, folder / "overlays"))
     return [*filter(None, lines), str(folder / "predictions.csv")]
 
 
@@ -229,21 +229,30 @@ def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -
     return printable(f"{len(found.names):,} images: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}")
 
 
-def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> None:
-    """Write each image beside itself under its class map, all with one scale."""
-    from pipeline.render.contact_sheet import overlaid
+def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> str:
+    """Write each image beside itself under its class activation map, all with one scale; say where and what they are.
+
+    A legend with the scale is below each.
+    """
+    from pipeline.render.contact_sheet import legend_strip, map_ends, overlaid
 
     if found.votes is None:
-        return
+        return ""
     maps = asked_maps(found.votes, asked_of(found.decision, len(found.classes)))
     scale = float(np.quantile(np.abs(maps), 0.99)) or 1.0
+    ends = map_ends(found.classes)
+    legend = legend_strip(ends, scale, 2 * predictor.geometry.size)
     with shown("overlays") as progress:
         for i, path in enumerate(found.names):
             square = np.rint(pixels(Path(path).read_bytes(), predictor.geometry, name=path)).astype(np.uint8)
             image = np.broadcast_to(square.transpose(1, 2, 0), (*square.shape[1:], 3)).copy()
-            both = np.concatenate([image, overlaid(image, maps[i], scale)], axis=1)
+            both = np.concatenate([np.concatenate([image, overlaid(image, maps[i], scale)], axis=1), legend])
             write_whole(folder / f"{i:05d}-{slug(names.get(path, path))[-80:]}.png", [_png(both)])
             progress(i + 1, len(found.names))
+    return printable(
+        f"{len(found.names):,} images beside their class activation maps in {folder}: blue {ends[0]}, "
+        f"orange {ends[2]}, strongest at ±{scale:.3g} {ends[1]}"
+    )
 
 
 def _png(image: NDArray[Any]) -> bytes:

@@ -12,7 +12,7 @@ from features.progress import say
 from features.storage import artifacts_root, write_whole
 from models.runs.compare import compare_runs
 from models.runs.examination import ExaminationOptions
-from pipeline.compare import Compared, MarginOptions
+from pipeline.compare import Compared, MarginOptions, PageOptions
 from pipeline.render.html_page import GALLERY, write_report
 
 
@@ -20,6 +20,7 @@ def report(
     runs: Compared,
     how: ExaminationOptions,
     against: MarginOptions,
+    page: PageOptions,
     features: Annotated[FeatureOptions, Taking("weights")],
 ) -> list[str]:
     """Compare as `compare` does and write the page with a gallery of errors; return the page's path.
@@ -32,7 +33,7 @@ def report(
     found = runs.load_all()
     dataset = runs.data.load()
     columns = further_columns(dataset, how.columns)
-    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin)
+    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     folder, why_not = artifacts_root() / "compare" / found[0].record.root.name, ""
     try:
         gallery = make_gallery(result, found, dataset, features.weights)

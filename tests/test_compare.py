@@ -118,7 +118,7 @@ def test_paired_delong_in_simultaneous_tests(two: tuple[list[Run], dict[str, Any
         assert test.p_value == pytest.approx(alone.p_value)
         assert versus["distinguishable"] == (test.p_adjusted < 0.05)
     assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
-    assert "1 of 2 others is not distinguishable from it" in results["summary"]
+    assert "; 1 of 2 others shows no detectable difference." in results["summary"]
 
 
 def test_a_test_split_of_one_class_is_not_called_a_tie() -> None:

@@ -181,12 +181,16 @@ def test_formulas_in_names(linear: ModelSelector, workshop: Path, tmp_path: Path
 def test_overlays(head: str, workshop: Path, tmp_path: Path) -> None:
     """Every image beside itself under its class map, for heads that have some; others say which have."""
     sought = linear_or(head, workshop)
-    predict(str(workshop / "spots" / "test" / "spot"), sought, overlays=True, out=str(tmp_path / "out"))
+    folder = tmp_path / "out"
+    said = predict(str(workshop / "spots" / "test" / "spot"), sought, overlays=True, out=str(folder))
+    assert any(f"4 images beside their class activation maps in {folder / 'overlays'}: blue" in line for line in said)
     drawn = sorted((tmp_path / "out" / "overlays").iterdir())
     assert len(drawn) == 4
     with Image.open(drawn[0]) as image:
-        assert image.size == (448, 224)
-        left, right = np.split(np.asarray(image).astype(int), 2, axis=1)
+        assert image.width == 448
+        pixels = np.asarray(image).astype(int)
+        left, right = np.split(pixels[:224], 2, axis=1)
+        assert np.ptp(pixels[224:], axis=2).max() > 50, "the legend below has colours"
     assert np.ptp(left, axis=2).max() == 0
     assert np.ptp(right, axis=2).max() > 50
     with pytest.raises(FirnError, match="no class maps"):

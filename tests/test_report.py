@@ -65,7 +65,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def test_every_file_is_there_and_whole(two: Written) -> None:
     names = {path.name for path in two.page.parent.iterdir()}
-    tables = {"results.json", "predictions.csv", "predictions-by-group.csv", "report.html"}
+    tables = {
+        "results.json",
+        "ranking.csv",
+        "ranking.tex",
+        "predictions.csv",
+        "predictions-by-group.csv",
+        "report.html",
+    }
     assert names == tables | {"roc.svg", "roc.png", "pr.svg", "pr.png"}
     assert json.loads((two.page.parent / "results.json").read_text(encoding="utf-8")) == json.loads(
         json.dumps(two.results)
@@ -149,7 +156,7 @@ def test_page_says_what_matters(two: Written) -> None:
         area = row["test"]["roc_auc"]
         assert f"[{area['low']:.3f}, {area['high']:.3f}]" in text
         assert row["key_digests"][0] in text
-    assert text.count(">no detectable difference<") == 1 + sum(
+    assert text.count(">no detectable difference<") == 2 + sum(
         row["against_chosen"]["verdict"] == "tie" for row in two.results["runs"] if row["against_chosen"]
     )
 

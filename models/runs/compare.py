@@ -23,10 +23,11 @@ from models.metrics import (
     score_of_the_chosen,
 )
 from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, examine, examined
+from models.runs.headline import headline
 from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult, Verdict, ranked, stamped
 from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
-from models.runs.summary import commands, protocol, summary
+from models.runs.summary import commands, protocol
 from models.validation.predictions import Predictions
 
 
@@ -102,6 +103,7 @@ def compare_runs(
     seed: int = 0,
     n_bootstrap: int = 2000,
     margin: float = 0.0,
+    title: str = "",
 ) -> ComparisonResult:
     """Return the results of several runs on one data set, best validation first.
 
@@ -109,8 +111,8 @@ def compare_runs(
     other one is compared with it by DeLong's covariance (two classes) or that of the bootstrap over groups (more), in
     simultaneous tests; without test images its score is also corrected for having been chosen. Decisions are
     the most probable class, or with two classes the out-of-fold Youden threshold. With a `margin` above 0 runs whose
-    interval lies within it are called equivalent. The chosen run is looked at more closely, as `examine` says. Raises
-    CacheError for no runs, and for runs that did not see the same images.
+    interval lies within it are called equivalent; `title` is the page's. The chosen run is looked at more closely, as
+    `examine` says. Raises CacheError for no runs, and for runs that did not see the same images.
     """
     names = run_names(runs)
     check_same_images(runs, names)
@@ -127,12 +129,12 @@ def compare_runs(
         _corrected([runs[i] for i in order], rows[order[0]], seed),
         calibrations(best, **draws),
         examine(best, how, columns, judged=len(runs), **draws),
-        {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "margin": margin or None, **draws},
+        {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "margin": margin or None, "title": title, **draws},
         {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
     )
-    asked = examined(how) | ({"margin": typed(margin)} if margin else {})
+    asked = examined(how) | ({"margin": typed(margin)} if margin else {}) | ({"title": title} if title else {})
     again = commands([row.record for row in result.runs], seed, asked)
-    return stamped(result, commands=again, summary=summary(result), protocol=protocol(result))
+    return stamped(result, commands=again, summary=headline(result), protocol=protocol(result))
 
 
 def _corrected(runs: Sequence[Run], chosen: RunResult, seed: int) -> dict[str, float | None] | None:
@@ -192,9 +194,9 @@ def _same_images(first: Run, run: Run) -> bool:
 
 
 def _images(run: Run) -> dict[str, int]:
-    """Return how many images validation and test are of."""
-    test = int((run.predictions.fold < 0).sum())
-    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test}
+    """Return how many images validation and test are of, and of how many groups those are that scores are of."""
+    test, groups = int((run.predictions.fold < 0).sum()), len(np.unique(shown(run).groups))
+    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test, "groups": groups}
 
 
 def _row(run: Run, name: str, *, seed: int, n_bootstrap: int) -> RunResult:

@@ -1,4 +1,4 @@
-"""A comparison in words: the sentence on top, how the numbers were made, and the commands that make it again."""
+"""A comparison in words: how the numbers were made, and the commands that make it again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from features.views import POOLS
 from models.finetuning.settings import FinetuneOptions
 from models.runs.record import RunRecord
 from models.runs.results import ComparisonResult, RunResult, Score
-
-VERDICTS = (
-    ("tie", "not distinguishable from it"),
-    ("higher", "better on the test images, which had no part in the choice"),
-    ("cannot be tested", "not to be tested against it on these images"),
-)
 
 CHOSEN = {  # by whether there are test images
     True: "its validation score is a little flattering for that, while the test images had no part in any choice",
@@ -37,35 +31,6 @@ def with_interval(score: Score) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def summary(results: ComparisonResult) -> str:
-    """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
-    chosen, others = results.runs[0], results.runs[1:]
-    if chosen.test is not None:
-        area = with_interval(chosen.test["roc_auc"])
-        return f"{chosen.name} is chosen by validation, test ROC AUC {area}; {_others(others)}."
-    area = f"cross-validated ROC AUC {with_interval(chosen.validation['roc_auc'])}"
-    if not others:
-        return f"{chosen.name} is the only run, {area}; there are no test images to confirm it."
-    corrected = f"{with_interval(results.corrected or {})} when corrected for the choice"
-    return f"{chosen.name} is the best of {len(others) + 1} runs, {area}, {corrected}; {_others(others)}."
-
-
-def _others(others: Sequence[RunResult]) -> str:
-    if not others:
-        return "it is the only run"
-    verdicts = [row.against_chosen.verdict for row in others if row.against_chosen]
-    said = [
-        f"{_of(verdicts.count(verdict), len(others))} {words}" for verdict, words in VERDICTS if verdict in verdicts
-    ]
-    return ", ".join(said) or f"{_of(len(others), len(others))} worse"
-
-
-def _of(part: int, whole: int) -> str:
-    if whole == 1:
-        return "the other run is"
-    return f"all {whole} others are" if part == whole else f"{part} of {whole} others {'is' if part == 1 else 'are'}"
 
 
 def protocol(results: ComparisonResult) -> list[str]:
@@ -194,8 +159,8 @@ def commands(records: Sequence[RunRecord], seed: int, asked: Mapping[str, str] =
     """
     lines, left = [], [record for record in records if not (record.bases or record.added)]
     for stack in sorted((record for record in records if record.bases), key=lambda record: len(record.bases)):
-        lines += _single([record for record in left if _place(record) in stack.bases])
-        left = [record for record in left if _place(record) not in stack.bases]
+        lines += _single([record for record in left if place_of(record) in stack.bases])
+        left = [record for record in left if place_of(record) not in stack.bases]
         backbones = stack.backbone.replace("+", " ")
         how = {"backbone": backbones, "heads": stack.head, "seed": str(stack.seed)}
         lines.append(make_command("train-heads", **_data(stack), **_run(stack), **how))
@@ -210,7 +175,7 @@ def _single(records: Sequence[RunRecord]) -> list[str]:
     return [*_extractions(heads), *_trainings(heads), *networks]
 
 
-def _place(record: RunRecord) -> str:
+def place_of(record: RunRecord) -> str:
     """Return the folder of a run below that of all runs, as a stack names it."""
     parts = [slug(record.view), record.head] if record.finetuning is None else [record.head, slug(record.view)]
     return "/".join([record.entry, *parts])

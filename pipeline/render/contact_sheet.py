@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOR, AGAINST = COLOURS[3], COLOURS[0]  # vermilion and blue, which every kind of colour vision tells apart
-STRONGEST = 0.75  # how much of an image the highest value hides
+STRONGEST = 0.5  # how much of an image the highest value hides
+LINED = 0.5  # share of the scale at which a line is drawn
 DPI = 120
 TILE, GAP, CAPTION, TITLE, HEAD, FOOT, MARGIN = 1.5, 0.1, 0.34, 0.3, 0.32, 0.72, 0.2  # inches
 CHARACTERS = 29  # of a caption's line
@@ -91,7 +92,9 @@ def draw_sheet(sheet: Sheet) -> bytes:
 def overlaid(image: NDArray[np.uint8], values: NDArray[np.float64], scale: float) -> NDArray[np.uint8]:
     """Return an image (S, S, 3) in grey with a map (H, W) over it: red for, blue against, the image itself at zero.
 
-    The map is enlarged bilinearly; at `scale` and beyond the colour is strongest.
+    The map is enlarged bilinearly; at `scale` and beyond the colour is strongest, and still lets the image through.
+    Where it passes half of that a white line encloses what is for, a dotted black one what is against: in print
+    without colour they tell the two apart.
     """
     from matplotlib.colors import to_rgb
     from PIL import Image
@@ -102,7 +105,50 @@ def overlaid(image: NDArray[np.uint8], values: NDArray[np.float64], scale: float
     grey = np.repeat(np.asarray(Image.fromarray(image).convert("L"), dtype=np.float64)[..., None], 3, axis=2)
     colour = np.where(strength > 0, np.array(to_rgb(FOR)), np.array(to_rgb(AGAINST))) * 255
     alpha = STRONGEST * np.abs(strength)
-    return np.asarray(np.rint(grey * (1 - alpha) + colour * alpha), dtype=np.uint8)
+    return _lined(np.asarray(np.rint(grey * (1 - alpha) + colour * alpha), dtype=np.uint8), strength[..., 0])
+
+
+def _lined(image: NDArray[np.uint8], strength: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return an image (S, S, 3) with lines around what is strongly for and against, strength (S, S) in -1 to 1."""
+    drawn, width = image.copy(), max(1, round(image.shape[1] / 160))
+    dots = np.add(*np.indices(strength.shape)) // (3 * width) % 2 == 0
+    drawn[_edge(strength >= LINED, width)] = 255
+    drawn[_edge(strength <= -LINED, width) & dots] = 0
+    return drawn
+
+
+def _edge(inside: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Return the rim of a region, so many pixels wide and within it."""
+    core = inside.copy()
+    for axis in (0, 1):
+        for step in (width, -width):
+            core &= _moved(inside, step, axis)
+    return inside & ~core
+
+
+def _moved(inside: NDArray[np.bool_], step: int, axis: int) -> NDArray[np.bool_]:
+    """Return a region moved along an axis; beyond the image it goes on as at its border."""
+    padded = np.pad(inside, [(abs(step), abs(step)) if i == axis else (0, 0) for i in (0, 1)], mode="edge")
+    start = abs(step) - step
+    return np.take(padded, range(start, start + inside.shape[axis]), axis=axis)
+
+
+def legend_strip(ends: tuple[str, str, str], scale: float, width: int) -> NDArray[np.uint8]:
+    """Return the colour bar with its scale as an image (H, width, 3), to stand below images under maps.
+
+    `ends` are what blue means, the unit, and what red means.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        figure = Figure(figsize=(width / DPI, 0.62), dpi=DPI, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        _bar(figure, ends, scale, across=width / DPI - 2 * MARGIN, unit_below=True)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _scales(tiles: Sequence[Tile]) -> list[float]:
@@ -136,19 +182,35 @@ def _write(figure: Figure, left: float, top: float, text: str, **style: Any) -> 
     figure.text(left / across, 1 - top / down, printable(text), parse_math=False, **style)
 
 
-def _bar(figure: Figure, ends: tuple[str, str, str], scale: float) -> None:
+def map_ends(classes: Sequence[str]) -> tuple[str, str, str]:
+    """Return what blue means, the unit of a map, and what red means."""
+    named = classes[1] if len(classes) == 2 else "what it was called"
+    unit = "log odds" if len(classes) == 2 else "logit less the mean of all classes"
+    return f"against {named}", unit, f"for {named}"
+
+
+def ramp(scale: float = 1.0) -> NDArray[np.uint8]:
+    """Return all colours from strongest against to strongest for, on middle grey, (24, 256, 3)."""
+    return overlaid(np.full((24, 256, 3), 150, np.uint8), np.linspace(-scale, scale, 256)[None], scale)
+
+
+def _bar(
+    figure: Figure, ends: tuple[str, str, str], scale: float, *, across: float = 3.2, unit_below: bool = False
+) -> None:
     """Draw the colour bar of the first kind of map, as it looks on middle grey."""
     against, unit, favour = ends
     down = float(figure.get_size_inches()[1])
-    ramp = overlaid(np.full((8, 256, 3), 150, np.uint8), np.linspace(-scale, scale, 256)[None], scale)
-    axes = _axes(figure, MARGIN, down - 0.52, 3.2, 0.13)
-    axes.imshow(ramp, aspect="auto", extent=(-scale, scale, 0, 1))
+    axes = _axes(figure, MARGIN, down - (0.42 if unit_below else 0.52), across, 0.13)
+    axes.imshow(ramp(scale), aspect="auto", extent=(-scale, scale, 0, 1))
     axes.set_yticks([])
     axes.set_xticks([-scale, 0, scale], [f"{-scale:.3g}", "0", f"{scale:.3g}"], fontsize=6.5)
     axes.tick_params(length=2, pad=2)
     axes.set_title(printable(against), loc="left", fontsize=7, color=AGAINST, pad=3, parse_math=False)
     axes.set_title(printable(favour), loc="right", fontsize=7, color=FOR, pad=3, parse_math=False)
-    _write(figure, MARGIN + 3.4, down - 0.42, unit, fontsize=7)
+    if unit_below:
+        axes.set_xlabel(printable(unit), fontsize=6.5, labelpad=-7, parse_math=False)
+    else:
+        _write(figure, MARGIN + across + 0.2, down - 0.42, unit, fontsize=7)
 
 
 def _short(text: str) -> str:

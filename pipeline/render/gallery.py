@@ -1,4 +1,4 @@
-"""The gallery of the report: the most confident errors of the chosen run, with class maps to lay over them."""
+"""The gallery of the report: the most confident errors of the chosen run, beside their class activation maps."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from models.runs.compare import rank, run_names
 from models.runs.outcomes import Judged, Outcome, asked_of, errors, judged, origin
 from models.runs.record import Run
 from models.runs.results import ComparisonResult
-from pipeline.render.contact_sheet import overlaid
+from pipeline.render.contact_sheet import map_ends, overlaid, ramp
 
 MOST = 24  # images
 SIDE = 224  # pixels at most; with their maps 24 such images take half a megabyte
 QUALITY = 82  # of JPEG
+SCHEMA = 3
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +41,7 @@ class _Mapped(NamedTuple):
 
 
 def make_gallery(results: ComparisonResult, runs: Sequence[Run], dataset: Dataset, weights: str = "") -> dict[str, Any]:
-    """Return what the page shows, ready for JSON: {"run", "identity", "manifest", "notes", "ends", "lines"}.
+    """Return what the page shows, ready for JSON: {"run", "identity", "manifest", "notes", "ends", "ramp", "lines"}.
 
     A line has a title and its images, the most confident error first, as data URLs with and without the class map.
     Without cached maps there are images alone, and a note says which command adds the maps. Raises BadDataset where
@@ -61,12 +62,13 @@ def make_gallery(results: ComparisonResult, runs: Sequence[Run], dataset: Datase
     scale = float(np.quantile(np.abs(shown), 0.99)) or 1.0 if shown is not None and shown.size else 1.0
     tiles = (_tile(found, at[i], classes, image, shown, scale, i) for i, image in enumerate(images))
     return {
-        "schema": 2,
+        "schema": SCHEMA,
         "run": results.chosen.name,
         "identity": run.record.identity,
         "manifest": run.record.manifest,
         "notes": _notes(found, classes, mapped, results.chosen.name),
         "ends": _ends(classes, scale) if evidence else None,
+        "ramp": _data_url(ramp()),
         "lines": [_line(line, tiles) for line in lines],
     }
 
@@ -82,7 +84,9 @@ def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -
     own = [name for name, run in able.items() if run is case.run]
     if not able:
         command = make_command("train-heads", case.run.record.data, heads="logistic lda")
-        return _Mapped(case, "", None, f"no run has class maps; heads that have are {' '.join(EXPLAINERS)}: {command}")
+        return _Mapped(
+            case, "", None, f"no run has class activation maps; heads that have are {' '.join(EXPLAINERS)}: {command}"
+        )
     name = own[0] if own else min(able, key=lambda one: rank(able[one]))
     try:
         spec = load_spec(able[name].record.backbone, weights or None)
@@ -113,9 +117,21 @@ def _tile(
         "is": classes[found.y[place]],
         "called": classes[called],
         "chance": float(found.proba[place, called]),
+        "words": _words(found, place, classes),
         "image": _data_url(image),
         "map": _data_url(overlaid(image, maps[i], scale)) if maps is not None else "",
     }
+
+
+def _words(found: Judged, place: int, classes: Sequence[str]) -> str:
+    """Return what an image is, what it was called, by which probability and which rule."""
+    true, called = classes[found.y[place]], int(found.called[place])
+    said = f"Is {true}, called {classes[called]}: "
+    if found.threshold is None:
+        chances = f"P({classes[called]}) = {found.proba[place, called]:.3f} is the highest of {len(classes)} classes"
+        return f"{said}{chances}, P({true}) = {found.proba[place, found.y[place]]:.3f}."
+    side = "at or above" if called else "below"
+    return f"{said}P({classes[1]}) = {found.proba[place, 1]:.3f}, {side} the threshold of {found.threshold:.3f}."
 
 
 def _data_url(square: Pixels) -> str:
@@ -132,20 +148,21 @@ def _data_url(square: Pixels) -> str:
 
 def _ends(classes: Sequence[str], scale: float) -> dict[str, str]:
     """Return what the colours mean."""
-    named = classes[1] if len(classes) == 2 else "what it was called"
-    unit = "log odds" if len(classes) == 2 else "logit less the mean of all classes"
-    return {"against": f"against {named}", "for": f"for {named}", "scale": f"±{scale:.3g}", "unit": unit}
+    against, unit, favour = map_ends(classes)
+    return {"against": against, "for": favour, "scale": f"±{scale:.3g}", "unit": unit}
 
 
 def _notes(found: Judged, classes: Sequence[str], mapped: _Mapped, chosen: str) -> list[str]:
     rule = "called the most probable class"
     if found.threshold is not None:
         rule = f"called {classes[1]} from a probability of {found.threshold:.3f} up"
+    beside = " Beside each its class activation map: where in it the evidence lies, as the model sees it."
     notes = [f"{origin(found)} The most confident errors of the chosen run first, {rule}, as the network saw them."]
     if mapped.evidence is None:
-        return [*notes, f"Without class maps: {mapped.why_not}."]
+        return [*notes, f"Without class activation maps: {mapped.why_not}."]
+    notes[0] += beside
     if mapped.name != chosen:
-        notes.append(f"The chosen run has no class maps; these are of {mapped.name}, the best run that has.")
+        notes.append(f"The chosen run has no class activation maps; these are of {mapped.name}, the best run that has.")
     if mapped.evidence.exact:
         notes.append("The mean of a map is the logit that the image was given.")
     return notes

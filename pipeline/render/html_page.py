@@ -14,7 +14,9 @@ from features.options import in_a_file, make_command
 from features.storage import csv_lines, write_whole
 from models.audit import CHECKS
 from models.runs.compare import run_names
+from models.runs.costs import costs
 from models.runs.examination import at_stated, first_repeat, grouped_run
+from models.runs.headline import cautions, missed, technical
 from models.runs.record import Run, RunRecord
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
@@ -22,10 +24,13 @@ from models.runs.summary import plural
 from pipeline.render import page_figures as figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
 from pipeline.render.forest import Bar, bar_of, forest, forest_scores, scale_of, subgroups_csv
+from pipeline.render.glossary import GLOSSARY, anchor, sorted_terms
 from pipeline.render.page_figures import CURVES, operating_table, sides, training_figures
 from pipeline.render.plots import draw_plots, learning_figure, load_learning
+from pipeline.render.tables import ranking_csv, ranking_latex
 
 GALLERY = "gallery.json"  # beside the page: `report` writes it, and `compare` shows it again
+GALLERY_SCHEMA = 3
 _JPEG = "data:image/jpeg;base64,"
 Content = Mapping[str, Any]
 
@@ -58,7 +63,8 @@ def _gallery(folder: Path, results: ComparisonResult, chosen: Run) -> Content | 
         facts = (results.chosen.name, chosen.record.identity, results.dataset.manifest)
         same = facts == tuple(content[name] for name in ("run", "identity", "manifest"))
         images = [tile for line in content["lines"] for tile in line["images"]] if same else []
-        sound = all(
+        same &= content["schema"] == GALLERY_SCHEMA
+        sound = content["ramp"].startswith(_JPEG) and all(
             tile["image"].startswith(_JPEG) and tile["map"].startswith(_JPEG[: len(tile["map"])]) for tile in images
         )
         return content if same and sound else None
@@ -177,7 +183,6 @@ def _cell(row: RunResult, chosen: RunResult, column: Column, scale: tuple[float,
 
 
 FOLDER = Path(__file__).parent
-TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
 MOST = 20  # runs in the ranking at first sight, and in the curves
 BY_GROUP = {  # scores that stand by image and by patient, by "two classes"
     True: ("roc_auc", "pr_auc", "sensitivity", "specificity", "mcc", "brier"),
@@ -211,7 +216,8 @@ def render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plural"] = plural
+    environment.filters |= {"plural": plural, "lower_first": lambda text: text[:1].lower() + text[1:]}
+    environment.globals |= {"word": _word, "meaning": GLOSSARY.__getitem__}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
     return environment.get_template(template).render(
@@ -219,6 +225,15 @@ def render(template: str, **context: Any) -> str:
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         **{name: Markup(text) for name, text in scripts.items()},
         **context,
+    )
+
+
+def _word(term: str, text: str = "") -> str:
+    """Return a link to the word on the page. KeyError for one that the page does not explain."""
+    from markupsafe import Markup
+
+    return Markup('<a class="word" href="#word-{}" title="{}">{}</a>').format(
+        anchor(term), GLOSSARY[term], text or term
     )
 
 
@@ -243,7 +258,14 @@ def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> 
         "binary": binary,
         "where": "on the test images" if tested else "out of fold",
         "unit": data.grouped_by or "image",
-        "tiles": [(results.metrics[name]["label"], chosen.shown[name]) for name in TILES[binary]],
+        "title": results.settings.get("title", ""),
+        "missed": missed(results),
+        "technical": technical(results),
+        "cautions": list(cautions(results)),
+        "facts": _facts(results),
+        "glossary": [(term, anchor(term), GLOSSARY[term]) for term in sorted_terms()],
+        "downloads": _downloads(results),
+        **_costs(results),
         "columns": ranking_columns(results),
         "against": 2 if tested else 1,  # the column after which the comparison with the chosen run stands
         "rows": ranking_rows(results),
@@ -270,6 +292,42 @@ def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> 
         "thawed": any(row.record.history for row in results.runs),
         "data": _drawn(results, runs, extras.learning),
     }
+
+
+def _facts(results: ComparisonResult) -> list[tuple[str, int]]:
+    """Return what stands in the tiles: how much was looked at, by what it is."""
+    unit, counts, card = results.dataset.grouped_by, results.images, _card(results.dataset)
+    facts = [
+        ("Test images" if results.tested else "Images, predicted out of fold", counts["test"] or counts["validation"])
+    ]
+    facts += [(f"Their {plural(unit)}", counts["groups"])] if unit and "groups" in counts else []
+    facts += [("Images in all", sum(card["images"]))] if results.tested else []
+    return [*facts, ("Classes", len(results.dataset.classes)), ("Runs compared", len(results.runs))]
+
+
+def _costs(results: ComparisonResult) -> dict[str, Any]:
+    """Return what the section of costs shows."""
+    spent = costs([row.record for row in results.runs])
+    rows = [(r.validation_rank, r.name, cost, r.images_per_second) for r, cost in zip(results.runs, spent, strict=True)]
+    return {
+        "costs": rows,
+        "stacked": any(cost.members for cost in spent),
+        "numbered": len(results.runs) > figures.LABELLED,
+    }
+
+
+def _downloads(results: ComparisonResult) -> list[tuple[str, str, str]]:
+    """Return the files that the page itself hands out: name, kind and content in base 64."""
+    files = (("ranking.csv", "text/csv"), ("ranking.tex", "text/plain"))
+    return [
+        (name, kind, base64.b64encode(content).decode())
+        for (name, kind), content in zip(files, _ranking(results), strict=True)
+    ]
+
+
+def _ranking(results: ComparisonResult) -> tuple[bytes, bytes]:
+    """Return ranking.csv and ranking.tex."""
+    return b"".join(ranking_csv(results)), ranking_latex(results).encode()
 
 
 def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -329,8 +387,8 @@ def _versions(rows: Sequence[RunResult]) -> dict[str, str]:
 def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
     """Write results.json, the tables, {roc,pr}.{svg,png} and report.html into `folder`; return the page's path.
 
-    The tables are predictions.csv, subgroups.csv where columns make any, and predictions-by-group.csv of the chosen run
-    where groups (patients) have several images.
+    The tables are ranking.csv and .tex, predictions.csv, subgroups.csv where columns make any, and
+    predictions-by-group.csv of the chosen run where groups (patients) have several images.
 
     `results` is what compare_runs returned for `runs`. What other verbs have found of the same images is on the page
     too (`load_extras`); `no_gallery` says why there is no gallery, where one was asked for. OSError (disk full,
@@ -339,6 +397,8 @@ def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *
     text = json.dumps(results.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "results.json", [text.encode()])
     write_whole(folder / "predictions.csv", predictions_csv(runs))
+    for name, content in zip(("ranking.csv", "ranking.tex"), _ranking(results), strict=True):
+        write_whole(folder / name, [content])
     chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
     _write_examined(folder, results, chosen)
     for name, content in draw_plots(results, runs).items():

@@ -120,7 +120,7 @@
       $(id).style.setProperty("--share", isNaN(share) ? 0 : share);
     }
     const [real, found, alarms] = [p.p, p.found, p.alarms].map((share) => Math.round(1000 * share));
-    $("frequencies").textContent = `Of 1,000 images at that prevalence, ${real} are “${operating.label}”: ${found} found, `
+    $("frequencies").textContent = `Of 1,000 images at a prevalence of ${(100 * p.p).toFixed(1)} %, ${real} are “${operating.label}”: ${found} found, `
       + `${real - found} missed. Of the other ${1000 - real}, ${alarms} are false alarms.`;
     $("threshold").setAttribute("aria-valuetext",
       `threshold ${p.threshold.toFixed(3)}, sensitivity ${text(p.sensitivity)}, specificity ${text(p.specificity)}`);
@@ -139,21 +139,28 @@
     move();
   }
 
-  // ---- gallery: class maps over all images, or over one ----------------------------------------------------------
-  const maps = all(".gallery button");
-  const press = (button, on) => button.setAttribute("aria-pressed", on);
-  for (const button of maps) button.addEventListener("click", () => {
-    press(button, button.getAttribute("aria-pressed") !== "true");
-    const on = maps.filter((other) => other.getAttribute("aria-pressed") === "true").length;
-    $("all-maps").checked = on === maps.length;
-    $("all-maps").indeterminate = on > 0 && on < maps.length;
+  // ---- what is wider than the screen: reached by the keyboard too, and a hint says so ------------------------------
+  const widths = () => all(".scroll").forEach((box) => {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    box.classList.toggle("wide", wide);
+    if (wide) box.tabIndex = 0;
+    if (wide && !box.hasAttribute("aria-label")) {
+      box.setAttribute("role", "region");
+      box.setAttribute("aria-label", (box.querySelector("caption") || box).textContent.slice(0, 80));
+    }
   });
-  if ($("all-maps")) $("all-maps").addEventListener("change", (event) => maps.forEach((button) => press(button, event.target.checked)));
+  addEventListener("resize", widths);
+  all("details").forEach((more) => more.addEventListener("toggle", widths));
+  widths();
 
   // ---- size, light, dark, paper ------------------------------------------------------------------------------------
+  let closed = []; // print shows what is folded
   const paper = (on) => () => {
     document.documentElement.toggleAttribute("data-paper", on);
+    if (on) closed = all("details:not([open])");
+    closed.forEach((more) => (more.open = on));
     all("[data-figure]").forEach(draw);
+    widths();
   };
   addEventListener("resize", () => redraw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.metrics import Band, net_benefit, pr_curve_band, reliability_curve, roc_curve_band
+from models.runs.costs import costs
 from models.runs.results import RunResult
 from models.validation.predictions import Predictions
 
@@ -49,6 +50,32 @@ class Side(NamedTuple):
     def band(self, kind: str, **settings: Any) -> Band:
         """Return a curve of CURVES with its band; `n_bootstrap=0` makes the curve alone."""
         return CURVES[kind].band(self.y, self.score, self.groups, folds=self.folds, grid=GRID, **settings)
+
+    def steps(self, kind: str) -> tuple[Floats, Floats]:
+        """Return the points that a curve is drawn through, x and y.
+
+        The ROC curve of one fold has those of its own thresholds, from (0, 0); the mean of several folds is on a grid.
+        """
+        if kind != "roc" or len(np.unique(self.folds)) > 1 or len(np.unique(self.y)) < 2:
+            curve = self.band(kind, n_bootstrap=0)
+            first = [0.0] if kind == "roc" and not np.isnan(curve.value[0]) else []
+            return np.append(first, curve.x), np.append(first, curve.value)
+        from sklearn.metrics import roc_curve
+
+        alarms, hits, _ = roc_curve(self.y, self.score)
+        return alarms, hits
+
+
+def never_sure(band: Band, side: Side, level: float) -> Band:
+    """Return a ROC band that has a width where every image was found.
+
+    There no draw differs from the curve and the bootstrap has no width; the lower bound is that of Clopper & Pearson
+    1934 for so many groups with positive images, as if they were independent.
+    """
+    found = len(np.unique(side.groups[side.y == 1]))
+    sure = (band.value >= 1) & (band.low >= 1)
+    low = np.where(sure, ((1 - level) / 2) ** (1 / max(found, 1)), band.low)
+    return band._replace(low=np.maximum.accumulate(low))  # more false alarms never find fewer
 
 
 def sides(part: Predictions, classes: Sequence[str]) -> list[Side]:
@@ -93,10 +120,10 @@ BINS = 25  # of the score histogram
 DASHES = ("solid", "dash", "dot", "dashdot")
 OTHERS = 6  # colours --c1 ... for runs that were not chosen
 HOVER = "<b>%{fullData.name}</b><br>%{xaxis.title.text} %{x:.3f}<br>%{yaxis.title.text} %{y:.3f}<extra></extra>"
-LABELLED = 8  # runs in the cost figure
+LABELLED = 8  # runs in the cost figure that have their names there; more have numbers
 MARKERS = {
     "chosen": {"color": "var(--c0)", "size": 13},
-    "not distinguishable": {"color": "var(--c2)", "size": 10},
+    "no detectable difference": {"color": "var(--c2)", "size": 10},
     "others": {"color": "var(--c1)", "size": 9, "symbol": "diamond"},
 }
 GREY = {"color": "var(--muted)", "width": 1.2, "dash": "dot"}
@@ -121,13 +148,14 @@ def curve_figure(kind: str, names: Sequence[str], runs: Sequence[Sequence[Side]]
 
 def _curves(kind: str, names: Sequence[str], view: Sequence[Side], bootstrap: Mapping[str, Any]) -> list[Trace]:
     chosen = view[0].band(kind, **bootstrap)
-    traces = [_reference(kind, view[0]), *_band(chosen)]
+    traces = [
+        _reference(kind, view[0]),
+        *_band(never_sure(chosen, view[0], bootstrap["level"]) if kind == "roc" else chosen),
+    ]
     for rank in reversed(range(len(view))):  # the chosen one on top
-        band = view[rank].band(kind, n_bootstrap=0) if rank else chosen
+        x, value = view[rank].steps(kind)
         name = {"name": html.escape(names[rank]), "hovertemplate": HOVER, "meta": {"run": rank}}
-        line = _line(band.x, band.value, line_of(rank), **name)
-        del line["x"]  # even steps say the same in less room
-        traces.append(line | {"x0": 0, "dx": float(band.x[1])})
+        traces.append(_line(x, value, line_of(rank), **name))
     return traces
 
 
@@ -234,7 +262,10 @@ def score_figure(side: Side, rest: str) -> Figure:
 
 
 def cost_figure(rows: Sequence[RunResult]) -> Figure:
-    """Return the ROC AUC of every run over the seconds it took to train, with the line of what nothing beats."""
+    """Return the ROC AUC of every run over the seconds it took to train, with the line of what nothing beats.
+
+    Few runs have their names beside their points, many their places in the ranking.
+    """
     points = _points(rows)
     layout = blank_layout("seconds of training, folds and final fit", "ROC AUC")
     decades = np.log10(max(p["x"] for p in points) / min(p["x"] for p in points)) if points else 0.0
@@ -246,27 +277,23 @@ def cost_figure(rows: Sequence[RunResult]) -> Figure:
 
 
 def _points(rows: Sequence[RunResult]) -> list[dict[str, Any]]:
-    """Return what is drawn of each run that has an area; few are labelled all, many at the front only."""
+    """Return what is drawn of each run that has an area."""
     several = len({row.record.backbone for row in rows}) > 1
     points: list[dict[str, Any]] = []
-    for row in rows:
+    for row, cost in zip(rows, costs([row.record for row in rows]), strict=True):
         area, versus, record = row.shown["roc_auc"], row.against_chosen, row.record
-        kind = "not distinguishable" if versus and not versus.distinguishable else "others"
+        kind = "no detectable difference" if versus and not versus.distinguishable else "others"
+        named = f"{record.head}, {record.backbone}" if several else record.head
         point: dict[str, Any] = {
             "name": html.escape(row.name),
-            "label": html.escape(f"{record.head}, {record.backbone}" if several else record.head),
-            "x": max(record.seconds["oof"] + record.seconds["fit"], 1e-3),
+            "label": html.escape(named) if len(rows) <= LABELLED else str(row.validation_rank),
+            "x": max(cost.seconds, 1e-3),
             "area": area,
             "kind": "chosen" if row.validation_rank == 1 else kind,
         }
         points += [point] if area["value"] is not None else []
-    front, middle = _unbeaten(points), _middle([p["x"] for p in points])
-    return [
-        p
-        | {"place": "bottom left" if p["x"] > middle else "bottom right"}
-        | ({} if len(points) <= LABELLED or p in front else {"label": ""})
-        for p in points
-    ]
+    middle = _middle([p["x"] for p in points])
+    return [p | {"place": "bottom left" if p["x"] > middle else "bottom right"} for p in points]
 
 
 def _middle(seconds: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural, with_interval
-from pipeline.render.page_figures import CURVES, Side, sides
+from pipeline.render.page_figures import CURVES, Side, never_sure, sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +59,7 @@ def _drawn(kind: str, ranked: Sequence[tuple[RunResult, list[Side]]], results: C
     if len(chosen) == 1:
         bootstrap = {name: settings[name] for name in ("n_bootstrap", "level", "seed")}
         band = chosen[0].band(kind, **bootstrap)
+        band = never_sure(band, chosen[0], bootstrap["level"]) if kind == "roc" else band
         axes.fill_between(band.x, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0)
         lines = [(side[0], row.name, row.shown) for row, side in ranked]
     else:
@@ -66,11 +67,9 @@ def _drawn(kind: str, ranked: Sequence[tuple[RunResult, list[Side]]], results: C
     metric = f"{kind}_auc"
     names = [f"{name}  {with_interval(scores[metric])}" for _, name, scores in lines]
     for i, (side, _, _) in enumerate(lines):
-        band = side.band(kind, n_bootstrap=0)
+        x, value = side.steps(kind)
         colour, dash = COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)]
-        axes.plot(
-            band.x, band.value, dash, color=colour, linewidth=2 if len(chosen) == 1 and not i else 1.1, zorder=20 - i
-        )
+        axes.plot(x, value, dash, color=colour, linewidth=2 if len(chosen) == 1 and not i else 1.1, zorder=20 - i)
     _name_lines(axes, names)
     if kind == "roc":
         axes.plot([0, 1], [0, 1], ":", color="0.6", linewidth=0.8)
@@ -118,7 +117,7 @@ def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
     layout = blank_layout(f"{plural(content['unit'])} to learn from", "ROC AUC")
     layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~s", "dtick": None}
     layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
-    layout |= {"showlegend": len(content["curves"]) > 1}
+    layout |= {"showlegend": True}
     traces = []
     for rank, curve in enumerate(content["curves"]):
         points = [row for row in curve["points"] if row["roc_auc"]["value"] is not None]

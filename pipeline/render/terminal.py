@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from features.progress import printable
+from models.runs.headline import cautions, missed, technical
 from models.runs.results import ComparisonResult, RunResult, Score, Verdict
 from models.runs.summary import with_interval
 
@@ -28,6 +29,8 @@ def print_table(results: ComparisonResult, console: Console) -> None:
     narrow = next((t for t in tables if console.measure(t).minimum <= console.width), _table(results, ()))
     console.print(narrow, soft_wrap=False)
     console.print(printable(results.summary), style="bold", markup=False, highlight=False)
+    for sentence in (missed(results), technical(results)):
+        console.print(printable(sentence), markup=False, highlight=False)
     data = results.dataset
     guess = " (a guess; POSITIVE= chooses)" if data.positive_is_guess else ""
     positive = (
@@ -59,6 +62,7 @@ def examined_lines(results: ComparisonResult) -> Iterator[str]:
         ]
         if apart:
             yield f"Subgroups of {table['column']} differ in {', '.join(apart)}; corrected for all."
+    yield from cautions(results)
     yield from found.remarks
 
 

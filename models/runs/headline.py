@@ -1,0 +1,156 @@
+"""A comparison for a reader of no field: how good the best model is and on whom, what it misses, what to be wary of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from models.metrics.sample_size import FEWEST_OF_CLASS
+from models.runs.results import ComparisonResult, RunResult, Score
+from models.runs.summary import plural
+
+VERDICTS = (
+    ("tie", "show", "shows", "no detectable difference"),
+    ("higher", "are", "is", "better on the test images, which had no part in the choice"),
+    ("cannot be tested", "are", "is", "not to be tested against it on these images"),
+)
+EXTREME = 0.05  # a threshold nearer than this to 0 or 1
+MANY = 20  # runs, from which on the correction for so many comparisons is worth a word
+NAMED = 3  # classes that a sentence names
+
+
+def headline(results: ComparisonResult) -> str:
+    """Return one sentence: what the best model tells apart, how well, on whom, and how many others are as good."""
+    others, score = results.runs[1:], results.chosen.shown["roc_auc"]
+    best = "The best model" if others else "The only model"
+    area = f"{'AUC' if results.dataset.positive else 'a mean AUC of'} {in_words(score)}"
+    if results.tested:
+        return f"{best} {_separates(results)} with {area} on {_images(results)}{_others(others)}."
+    corrected = f", {in_words(results.corrected)} when corrected for the choice" if results.corrected else ""
+    unseen = "that it had not learned from (cross-validation; there are no test images)"
+    return f"{best} {_separates(results)} with {area}{corrected}, on {_images(results)} {unseen}{_others(others)}."
+
+
+def in_words(score: Score) -> str:
+    """Return "0.97 (95 % CI 0.95 to 0.98)", what rounds to 1 with a third digit; words for what cannot be told."""
+    value, low, high = (score.get(name) for name in ("value", "low", "high"))
+    if value is None:
+        return "that these images cannot tell"
+    if low is None or high is None:
+        return f"{_short(value)} (no interval holds on so few images)"
+    return f"{_short(value)} (95 % CI {_short(low)} to {_short(high)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if 0.985 <= value < 1 else f"{value:.2f}"
+
+
+def _separates(results: ComparisonResult) -> str:
+    data = results.dataset
+    if data.positive:
+        return f"separates {spoken(data.positive)} from {spoken(data.classes[0])}"
+    named = f" ({', '.join(map(spoken, data.classes))})" if len(data.classes) <= NAMED else ""
+    return f"tells {len(data.classes)} classes apart{named}"
+
+
+def spoken(name: str) -> str:
+    """Return a class as it stands in a sentence: PNEUMONIA as pneumonia, short names such as NSCLC as they are."""
+    words = name.replace("_", " ")
+    return words.lower() if words.isupper() and len(words) > 5 else words
+
+
+def _images(results: ComparisonResult) -> str:
+    """Return "624 test images of 402 patients"."""
+    unit, counts = results.dataset.grouped_by, results.images
+    test, held = counts["test"], counts["validation"]
+    images = f"{test:,} test {'images' if test != 1 else 'image'}" if results.tested else f"{held:,} images"
+    groups = counts.get("groups")
+    if not unit or not groups:
+        return images
+    return f"{images} of {groups:,} {plural(unit) if groups > 1 else unit}"
+
+
+def technical(results: ComparisonResult) -> str:
+    """Return what the best model is, in the names that commands take, and how it was chosen."""
+    others = len(results.runs) - 1
+    chosen = f"{results.chosen.name}, chosen by validation from {others + 1} runs" if others else results.chosen.name
+    return f"{chosen}. The choice looked at no test image." if others and results.tested else f"{chosen}."
+
+
+def _others(others: Sequence[RunResult]) -> str:
+    verdicts = [row.against_chosen.verdict for row in others if row.against_chosen]
+    said = [
+        _of(verdicts.count(verdict), len(others), several, one) + f" {words}"
+        for verdict, several, one, words in VERDICTS
+        if verdict in verdicts
+    ]
+    worse = [_of(len(others), len(others), "are", "is") + " worse"] if others else []
+    return "".join(f"; {words}" for words in said or worse)
+
+
+def _of(part: int, whole: int, several: str, one: str) -> str:
+    if whole == 1:
+        return f"the other run {one}"
+    return (
+        f"all {whole} others {several}"
+        if part == whole
+        else f"{part} of {whole} others {one if part == 1 else several}"
+    )
+
+
+def missed(results: ComparisonResult) -> str:
+    """Return in one sentence what the best model gets wrong at the operating point that decides, of 100 images."""
+    data, chosen = results.dataset, results.chosen
+    if data.positive and chosen.threshold is not None:
+        lost, alarms = (_wrong(chosen.shown[name]) for name in ("sensitivity", "specificity"))
+        other, sought = map(spoken, data.classes)
+        return (
+            f"At its threshold ({sought} is called from a probability of {chosen.threshold:.3g} up) it would miss "
+            f"{lost} images with {sought}, and wrongly call {alarms} images of {other} {sought}."
+        )
+    worst = min((row for row in results.classes if row["images"]), key=lambda row: row["recall"], default=None)
+    overall = f"It would call {_wrong(chosen.shown['balanced_accuracy'])} images something else than they are"
+    if worst is None:
+        return f"{overall}."
+    least = _hundredths(1 - worst["recall"])
+    hardest = f"of {spoken(worst['name'])}, the class it knows least, {least} of 100"
+    return f"{overall}, if every class were as common; {hardest}."
+
+
+def _wrong(score: Score) -> str:
+    """Return how many of 100 are wrong where `score` is the share that is right, "4 of 100 (95 % CI 2 to 7)"."""
+    value, low, high = (score[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "an unknown number of 100"
+    if low is None or high is None:
+        return f"{_hundredths(1 - value)} of 100"
+    return f"{_hundredths(1 - value)} of 100 (95 % CI {100 * (1 - high):.0f} to {100 * (1 - low):.0f})"
+
+
+def _hundredths(share: float) -> str:
+    return "fewer than 1" if 0 < share < 0.005 else f"{100 * share:.0f}"
+
+
+def cautions(results: ComparisonResult) -> Iterator[str]:
+    """Yield what to be wary of before any figure is quoted."""
+    data, scarce = results.dataset, min(results.examination.everyone["groups"], default=0)
+    unit = data.grouped_by or "image"
+    if scarce < FEWEST_OF_CLASS:
+        yield (
+            f"Small {'test set' if results.tested else 'data set'}: {scarce:,} {plural(unit)} of the rarest class, "
+            f"and the rule is {FEWEST_OF_CLASS} of each (Collins et al. 2016). All figures may change with other ones."
+        )
+    if (at := results.chosen.threshold) is not None and not EXTREME <= at <= 1 - EXTREME:
+        yield (
+            f"Extreme threshold: decisions turn at a probability of {at:.3g}, nearer than {EXTREME:g} to an end of the "
+            "scale, where small changes of the images (another scanner) move many of them. Calibrate before use."
+        )
+    if data.positive_is_guess:
+        yield (
+            f"Which class is the finding is guessed: “{data.positive}” counts as positive, for no name says so; "
+            "POSITIVE= chooses, and sensitivity and specificity change places."
+        )
+    if len(results.runs) > MANY:
+        yield (
+            f"{len(results.runs)} runs are compared at once, and the tests are corrected for so many: the more runs, "
+            "the likelier that a real difference is told as no detectable one."
+        )
