@@ -1,30 +1,49 @@
 """How often do the intervals hold the truth, and how often do the tests cry wolf?
 
-Run: python -m benchmarks.coverage [--samples 1000] [--bootstrap 500] [--parts NAME ...] [--designs NAME ...]
+Run: python -m benchmarks.coverage [--samples 1000] [--bootstrap 200] [--parts NAME ...] [--columns NAME ...] [--jobs N]
 
 Each design draws test sets from a known world. The truth of a metric is its value in a sample of that world so large
 that its own error does not matter; of a cross-validation, its mean over the models of all folds on new patients.
 Nominal: 95 % coverage, 5 % false alarms, 5 % of comparisons in which any of M equal models is called lower than the
-best, chosen on other images (split) or on the same (cv).
+best, chosen on other images (split) or on the same (cv), and an area of 0.5 where features are noise. A missing
+interval does not count; a row of its own says how often there is none.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from features.views import View
+from benchmarks.coverage_folds import CROSS_VALIDATED, TASKS, holds, intervals, of_cross_validation, of_noise, summed_up
 from models.folds import grouped_folds
-from models.heads import make_head
-from models.heads.head import Head
-from models.metrics import METRICS, Interval, bootstrap_test, compare_with, delong, delong_test, score
-from models.validation.cross_validation import PROTOCOLS, fit
+from models.heads import HEADS
+from models.metrics import (
+    METRICS,
+    Interval,
+    bootstrap_test,
+    compare_with,
+    delong,
+    delong_test,
+    operating_points,
+    pr_curve_band,
+    predictions_by_group,
+    reliability_curve,
+    roc_curve_band,
+    score,
+    score_of_the_chosen,
+    subgroup_tables,
+)
+from models.metrics.registry import BINS, bin_of
+from models.validation.cross_validation import PROTOCOLS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,143 +52,171 @@ Ints = NDArray[np.int64]
 class World(NamedTuple):
     """Where test sets come from: a normal score with a share of its variance between the patients."""
 
-    positives: int  # patients of class 1; of a mixed world, all patients
+    positives: int  # patients of each class but 0; of a mixed world, all patients
     negatives: int  # patients of class 0
     images: int  # most images a patient; 1: no clusters
     shift: float  # distance of the classes in standard deviations
     between: float = 0.0  # share of the variance between patients
     mixed: bool = False  # a patient has images of both classes
     confidence: float = 1.5  # the log odds given out are this times the right ones
+    classes: int = 2
+
+    @property
+    def patients(self) -> int:
+        """Return how many patients a test set has."""
+        return self.negatives + (self.classes - 1) * self.positives
 
 
 DESIGNS: dict[str, World] = {
     "single, AUC 0.86": World(60, 60, 1, 1.5),
     "single, AUC 0.98": World(60, 60, 1, 3.0),
-    "single, small": World(20, 20, 1, 1.5),
-    "single, rare positives": World(40, 400, 1, 1.5),
-    "single, near 1": World(100, 100, 1, 4.0),
-    "patients": World(50, 50, 6, 1.5, 0.6),
-    "patients, near 1": World(50, 50, 6, 3.0, 0.6),
-    "patients, mixed": World(80, 0, 6, 1.5, 0.6, mixed=True),
-    "patients, few": World(15, 15, 6, 1.5, 0.6),
-    "patients, 6 + 30": World(6, 30, 6, 1.5, 0.6),
-    "rare positives, 8": World(8, 300, 1, 1.5),
+    "single, 20 + 20": World(20, 20, 1, 1.5),
+    "single, 40 + 400": World(40, 400, 1, 1.5),
+    "single, AUC 0.998": World(100, 100, 1, 4.0),
+    "patients, 50 + 50": World(50, 50, 6, 1.5, 0.6),
+    "patients, AUC 0.98": World(50, 50, 6, 3.0, 0.6),
     "patients, calibrated": World(50, 50, 6, 1.5, 0.6, confidence=1.0),
+    "patients, mixed, 80": World(80, 0, 6, 1.5, 0.6, mixed=True),
+    "patients, 3 x 30": World(30, 30, 6, 2.0, 0.6, classes=3),
+    "patients, 15 + 15": World(15, 15, 6, 1.5, 0.6),
+    "patients, 6 + 30": World(6, 30, 6, 1.5, 0.6),
+    "single, 8 + 300": World(8, 300, 1, 1.5),
 }
-SHOWN = ("roc_auc", "pr_auc", "accuracy", "sensitivity", "f1", "brier", "log_loss")
 
 
 def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Ints, Floats, Ints]:
-    """Return y (n,), proba (n, 2) and groups (n,) of a test set with `times` the world's patients."""
-    patients = times * (world.positives + world.negatives)
+    """Return y (n,), proba (n, K) and groups (n,) of a test set with `times` the world's patients."""
+    patients = times * world.patients
     groups = np.repeat(np.arange(patients), random.integers(1, world.images + 1, patients))
-    y = (groups < times * world.positives).astype(np.int64)
+    y = np.minimum(groups // (times * world.positives), world.classes - 1)
+    y = (world.classes - 1 - y).astype(np.int64)
     if world.mixed:
         y = (random.random(len(groups)) < random.beta(1, 1, patients)[groups]).astype(np.int64)
-    shared = random.normal(size=patients)[groups] * math.sqrt(world.between)
-    latent = shared + random.normal(size=len(groups)) * math.sqrt(1 - world.between) + world.shift * (y - 0.5)
-    positive = np.clip(1 / (1 + np.exp(-world.confidence * world.shift * latent)), 1e-9, 1 - 1e-9)
-    return y, np.stack([1 - positive, positive], axis=1), groups
+    size = (len(y), 1 if world.classes == 2 else world.classes)
+    shared = random.normal(size=(patients, size[1]))[groups] * math.sqrt(world.between)
+    latent = shared + random.normal(size=size) * math.sqrt(1 - world.between)
+    latent += world.shift * (y[:, None] - 0.5 if world.classes == 2 else np.eye(world.classes)[y])
+    odds = world.confidence * world.shift * latent
+    raised = np.exp(np.hstack([np.zeros_like(odds), odds]) if world.classes == 2 else odds)
+    proba = np.clip(raised / raised.sum(axis=1, keepdims=True), 1e-9, 1 - 1e-9)
+    return y, proba / proba.sum(axis=1, keepdims=True), groups
 
 
-def truth(world: World, *, size: int = 1_000_000, seed: int = 12345) -> dict[str, float]:
-    """Return each metric in a test set of about `size` images with the same mix of classes."""
-    times = 1 + size // ((world.positives + world.negatives) * (world.images + 1) // 2)
-    y, proba, _ = draw(world, np.random.default_rng(seed), times)
-    return {name: METRICS[name](y, proba) for name in SHOWN}
+def printed(y: Ints, proba: Floats, groups: Ints, point: float | None, **draws: int) -> dict[str, Interval]:
+    """Return every interval that is printed of one model: scores, operating point, calibration, curves, patients."""
+    found = intervals(y, proba, groups, **draws)
+    if point is None:
+        return found
+    column = proba[:, 1]
+    at = score(y, proba, groups, threshold=point, **draws)
+    found |= {f"{name} at the point": at[name] for name in ("sensitivity", "specificity")}
+    for name, curve, x in (("ROC band", roc_curve_band, 0.2), ("PR band", pr_curve_band, 0.8)):
+        band = curve(y, column, groups, grid=6, **draws)
+        place = int(np.argmin(np.abs(band.x - x)))
+        found[f"{name} at {x}"] = Interval(*(float(side[place]) for side in band[1:]))
+    found |= _bars(y, column, groups)
+    together = predictions_by_group(y, proba, groups)
+    by_patient = score(together.y, together.proba, **draws)
+    return found | {f"by patient: {name}": by_patient[name] for name in ("roc_auc", "sensitivity", "brier")}
 
 
-def coverage(world: World, samples: int, n_bootstrap: int, *, size: int = 1_000_000, seed: int = 0) -> dict[str, float]:
-    """Return the share of `samples` test sets whose interval holds the truth, by metric and for DeLong's variants."""
-    known, random = truth(world, size=size), np.random.default_rng(seed)
-    held: dict[str, list[bool]] = {name: [] for name in (*SHOWN, "auc plain", "auc unclustered")}
+def _bars(y: Ints, column: Floats, groups: Ints) -> dict[str, Interval]:
+    """Return the bars of the reliability diagram on at least six groups, named by their bins."""
+    curve, place = reliability_curve(y, column, groups), bin_of(column, BINS)
+    bars = {}
+    for b, *row in zip(np.unique(place).tolist(), curve.observed, curve.low, curve.high, strict=True):
+        held = len(np.unique(groups[place == b]))
+        bars |= {f"{'bar' if held >= 20 else 'bar of few'} {b}": Interval(*row)} if held >= 6 else {}
+    return bars
+
+
+@cache
+def truth(
+    world: World, of: Callable[..., dict[str, Interval]] = printed, *, size: int = 100_000, seed: int = 12345
+) -> tuple[dict[str, float], float | None]:
+    """Return what `of` would give of about `size` images with the same mix of classes, and an operating point."""
+    times = 1 + size // (world.patients * (world.images + 1) // 2)
+    y, proba, groups = draw(world, np.random.default_rng(seed), times)
+    point = operating_points(y, proba[:, 1])["sensitivity>=0.95"] if world.classes == 2 else None
+    values = {name: row.value for name, row in of(y, proba, groups, point, n_bootstrap=0).items()}
+    return values | {name.replace("bar", "bar of few"): v for name, v in values.items() if name[:4] == "bar "}, point
+
+
+def coverage(
+    world: World,
+    samples: int,
+    n_bootstrap: int,
+    of: Callable[..., dict[str, Interval]] = printed,
+    *,
+    size: int = 100_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return the share of `samples` test sets whose interval holds the truth, by name, and of DeLong's variants."""
+    (known, point), random = truth(world, of, size=size), np.random.default_rng(seed)
+    held: dict[str, list[float]] = {}
     for number in range(samples):
         y, proba, groups = draw(world, random)
-        intervals = score(y, proba, groups, n_bootstrap=n_bootstrap, seed=number)
-        for name in SHOWN:
-            held[name].append(_holds(intervals[name], known[name]))
-        held["auc plain"].append(_holds(_plain(y, proba[:, 1], groups), known["roc_auc"]))
-        alone = score(y, proba, n_bootstrap=0)["roc_auc"]
-        held["auc unclustered"].append(_holds(alone, known["roc_auc"]))
-    return {name: float(np.mean(row)) for name, row in held.items()}
+        found = of(y, proba, groups, point, n_bootstrap=n_bootstrap, seed=number)
+        for name, interval in found.items():
+            held.setdefault(name.rstrip("0123456789 ") if name[:3] == "bar" else name, []).append(
+                holds(interval, known[name])
+            )
+        if world.classes == 2:
+            held.setdefault("auc plain", []).append(holds(_plain(y, proba[:, 1], groups), known["roc_auc"]))
+            alone = score(y, proba, n_bootstrap=0)["roc_auc"]
+            held.setdefault("auc unclustered", []).append(holds(alone, known["roc_auc"]))
+    return summed_up(held)
 
 
-def false_alarms(world: World, samples: int, n_bootstrap: int, *, seed: int = 0) -> dict[str, float]:
-    """Return how often the paired tests call two equally good models different at 5 %."""
-    random, alarms = np.random.default_rng(seed), []
+def _plain(y: Ints, column: Floats, groups: Ints) -> Interval:
+    estimate = delong(y, column, groups)
+    half = 1.959964 * float(np.sqrt(estimate.covariance[0, 0]))
+    auc = float(estimate.auc[0])
+    return Interval(auc, auc - half, auc + half)
+
+
+def against(world: World, samples: int, n_bootstrap: int, *, equal: bool, seed: int = 0) -> dict[str, float]:
+    """Return how often the interval of the difference of two models holds the truth, in which one is worse or not."""
+    times = 1 + 100_000 // (world.patients * (world.images + 1) // 2)
+    y, first, second, _ = _pair(world, np.random.default_rng(12345), times, equal)
+    known = {name: 0.0 if equal else METRICS[name](y, first) - METRICS[name](y, second) for name in DIFFERENCES}
+    random = np.random.default_rng(seed)
+    held: dict[str, list[float]] = {}
+    for number in range(samples):
+        y, first, second, groups = _pair(world, random, 1, equal)
+        tests = {"DeLong": delong_test(y, first[:, 1], second[:, 1], groups)}
+        for name in DIFFERENCES:
+            tests[name] = bootstrap_test(name, y, first, second, groups, n_bootstrap=n_bootstrap, seed=number)
+        for name, test in tests.items():
+            held.setdefault(name, []).append(holds(test.difference, known["roc_auc" if name == "DeLong" else name]))
+    return summed_up(held)
+
+
+DIFFERENCES = ("roc_auc", "pr_auc", "sensitivity", "f1", "brier", "log_loss")
+
+
+def _pair(world: World, random: np.random.Generator, times: int, equal: bool) -> tuple[Ints, Floats, Floats, Ints]:
+    y, proba, groups = draw(world, random, times)
+    logit = np.log(proba[:, 1] / proba[:, 0])
+    noisy = (logit + size * random.normal(size=len(y)) for size in (1.0, 1.0 if equal else 3.0))
+    first, second = (np.stack([1 / (1 + np.exp(odds)), 1 / (1 + np.exp(-odds))], axis=1) for odds in noisy)
+    return y, first, second, groups
+
+
+def of_subgroups(world: World, samples: int, n_bootstrap: int, *, seed: int = 0) -> dict[str, float]:
+    """Return coverage of the scores of two subgroups that do not differ, and how often a test finds a difference."""
+    (known, _), random = truth(world), np.random.default_rng(seed)
+    held: dict[str, list[float]] = {}
     for number in range(samples):
         y, proba, groups = draw(world, random)
-        logit = np.log(proba[:, 1] / proba[:, 0])
-        a, b = (1 / (1 + np.exp(-(logit + random.normal(size=len(y))))) for _ in range(2))
-        first, second = (np.stack([1 - p, p], axis=1) for p in (a, b))
-        test = bootstrap_test("pr_auc", y, first, second, groups, n_bootstrap=n_bootstrap, seed=number)
-        alarms.append((delong_test(y, a, b, groups).p_value < 0.05, test.p_value < 0.05))
-    return dict(zip(("DeLong test", "bootstrap test"), np.mean(alarms, axis=0).tolist(), strict=True))
-
-
-class Task(NamedTuple):
-    """What heads are cross-validated on: normal features, a few of which differ between the classes."""
-
-    patients: int
-    images: int  # of each patient
-    shift: float  # of each telling feature, in standard deviations of an image within its patient
-    between: float  # variance between patients
-    telling: int = 6
-    features: int = 40
-
-
-TASKS: dict[str, Task] = {
-    "cv, 24 patients": Task(24, 10, 0.5, 1.0),
-    "cv, 24 patients, noise": Task(24, 10, 0.0, 1.0),
-    "cv, 80 patients": Task(80, 4, 0.4, 1.0),
-    "cv, 80 images": Task(80, 1, 0.45, 0.0),
-}
-CROSS_VALIDATED = ("logistic", "lda", "ridge", "knn")
-
-
-def view(task: Task, random: np.random.Generator, times: int = 1) -> View:
-    """Return the features of `times` the task's patients, half of them of either class."""
-    patients = times * task.patients
-    groups = np.repeat(np.arange(patients), task.images)
-    y = random.permutation(np.arange(patients) % 2)[groups]
-    X = random.normal(size=(patients, task.features))[groups] * math.sqrt(task.between)
-    X += random.normal(size=X.shape)
-    X[:, : task.telling] += task.shift * (2 * y[:, None] - 1)
-    names = np.char.add("i", np.char.zfill(np.arange(len(y)).astype(str), 6))
-    return View(X.astype(np.float32), y, names, groups.astype(str), np.full(len(y), "train"))
-
-
-class _Judged:
-    """A head that is also judged on new patients each time that it predicts."""
-
-    def __init__(self, head: Head, new: View, judged: list[Floats]) -> None:
-        self.head, self.new, self.judged = head, new, judged
-
-    def fit(self, X: NDArray[np.float32], y: Ints, groups: NDArray[np.str_] | None = None) -> _Judged:
-        self.head.fit(X, y, groups)
-        return self
-
-    def predict_proba(self, X: NDArray[np.float32]) -> Floats:
-        self.judged.append(self.head.predict_proba(self.new.X))
-        return self.head.predict_proba(X)
-
-
-def coverage_of_cross_validation(
-    task: Task, head: str, samples: int, n_bootstrap: int, *, times: int = 20, seed: int = 0
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the share of cross-validations whose interval holds the truth, and the mean error, by metric."""
-    random, held, errors = np.random.default_rng(seed), [], []
-    for number in range(samples):
-        drawn, new = view(task, random), view(task, random, times)
-        judged: list[Floats] = []
-        make: Callable[[], Head] = lambda: _Judged(make_head(head, seed=0), new, judged)  # type: ignore[return-value]  # noqa: B023, E731
-        found = fit(make, [drawn], PROTOCOLS["cv"], seed=number).predictions
-        of = np.repeat(np.arange(len(judged)), len(new.y))
-        known = {name: METRICS[name](np.tile(new.y, len(judged)), np.concatenate(judged), folds=of) for name in SHOWN}
-        intervals = score(found.y, found.proba, found.groups, folds=found.fold, n_bootstrap=n_bootstrap, seed=number)
-        held.append([_holds(intervals[name], known[name]) for name in SHOWN])
-        errors.append([intervals[name].value - known[name] for name in SHOWN])
-    return tuple(dict(zip(SHOWN, np.mean(rows, axis=0).tolist(), strict=True)) for rows in (held, errors))  # type: ignore[return-value]
+        column = np.where(random.random(int(groups.max()) + 1) < 1 / 2, "a", "b")[groups]
+        (table,) = subgroup_tables(y, proba, {"side": column}, groups, n_bootstrap=n_bootstrap, seed=number)
+        for row in table.rows:
+            for name, interval in row.scores.items():
+                held.setdefault(name, []).append(holds(interval, known[name]))
+        for name, p_value in table.p_values.items():
+            held.setdefault(f"{name} differs", []).append(float(p_value < 0.05))
+    return summed_up(held)
 
 
 def false_lower(world: World, models: int, samples: int, *, seed: int = 0) -> dict[str, float]:
@@ -190,66 +237,109 @@ def false_lower(world: World, models: int, samples: int, *, seed: int = 0) -> di
     return dict(zip((f"split, {models}", f"cv, {models}"), np.mean(called, axis=0).tolist(), strict=True))
 
 
-def _holds(interval: Interval, value: float) -> bool:
-    return interval.low <= value <= interval.high
+def of_the_chosen(world: World, models: int, samples: int, n_bootstrap: int, *, seed: int = 0) -> dict[str, float]:
+    """Return how often the corrected interval of the best of equally good models holds their area."""
+    times = 1 + 100_000 // (world.patients * (world.images + 1) // 2)
+    y, first, _, _ = _pair(world, np.random.default_rng(12345), times, True)
+    known, random, held = METRICS["roc_auc"](y, first), np.random.default_rng(seed), list[float]()
+    for number in range(samples):
+        y, proba, groups = draw(world, random)
+        logit = np.log(proba[:, 1] / proba[:, 0])
+        noisy = 1 / (1 + np.exp(-(logit + random.normal(size=(models, len(y))))))
+        probas = np.stack([1 - noisy, noisy], axis=2)
+        held.append(holds(score_of_the_chosen(y, list(probas), groups, n_bootstrap=n_bootstrap, seed=number), known))
+    return {f"corrected, {models}": float(np.mean(held))}
 
 
-def _plain(y: Ints, column: Floats, groups: Ints) -> Interval:
-    estimate = delong(y, column, groups)
-    half = 1.959964 * float(np.sqrt(estimate.covariance[0, 0]))
-    auc = float(estimate.auc[0])
-    return Interval(auc, auc - half, auc + half)
+def _of_lower(name: str, samples: int, n_bootstrap: int, seed: int) -> dict[str, float]:
+    world = DESIGNS[name]
+    rows = [false_lower(world, models, samples, seed=seed) for models in (10, 30)]
+    return rows[0] | rows[1] | of_the_chosen(world, 10, samples, n_bootstrap, seed=seed)
 
 
-def _print_row(label: str, row: Mapping[str, float] | Sequence[str], width: int = 16) -> None:
-    cells = [f"{100 * v:.1f}" for v in row.values()] if isinstance(row, Mapping) else row
-    print(label.ljust(34), *(cell.rjust(width) for cell in cells), flush=True)
+def _of_differences(name: str, samples: int, n_bootstrap: int, seed: int) -> dict[str, float]:
+    world, rows = DESIGNS[name], {}
+    for label, equal in (("equal models", True), ("a worse one", False)):
+        found = against(world, samples, n_bootstrap, equal=equal, seed=seed)
+        rows |= {f"{metric}, {label}": share for metric, share in found.items()}
+    return rows
 
 
-def _coverage(designs: Sequence[str], samples: int, n_bootstrap: int) -> None:
-    _print_row("coverage in %", [*SHOWN, "auc plain", "auc unclustered"])
-    for name in designs:
-        _print_row(name, coverage(DESIGNS[name], samples, n_bootstrap))
+class Part(NamedTuple):
+    """One table of the benchmark."""
+
+    title: str
+    columns: Sequence[str]
+    of: Callable[[str, int, int, int], Mapping[str, float]]  # of a column, samples, replicates, seed
+    share: float = 1.0  # of the samples
 
 
-def _cross_validation(designs: Sequence[str], samples: int, n_bootstrap: int) -> None:
-    _print_row("cross-validation, %", SHOWN)
-    for name in designs:
-        for head in CROSS_VALIDATED:
-            held, error = coverage_of_cross_validation(TASKS[name], head, samples, n_bootstrap)
-            _print_row(f"{name}, {head}", held)
-            _print_row("  mean error", error)
+_TESTED = ("single, AUC 0.86", "single, 20 + 20", "patients, 50 + 50", "patients, 15 + 15")
+PARTS = {
+    "coverage": Part(
+        "Coverage of 95 % intervals, %",
+        list(DESIGNS),
+        lambda name, *draws: coverage(DESIGNS[name], *draws[:2], seed=draws[2]),
+    ),
+    "subgroups": Part(
+        "Coverage in subgroups, and differences found where there are none, %",
+        ["single, AUC 0.86", "patients, 50 + 50", "patients, mixed, 80"],
+        lambda name, *draws: of_subgroups(DESIGNS[name], *draws[:2], seed=draws[2]),
+    ),
+    "differences": Part("Coverage of differences, %", _TESTED, _of_differences),
+    "lower": Part("False lower, and coverage corrected for the choice, %", (_TESTED[0], _TESTED[3]), _of_lower),
+    "cv": Part(
+        "Coverage of cross-validation, %",
+        [f"{task}; {head}; {protocol}" for task in TASKS for head in CROSS_VALIDATED[task] for protocol in PROTOCOLS],
+        of_cross_validation,
+    ),
+    "noise": Part("Cross-validated area of noise in 24 patients", list(HEADS), of_noise, 1 / 100),
+}
 
 
-def _alarms(designs: Sequence[str], samples: int, n_bootstrap: int) -> None:
-    _print_row("false alarms in %", ["DeLong test", "bootstrap test"])
-    for name in designs:
-        _print_row(name, false_alarms(DESIGNS[name], samples, n_bootstrap))
+def _work(task: tuple[str, str, int, int, int]) -> tuple[str, str, int, Mapping[str, float]]:
+    part, column, samples, n_bootstrap, seed = task
+    return part, column, samples, PARTS[part].of(column, samples, n_bootstrap, seed)
 
 
-def _lower(designs: Sequence[str], samples: int, n_bootstrap: int) -> None:
-    _print_row("false lower in %", [f"{way}, {models}" for models in (10, 30) for way in ("split", "cv")])
-    for name in designs:
-        _print_row(name, {k: v for m in (10, 30) for k, v in false_lower(DESIGNS[name], m, samples).items()})
-
-
-PARTS = {"coverage": _coverage, "alarms": _alarms, "lower": _lower, "cv": _cross_validation}
+def _print(part: str, found: Mapping[str, list[tuple[int, Mapping[str, float]]]]) -> None:
+    """Print a table with a row for each interval and a column for each design, each the mean of its chunks."""
+    columns, scale = list(found), 1 if part == "noise" else 100
+    print(f"\n{PARTS[part].title}\n\n| | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    names = dict.fromkeys(name for chunks in found.values() for _, row in chunks for name in row)
+    for name in names:
+        cells = []
+        for chunks in found.values():
+            held = [(samples, row[name]) for samples, row in chunks if name in row]
+            mean = sum(n * v for n, v in held) / sum(n for n, _ in held) if held else math.nan
+            cells.append("" if math.isnan(mean) else f"{scale * mean:.{4 if part == 'noise' else 1}f}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
     """Print a table for each part, in per cent."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1000, help="test sets a design")
-    parser.add_argument("--bootstrap", type=int, default=500, help="replicates a test set")
+    parser.add_argument("--bootstrap", type=int, default=200, help="replicates a test set")
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--designs", nargs="*", default=[*DESIGNS, *TASKS], choices=[*DESIGNS, *TASKS])
+    parser.add_argument("--columns", nargs="*", default=[], help="only these designs, tasks or heads")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    for part in arguments.parts:
-        known = TASKS if part == "cv" else DESIGNS
-        PARTS[part]([name for name in arguments.designs if name in known], arguments.samples, arguments.bootstrap)
-    error = 100 * math.sqrt(0.95 * 0.05 / arguments.samples)
-    print(f"{arguments.samples} test sets a design, standard error {error:.1f}; {time.perf_counter() - started:.0f} s")
+    for name in arguments.parts:
+        part, found = PARTS[name], {}
+        columns = [column for column in part.columns if not arguments.columns or column in arguments.columns]
+        each = math.ceil(arguments.samples * part.share / CHUNKS)
+        tasks = [(name, column, each, arguments.bootstrap, seed) for column in columns for seed in range(CHUNKS)]
+        with ProcessPoolExecutor(arguments.jobs) as pool:
+            for _, column, samples, row in pool.map(_work, tasks):
+                found.setdefault(column, []).append((samples, row))
+        _print(name, found)
+        print(f"\n{time.perf_counter() - started:.0f} s so far", flush=True)
+    print(f"{arguments.samples} samples, standard error {100 * math.sqrt(0.95 * 0.05 / arguments.samples):.1f} at 95 %")
+
+
+CHUNKS = 2  # of a column, each with a seed of its own
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ class FeatureOptions:
 
     data: DatasetOptions = dataclasses.field(default_factory=DatasetOptions)
     backbone: str = option("", "Backbones separated by blanks, a+b for a joined view; empty is resnet18.")
-    size: int = option(0, "Side of the images that backbones see, in pixels; 0 is that of their weights.", min=0)
     preprocess: str = option("", "squash, pad (whole image) or crop (torchvision's centre crop); empty is squash.")
     precision: str = option("auto", "auto, float32, tf32 (a GPU), bfloat16 or float16: the arithmetic of the network.")
     device: str = option("auto", "auto, cpu, cuda or cuda:1.")
     weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
+    size: int = option(0, "Side of the images that backbones see, in pixels; 0 is that of their weights.", min=0)
 
     def __post_init__(self) -> None:
         """Put a size that was given into the names of the backbones, resnet18@320, where all else finds it."""

@@ -88,9 +88,10 @@ def test_poolings_as_torch(name: str, side: int) -> None:
     maps = (np.random.default_rng(0).random((2, 3, side, side)) - 0.2).astype(np.float16)
     way = POOLS[name]
     pooled = {"avg": maps.mean((2, 3), dtype=np.float32), "max": maps.max((2, 3)).astype(np.float32)}
+    pooled["cls"] = maps[:, :, 0, 0].astype(np.float32)
     expected = way.of_maps(maps) if way.of_maps else np.concatenate([pooled[kind] for kind in way.cached], axis=1)
-    single = torch.from_numpy(maps.astype(np.float32))
-    ours = torch.cat([pool(single, lambda values: values) for pool in POOLING[name]], 1)
+    seen = {"end": torch.from_numpy(maps.astype(np.float32)), "end/cls": torch.from_numpy(pooled["cls"])}
+    ours = torch.cat([pool(seen, "end", lambda values: values) for pool in POOLING[name]], 1)
     np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-5)
 
 

@@ -19,6 +19,7 @@ from features.backbones.build import boundary, load_tail
 from features.datasets import load_dataset
 from features.errors import BadImage, FirnError, UnknownName
 from features.extraction.prefetch import ImageStream
+from features.options import replaced
 from models.finetuning.augmentation import NUMBERS, Pixels, augment
 from models.finetuning.batches import Inputs, epoch_plan, numbers
 from models.finetuning.images import DecodedImages
@@ -344,3 +345,20 @@ def test_what_is_frozen_below_a_block(spots: Path) -> None:
     trained = {name for name, p in network.tail.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in load_tail(spec, boundary(spec, "1")).named_parameters()}
     assert trained < {name for name, _ in network.tail.named_parameters()}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_images_and_steps_are_the_cpus() -> None:
+    """Images are varied alike, and ten steps end within the rounding of TF32; bfloat16 trains too."""
+    images, varied = squares(8, channels=3), drawn(8)
+    ours = augment(images.cuda(), varied.cuda(), STRONG, "any").cpu()
+    torch.testing.assert_close(ours, augment(images, varied, STRONG, "any"), atol=0.05, rtol=0)
+    settings = choose_settings("strong", blocks="all", epochs=1, batch=2, rate=1e-3)
+    on_cpu, on_gpu = small(), small()
+    train(on_cpu, small_task(), settings)
+    train(on_gpu, small_task(), settings, device="cuda")
+    for found, expected in zip(on_gpu.parameters(), on_cpu.parameters(), strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=2e-2, atol=2e-3)
+    lowered = replaced(settings, precision="bfloat16", epochs=3)
+    history = train(small(), small_task(), lowered, device="cuda")
+    assert history[-1].loss < history[0].loss

@@ -250,8 +250,11 @@ def test_classes_by_other_names(model: Path, tmp_path: Path) -> None:
     labels = matched_labels(dataset, ("normal", "spot"), told="Healthy=normal")
     assert np.bincount(labels).tolist() == [14, 14]
     assert np.unique(matched_labels(dataset, ("normal", "spot"), told="Healthy=")).tolist() == [-1, 1]
-    with pytest.raises(BadDataset, match=r"MAP=Healthy=clear,SPOT=ill"):
+    with pytest.raises(BadDataset, match=r"MAP='Healthy=clear, SPOT=ill'"):
         matched_labels(dataset, ("clear", "ill"))
+    with pytest.raises(BadDataset, match=r"the class SPOT, .*MAP='Healthy=clear, SPOT=ill'"):
+        matched_labels(dataset, ("clear", "ill"), told="Healthy=clear")
+    assert matched_labels(dataset, ("clear", "ill"), told="Healthy=clear, SPOT=ill").tolist() == labels.tolist()
     with pytest.raises(UnknownName, match="class of the set"):
         matched_labels(dataset, ("normal", "spot"), told="healthy=normal")
     with pytest.raises(UnknownName, match="class of the bundle"):

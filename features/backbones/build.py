@@ -139,7 +139,7 @@ def block_shapes(model: nn.Module, size: int, channels: int = 3) -> dict[str, tu
 
 def has_class_token(model: fx.GraphModule) -> bool:
     """Tell whether a cut network gives class tokens."""
-    return any(block.endswith(CLASS_TOKEN) for block in model.graph.output_node().args[0])  # type: ignore[union-attr,arg-type]
+    return any(block.endswith(CLASS_TOKEN) for block in model.graph.output_node().args[0])  # type: ignore[union-attr]
 
 
 def load_backbone(spec: BackboneSpec) -> fx.GraphModule:

@@ -54,7 +54,7 @@ def maps_of(raw: Tensor, layout: Layout) -> Tensor:
         return raw
     if layout.kind == "channels last":
         return raw.permute(0, 3, 1, 2)
-    return raw[:, layout.prefix :].transpose(1, 2).unflatten(2, (layout.side, layout.side))
+    return raw[:, layout.prefix :].transpose(1, 2).reshape(-1, raw.shape[2], layout.side, layout.side)
 
 
 def class_token_of(raw: Tensor, layout: Layout) -> Tensor:
@@ -67,7 +67,7 @@ def tokens_of(raw: Tensor, layout: Layout) -> Tensor:
     empty = layout.rows * layout.side - layout.prefix
     first = pad(raw[:, : layout.prefix], (0, 0, 0, empty))
     every = torch.cat([first, raw[:, layout.prefix :]], 1)
-    return every.transpose(1, 2).unflatten(2, (layout.rows + layout.side, layout.side))
+    return every.transpose(1, 2).reshape(-1, raw.shape[2], layout.rows + layout.side, layout.side)
 
 
 def raw_of(maps: Tensor, layout: Layout) -> Tensor:

@@ -108,7 +108,8 @@ class _Features(fx.Tracer):
 
 @lru_cache(1)
 def _traced(model: nn.Module) -> fx.Graph:
-    _, *others = inspect.signature(model.forward_features).parameters.values()
+    features: Any = model.forward_features
+    _, *others = inspect.signature(features).parameters.values()
     try:
         graph = _Features().trace(model, {other.name: other.default for other in others})
     except (fx.proxy.TraceError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -161,17 +162,18 @@ def adapted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return fitted
 
 
-def check(row: Row, model: nn.Module, part: fx.GraphModule, images: Tensor) -> None:
+def check(row: Row, model: Any, part: fx.GraphModule, images: Tensor) -> None:
     """Compare the maps of a part that has its numbers with those of timm's `forward_intermediates`.
 
     Raises FirnError for a network that keeps its tokens in another order than that of their places.
     """
     model.load_state_dict(part.state_dict(), strict=False)
-    info: Any = model.feature_info
+    whole: Any = model
+    info = whole.feature_info
     with torch.inference_mode():
         found = part(images)
         try:
-            every = model.forward_intermediates(images, norm=False, intermediates_only=True, output_fmt="NCHW")
+            every = whole.forward_intermediates(images, norm=False, intermediates_only=True, output_fmt="NCHW")
         except (AttributeError, TypeError):
             raise FirnError(f"timm gives no maps of timm/{row.architecture}; take another backbone") from None
     inner = dict(zip([stage["module"] for stage in getattr(info, "info", info)], every, strict=True))

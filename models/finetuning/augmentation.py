@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from features.backbones.spec import luma
 from models.finetuning.settings import AUGMENTATIONS, Amplitudes
 
 NUMBERS: Final = 9  # drawn for each image: angle, scale, shifts, brightness, contrast, gamma, mirror, quarter turns
@@ -58,17 +59,19 @@ def _lit(pixels: Tensor, about_zero: Tensor, how: Amplitudes) -> Tensor:
 class Pixels:
     """How decoded images become what a network sees."""
 
-    mean: tuple[float, float, float]  # of the weights, on the scale 0..1
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of each channel that the network sees, on the scale 0..1
+    std: tuple[float, ...]
 
     def __call__(
         self, pixels: Tensor, drawn: Tensor | None = None, augmented: str = "none", flip: str = "none"
     ) -> Tensor:
-        """Return images (B, 1 or 3, S, S) on the scale 0..255 as (B, 3, S, S) float32, normalised, channels last.
+        """Return images (B, 1 or 3, S, S) on the scale 0..255 as (B, C, S, S) float32, normalised, channels last.
 
         `drawn` (B, NUMBERS) varies them as a row of AUGMENTATIONS and one of FLIPS say; without they stay as they are.
         """
         values = pixels.float() if drawn is None else augment(pixels, drawn, AUGMENTATIONS[augmented], flip)
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        if len(self.mean) == 1 and values.shape[1] == 3:
+            values = luma(values)
+        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
         normal = (values / 255 - mean) / std  # grey images become three channels here
         return normal.contiguous(memory_format=torch.channels_last)

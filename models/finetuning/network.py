@@ -147,7 +147,8 @@ class Ensemble(nn.Module):
         """Return logits, (B, K) float32."""
         seen = torch.cat([maps, maps.flip(3)]) if self.mirrored else maps
         logits = torch.stack([network(seen) for network in self.networks]).mean(0)
-        return (logits[: len(maps)] + logits[len(maps) :]) / 2 if self.mirrored else logits
+        n = maps.shape[0]  # an export follows the shape, and not len()
+        return (logits[:n] + logits[n:]) / 2 if self.mirrored else logits
 
 
 def start_from_probe(network: FinetunedNetwork, coef: NDArray[np.float64], intercept: NDArray[np.float64]) -> None:

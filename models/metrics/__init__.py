@@ -1,6 +1,6 @@
 """Metrics with confidence intervals, paired tests, ROC and PR curves, operating points and calibration.
 
-(y, proba, groups) --sample--> checked --registry--> value of each metric --bootstrap, delong--> interval
+(y, proba, groups) --sample--> checked --registry--> value of each metric --delong, linear, bootstrap--> interval
 
 Class 1 of two is the positive one. Groups (patients, slides) are what is independent of each other: intervals and tests
 draw whole groups. Nothing here sees a model or an image, and nothing imports torch.

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.bootstrap import Interval, quantile, wilson
+from models.metrics.bootstrap import Interval, effective_count, quantile, strata, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
 from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
 
@@ -40,10 +40,9 @@ def reliability_curve(
     """Return the reliability diagram of score (n,) in 0 to 1 against y (n,) of 0 and 1, in `bins` equal parts.
 
     The gaps |predicted - observed| weighted by images are the metric `ece`. DeGroot & Fienberg 1983. Bounds are
-    Wilson's for the effective number of images, by the design effect of groups (n,) and Student's t (Korn & Graubard
-    1998, Survey Methodology 24:193). With a `prevalence`, for which the scores hold, the classes count as if it were
-    the share of class 1; that moves the odds of every bin by the same factor, and the bounds with them. Raises
-    BadPredictions.
+    Wilson's for the effective number of images, by groups (n,); see `effective_count`. With a `prevalence`, for which
+    the scores hold, the classes count as if it were the share of class 1; that moves the odds of every bin by the same
+    factor, and the bounds with them. Raises BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
     sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
@@ -54,7 +53,7 @@ def reliability_curve(
     share = np.zeros(bins)
     share[used] = hits
     held, gaps = (sample.tally(place, bins, of)[:, used] for of in (None, sample.y - share[place]))
-    count = _effective(held, gaps, hits * (1 - hits), level)
+    count = effective_count(held, gaps, hits * (1 - hits), level, sample)
     low, high = wilson(hits * count, count, level)
     share_here = float(sample.y.mean())
     if prevalence is None or share_here in (0.0, 1.0):
@@ -64,18 +63,6 @@ def reliability_curve(
     factor = prevalence / (1 - prevalence) * (1 - share_here) / share_here
     hits, low, high = (factor * share / (1 - share + factor * share) for share in (hits, low, high))
     return Reliability(summed / total, hits, low, high, images[used])
-
-
-def _effective(held: Floats, gaps: Floats, variance: Floats, level: float) -> Floats:
-    """Return the effective number of images of each bin, (b,), with the images and the summed gaps by group (G, b)."""
-    from scipy.special import stdtrit
-
-    images, groups = held.sum(axis=0), (held > 0).sum(axis=0).astype(np.float64)
-    alone = variance * images * images / np.maximum(images - 1, 1)
-    design = np.square(gaps).sum(axis=0) * groups / np.maximum(groups - 1, 1)
-    effect = np.divide(design, alone, out=images / groups, where=(alone > 0) & (groups > 1))
-    wide, narrow = (stdtrit(np.maximum(n - 1, 1), 0.5 + level / 2) for n in (groups, images))
-    return np.asarray(images / np.maximum(effect, 1) * (narrow / wide) ** 2)
 
 
 class CalibrationLine(NamedTuple):
@@ -96,7 +83,7 @@ def calibration_line(
     """Return the calibration slope and intercept, with intervals by group.
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,). Cox 1958; Van Calster et al. 2019 (BMC Medicine
-    17:230). Bounds are Student's t with the cluster-robust variance (Liang & Zeger 1986). NaN with fewer than two
+    17:230). Bounds are Student's t with the variance of the jackknife over groups. NaN with fewer than two
     groups of a class, or where the classes separate and no slope is finite. Raises BadPredictions.
     """
     column = np.asarray(score, dtype=np.float64)
@@ -114,13 +101,28 @@ def _coefficient(sample: Sample, design: Floats, offset: Floats, level: float) -
     if beta is None or not freedom > 0 or (sample.groups_by_class == 0).any():
         return Interval(np.nan, np.nan, np.nan)
     fitted = _sigmoid(design @ beta + offset)
-    bread = np.linalg.inv((design.T * (fitted * (1 - fitted))) @ design)
-    one = np.zeros_like(sample.y)
-    meat = np.hstack([sample.tally(one, 1, column * (sample.y - fitted)) for column in design.T])
-    n_groups = sample.independent[-1]
-    covariance = sample.inflation * n_groups / (n_groups - 1) * bread @ (meat.T @ meat) @ bread
-    half = quantile(level, freedom) * float(np.sqrt(covariance[0, 0]))
+    error = float(np.sqrt(sample.inflation * _jackknife(sample, design, sample.y - fitted, fitted * (1 - fitted))))
+    half = quantile(level, freedom) * error
     return Interval(float(beta[0]), float(beta[0]) - half, float(beta[0]) + half)
+
+
+def _jackknife(sample: Sample, design: Floats, residual: Floats, curvature: Floats) -> float:
+    """Return the variance of the first coefficient by leaving out one group at a time, in one step of Newton's method.
+
+    Bell & McCaffrey 2002 (Survey Methodology 28:169, CR3): each group's leverage, which the cluster-robust variance of
+    Liang & Zeger 1986 leaves out, counts. Groups are drawn within the strata of the bootstrap.
+    """
+    one, p = np.zeros_like(sample.y), design.shape[1]
+    scores = np.hstack([sample.tally(one, 1, column * residual) for column in design.T])
+    own = np.stack([sample.tally(one, 1, a * b * curvature)[:, 0] for a in design.T for b in design.T], axis=1)
+    rest = (own.sum(axis=0) - own).reshape(-1, p, p)
+    moved = np.linalg.solve(rest, scores[:, :, None])[:, 0, 0]
+    variance = 0.0
+    for members in strata(sample):
+        away = moved[members] - moved[members].mean()
+        n = len(members) / sample.repeats
+        variance += float(away @ away) * (n - 1) / n
+    return variance
 
 
 def _logistic(y: Ints, design: Floats, offset: Floats) -> Floats | None:

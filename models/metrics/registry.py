@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,12 +13,11 @@ from models.metrics.bootstrap import (
     Bootstrap,
     Interval,
     correlation_interval,
-    log_interval,
     logit_interval,
-    no_interval,
     resamples,
 )
 from models.metrics.delong import auc_interval
+from models.metrics.linear import mean_interval, precision_interval, rates_interval, share_interval
 from models.metrics.sample import Floats, Ints, Replicates, Sample, effective_groups, make_sample, ratio
 
 BINS = 15  # as Guo et al. 2017
@@ -65,16 +65,14 @@ def _mcc(replicates: Replicates) -> Floats:
     return ratio(covariance, np.sqrt(spread[0] * spread[1]))
 
 
-def _brier(replicates: Replicates) -> Floats:
-    sample = replicates.sample
+def _distances(sample: Sample) -> Floats:
     distance = np.square(sample.proba - np.eye(sample.n_classes)[sample.y])
-    return replicates.mean(distance[:, 1] if sample.binary else distance.sum(axis=1))
+    return distance[:, 1] if sample.binary else distance.sum(axis=1)
 
 
-def _log_loss(replicates: Replicates) -> Floats:
-    sample = replicates.sample
+def _surprises(sample: Sample) -> Floats:
     given = sample.proba[np.arange(len(sample.y)), sample.y]
-    return replicates.mean(-np.log(np.clip(given, SMALLEST, 1)))
+    return -np.log(np.clip(given, SMALLEST, 1))
 
 
 def _ece(replicates: Replicates) -> Floats:
@@ -84,6 +82,32 @@ def _ece(replicates: Replicates) -> Floats:
     gaps = sample.tally(bin_of(sure, BINS), BINS, happened - sure)
     total: Floats = np.abs(replicates.weights @ gaps).sum(axis=1)
     return total / replicates.total
+
+
+def _recall_interval(k: int, sample: Sample, level: float) -> Interval | None:
+    """Return the share of the images of class k that are decided as k, with its interval; None for K > 2."""
+    return share_interval(sample, sample.decision == k, sample.y == k, level) if sample.binary else None
+
+
+def _balanced(sample: Sample, level: float) -> Interval | None:
+    return rates_interval(sample, lambda hits, alarms, share: (hits + 1 - alarms) / 2, level, (0.0, 1.0))
+
+
+def _correlation(sample: Sample, level: float) -> Interval | None:
+    """Return the MCC of two classes with its interval; None where it is undefined, or `rates_interval` is."""
+
+    def of(hits: float, alarms: float, share: float) -> float:
+        called = share * hits + (1 - share) * alarms
+        spread = called * (1 - called)
+        return (hits - alarms) * float(np.sqrt(share * (1 - share) / spread)) if spread > 0 else 0.0
+
+    decided = len(np.unique(sample.decision)) > 1
+    return rates_interval(sample, of, level, (-1.0, 1.0)) if decided else None
+
+
+def _without_bounds(sample: Sample, level: float) -> Interval:
+    """Return the calibration error; no bounds of it hold."""
+    return Interval(float(_ece(Replicates(sample, np.ones((1, sample.n_groups))))[0]), np.nan, np.nan)
 
 
 def _all_groups(sample: Sample) -> float:
@@ -128,16 +152,34 @@ class Metric:
 # fewer the images: bootstrap bounds hold 12 to 54 % of 95, so that it has none; `calibration_line` has some that hold.
 METRICS: dict[str, Metric] = {
     "roc_auc": Metric("ROC AUC", +1, lambda r: _one_number(r.areas[0]), _each_class, analytic=auc_interval),
-    "pr_auc": Metric("PR AUC", +1, lambda r: _one_number(r.areas[1]), _each_class),
+    "pr_auc": Metric("PR AUC", +1, lambda r: _one_number(r.areas[1]), _each_class, analytic=precision_interval),
     "accuracy": Metric("Accuracy", +1, lambda r: np.einsum("bkk->b", r.confusion) / r.total, _all_groups),
-    "balanced_accuracy": Metric("Balanced accuracy", +1, lambda r: _mean_defined(_recall(r)), _each_class),
-    "sensitivity": Metric("Sensitivity", +1, lambda r: _one_number(_recall(r)), _positives),
-    "specificity": Metric("Specificity", +1, lambda r: _one_number(_specificity(r)), _negatives),
+    "balanced_accuracy": Metric(
+        "Balanced accuracy", +1, lambda r: _mean_defined(_recall(r)), _each_class, analytic=_balanced
+    ),
+    "sensitivity": Metric(
+        "Sensitivity", +1, lambda r: _one_number(_recall(r)), _positives, analytic=partial(_recall_interval, 1)
+    ),
+    "specificity": Metric(
+        "Specificity", +1, lambda r: _one_number(_specificity(r)), _negatives, analytic=partial(_recall_interval, 0)
+    ),
     "f1": Metric("F1", +1, lambda r: _one_number(_f1(r)), _each_class),
-    "mcc": Metric("MCC", +1, _mcc, _each_class, correlation_interval),
-    "brier": Metric("Brier score", -1, _brier, _all_groups, log_interval),
-    "ece": Metric("Calibration error", -1, _ece, _all_groups, no_interval),
-    "log_loss": Metric("Log loss", -1, _log_loss, _all_groups, log_interval),
+    "mcc": Metric("MCC", +1, _mcc, _each_class, correlation_interval, _correlation),
+    "brier": Metric(
+        "Brier score",
+        -1,
+        lambda r: r.mean(_distances(r.sample)),
+        _all_groups,
+        analytic=lambda s, level: mean_interval(s, _distances(s), level),
+    ),
+    "ece": Metric("Calibration error", -1, _ece, _all_groups, analytic=_without_bounds),
+    "log_loss": Metric(
+        "Log loss",
+        -1,
+        lambda r: r.mean(_surprises(r.sample)),
+        _all_groups,
+        analytic=lambda s, level: mean_interval(s, _surprises(s), level),
+    ),
 }
 
 
@@ -156,9 +198,11 @@ def score(
     """Return each metric, or `only` some by name, with its confidence interval.
 
     y (n,) class numbers; proba (n, K); groups (n,) patients, slides: what is independent of each other, None where each
-    image is; folds (n,) of out-of-fold predictions. The binary ROC AUC has DeLong's interval (Obuchowski's for groups),
-    everything else one from `n_bootstrap` replicates over groups (module `bootstrap`). Values are NaN where y lacks the
-    class they need, bounds also where a metric rests on a single group or there are no replicates.
+    image is; folds (n,) of out-of-fold predictions. The binary ROC AUC has DeLong's interval (Obuchowski's for
+    groups), sensitivity and specificity Wilson's by group, and what is made of them; losses and the PR AUC have one by
+    each group's influence (module `linear`), everything else one from `n_bootstrap` replicates over groups (module
+    `bootstrap`). Values are NaN where y lacks the class they need, bounds also where a metric rests on a single group
+    or there are no replicates.
 
     Out of fold, areas count pairs within folds, and the intervals are those of the mean over the models of the folds
     on new groups (Bayle et al. 2020, arXiv:2007.12671): conditional on these models, not of what training on other

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.metrics.bootstrap import resamples
-from models.metrics.sample import Floats, Sample, make_sample, ratio
+from models.metrics.bootstrap import logit_interval, resamples
+from models.metrics.sample import Floats, Sample, effective_groups, make_sample, ratio
 
 Curve = Callable[[Floats, Floats, Floats], Floats]  # true and false positives at falling thresholds, grid -> curve
 
@@ -38,9 +38,9 @@ def roc_curve_band(
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,). Ties make slanted segments. Out of fold, the curve
     is the mean of the folds' at each x, each fold with the weight of its pairs, so that its area is the metric
-    `roc_auc`. The band holds point by point, not for the curve as a whole, by the percentile bootstrap over groups
-    (Fawcett 2006: vertical averaging); with few images of either class read it with care (Hanczar et al. 2010,
-    Bioinformatics 26:822).
+    `roc_auc`. The band holds point by point, not for the curve as a whole: vertical averaging (Fawcett 2006) with the
+    standard error of the bootstrap over groups on the logit scale; percentiles hold nothing where the curve is 1. With
+    few images of either class read it with care (Hanczar et al. 2010, Bioinformatics 26:822).
     """
     sample = _sample(y, score, groups, folds)
     return _band(_sensitivity, sample, sample, grid, n_bootstrap, level, seed)
@@ -84,9 +84,9 @@ def _band(curve: Curve, sample: Sample, ranked: Sample, grid: int, n_bootstrap: 
     drawn = drawn[~np.isnan(drawn[:, -1])]
     if not len(drawn) or (sample.independent[:-1] < 2).any():
         return Band(x, value, np.full(grid, np.nan), np.full(grid, np.nan))
-    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    low, high = np.clip(value + np.sqrt(sample.inflation) * (ends - value), 0, 1)
-    return Band(x, value, low, high)
+    drawn, evidence = value + np.sqrt(sample.inflation) * (drawn - value), effective_groups(*sample.independent[:-1])
+    rows = [logit_interval(float(v), column, level, evidence) for v, column in zip(value, drawn.T, strict=True)]
+    return Band(x, value, np.array([row.low for row in rows]), np.array([row.high for row in rows]))
 
 
 def over_folds(of: Callable[[Floats, Floats], Any], size: int, sample: Sample, weights: Floats) -> Floats:

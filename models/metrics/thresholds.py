@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from models.metrics.bootstrap import Interval, logit_interval, quantile, resamples, standard_error
+from models.metrics.bootstrap import Interval, quantile
+from models.metrics.linear import area_interval, difference, shares, spread
 from models.metrics.roc import over_folds
-from models.metrics.sample import BadPredictions, Floats, Sample, effective_groups, make_sample, ratio
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample
 
 _ROUNDING = 1e-12
+_ENOUGH = 5  # groups of class 0 in a part of the ROC curve, below which nothing tells how its area varies
 
 
 class NetBenefit(NamedTuple):
@@ -20,7 +22,7 @@ class NetBenefit(NamedTuple):
     thresholds: Floats  # (t,)
     model: Floats  # (t,)
     treat_all: Floats  # (t,); treating none has 0
-    low: Floats  # (t,) of the model's pointwise band; NaN without a bootstrap
+    low: Floats  # (t,) of the model's pointwise band; NaN where y has one class
     high: Floats  # (t,)
 
 
@@ -53,45 +55,39 @@ def net_benefit(
     *,
     folds: ArrayLike | None = None,
     prevalence: float | None = None,
-    n_bootstrap: int = 0,
     level: float = 0.95,
-    seed: int = 0,
 ) -> NetBenefit:
     """Return the decision curve of Vickers & Elkin 2006: TP/n - FP/n * t/(1 - t) at each threshold t.
 
     y (n,) of 0 and 1, score (n,) calibrated probabilities, thresholds (t,) in 0 <= t < 1, groups (n,), folds (n,).
     With a `prevalence`, the classes count as if this were the share of class 1, for which the probabilities hold. The
-    band is Student's t with the standard error of the bootstrap over groups. Raises BadPredictions.
+    band is that of a weighted difference of sensitivity and false positive rate (`linear.difference`), for this share
+    of positives where every group is of one class, as all intervals. Raises BadPredictions.
     """
     at, column = np.asarray(thresholds, dtype=np.float64), np.asarray(score, dtype=np.float64)
     if not column.size or not ((at >= 0) & (at < 1)).all():
         raise BadPredictions(f"expected images and thresholds 0 <= t < 1, got {column.size} and {at[:9].tolist()}")
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
-    odds, share = at / (1 - at), float(sample.y.mean()) if prevalence is None else prevalence
-    treated = (column[:, None] >= at).astype(np.float64)
-    parts = [_summed(sample, treated * (sample.y == k)[:, None]) for k in (0, 1)]
-    images = [_summed(sample, (sample.y == k)[:, None].astype(np.float64)) for k in (0, 1)]
-
-    def benefit(weights: Floats) -> Floats:
-        alarms, hits, negatives, positives = (weights @ column for column in (*parts, *images))
-        if prevalence is None:
-            return np.asarray((hits - odds * alarms) / (negatives + positives))
-        alarms, hits = (ratio(n, np.broadcast_to(of, n.shape)) for n, of in ((alarms, negatives), (hits, positives)))
-        return np.asarray(share * hits - (1 - share) * odds * alarms)
-
-    model = benefit(np.ones((1, sample.n_groups)))[0]
-    replicates = np.concatenate([np.empty((0, len(at))), *map(benefit, resamples(sample, n_bootstrap, seed))]).T
-    evidence = effective_groups(*sample.independent[:-1])
-    error = np.array([standard_error(row, evidence) for row in replicates]) * np.sqrt(sample.inflation)
-    half = error * quantile(level, max(evidence - 1, 1))
-    return NetBenefit(at, model, share - (1 - share) * odds, model - half, model + half)
-
-
-def _summed(sample: Sample, columns: Floats) -> Floats:
-    """Return the sums of columns (n, t) over the images of each group, (G, t)."""
-    total = np.zeros((sample.n_groups, columns.shape[1]))
-    np.add.at(total, sample.groups, columns)
-    return total
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds)
+    treated, positive, odds = column[:, None] >= at, sample.y == 1, at / (1 - at)
+    share = float(positive.mean()) if prevalence is None else prevalence
+    every = share - (1 - share) * odds
+    if positive.all() or not positive.any():
+        gains = treated * np.where(positive[:, None], 1.0, -odds)
+        model = gains.mean(axis=0) if prevalence is None else np.full(len(at), np.nan)
+        return NetBenefit(at, model, every, *np.full((2, len(at)), np.nan))
+    free = prevalence is None and sample.groups_by_class.sum() > sample.n_groups  # the share varies with the groups
+    among = (np.ones_like(positive),) * 2 if free else (positive, ~positive)
+    hits, alarms = (
+        shares(sample, treated & own[:, None], of, level) for own, of in zip((positive, ~positive), among, strict=True)
+    )
+    weights = (1.0, odds) if free else (share, (1 - share) * odds)
+    model = weights[0] * hits.value - weights[1] * alarms.value
+    low, high = difference(hits, alarms, weights)
+    if not free and prevalence is None:  # groups of unequal size move the share of positive images too
+        of = spread(sample.by_fold(), (positive - share) / len(positive))
+        moved = quantile(level, of.freedom) * of.error * (hits.value + odds * alarms.value)
+        low, high = model - np.hypot(model - low, moved), model + np.hypot(high - model, moved)
+    return NetBenefit(at, model, every, low, high)
 
 
 class RateAtRate(NamedTuple):
@@ -110,29 +106,27 @@ def rates(
     folds: ArrayLike | None = None,
     specificity: float = 0.9,
     sensitivity: float = 0.95,
-    n_bootstrap: int = 2000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> RateAtRate:
     """Return sensitivity at a fixed specificity, specificity at a fixed sensitivity, and the partial ROC AUC.
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,): out of fold the mean over the folds by their
-    pairs, as of the ROC curve. The threshold is chosen on these images, in each replicate anew: what an operating point
-    fixed beforehand reaches is for `score` to say. Partial area: McClish 1989 (Med. Decis. Making 9:190). NaN where y
-    has one class. Raises BadPredictions.
+    pairs, as of the ROC curve. The threshold is chosen on these images, which the intervals allow for: what an
+    operating point fixed beforehand reaches is for `score` to say. Partial area: McClish 1989 (Med. Decis. Making
+    9:190). NaN where y has one class. Raises BadPredictions.
     """
-    column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
-
-    def reached(weights: Floats) -> Floats:
-        return over_folds(lambda hits, alarms: _reached(hits, alarms, 1 - specificity, sensitivity), 3, sample, weights)
-
-    value = reached(np.ones((1, sample.n_groups)))[0]
-    drawn = np.concatenate([np.empty((0, 3)), *map(reached, resamples(sample, n_bootstrap, seed))])
-    drawn = value + np.sqrt(sample.inflation) * (drawn - value)
-    evidence = effective_groups(*sample.independent[:-1])
-    rows = zip(value.tolist(), drawn.T, strict=True)
-    return RateAtRate(*(logit_interval(found, replicates, level, evidence) for found, replicates in rows))
+    column, least = np.asarray(score, dtype=np.float64), 1 - specificity
+    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds)
+    whole = np.ones((1, sample.n_groups))
+    found = over_folds(lambda hits, alarms: _reached(hits, alarms, least, sensitivity), 3, sample, whole)[0].tolist()
+    if (sample.groups_by_class == 0).any() or np.isnan(found[0]):
+        return RateAtRate(*(Interval(value, np.nan, np.nan) for value in found))
+    positive = sample.y == 1
+    return RateAtRate(
+        _beyond(found[0], sample, _placed(sample, column, positive), positive, least, level),
+        _beyond(found[1], sample, _placed(sample, -column, ~positive), ~positive, 1 - sensitivity, level),
+        _partial_area(found[2], sample, column, least, level),
+    )
 
 
 def _reached(true: Floats, false: Floats, least: float, sensitivity: float) -> tuple[float, float, float]:
@@ -144,6 +138,82 @@ def _reached(true: Floats, false: Floats, least: float, sensitivity: float) -> t
     x, height = np.append(alarms[inside], least), np.append(hits[inside], np.interp(least, alarms, hits))
     area, chance = float(np.diff(x) @ (height[1:] + height[:-1]) / 2), least**2 / 2
     return most, 1 - fewest, (1 + (area - chance) / (least - chance)) / 2
+
+
+def _curve(score: Floats, of: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats, Ints]:
+    """Return falling thresholds (m + 1,) from none, the shares of others and of images `of` (n,) at or above each.
+
+    The last are the places of the images' own scores among the thresholds, (n,).
+    """
+    levels, place = np.unique(-score, return_inverse=True)
+    others, mine = (np.append(0.0, np.bincount(place, at).cumsum() / at.sum()) for at in (~of, of))
+    return np.append(np.inf, -levels), others, mine, place + 1
+
+
+def _placed(sample: Sample, score: Floats, of: NDArray[np.bool_]) -> Floats:
+    """Return scores (n,) that images of several folds have in common: where each is among the others of its fold."""
+    if not sample.folds.any():
+        return score
+    placed = np.zeros(len(score))
+    for fold in np.unique(sample.folds):
+        at = sample.folds == fold
+        if of[at].any() and not of[at].all():
+            _, others, _, place = _curve(score[at], of[at])
+            placed[at] = -(others[place] + others[place - 1]) / 2
+    return placed
+
+
+def _beyond(value: float, sample: Sample, score: Floats, of: NDArray[np.bool_], share: float, level: float) -> Interval:
+    """Return the share of the images `of` (n,) beyond the threshold that at most `share` of the others are beyond.
+
+    Two errors add up as in `linear.difference`: that of the share at this threshold, and that of the threshold, a
+    quantile of the others, by inverting the exact interval of their share (Woodruff 1952, J. Am. Statist. Assoc.
+    47:635). Too few others to tell the quantile leave a bound of 0. The `value` may be that of several folds.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    thresholds, others, mine, _ = _curve(score, of)
+    at = int(np.flatnonzero(others <= share + _ROUNDING)[-1])
+    reached, beyond = float(mine[at]), (score >= thresholds[at])[:, None]
+    found, fixed = (shares(sample, beyond, part, level) for part in (of, ~of))
+    count = float(fixed.effective[0])
+    ends = betaincinv(
+        [share * count, share * count + 1], [count - share * count + 1, count - share * count], [tail, 1 - tail]
+    )
+    half = np.array([-1, 1]) / (2 * count)  # an image at a threshold is half beyond it
+    moved = np.interp(ends + half, others, mine, left=0.0, right=1.0)
+    low = value - float(np.hypot(reached - found.low[0], reached - moved[0]))
+    high = value + float(np.hypot(found.high[0] - reached, max(moved[1] - reached, 0)))
+    return Interval(value, *np.clip([low, high], 0.0, 1.0).tolist())
+
+
+def _partial_area(value: float, sample: Sample, score: Floats, most: float, level: float) -> Interval:
+    """Return a partial ROC AUC with its interval, the error by the influence of each image.
+
+    He & Escobar 2008 (Statistics in Medicine 27:5291), within folds.
+    """
+    moved, pairs = np.zeros(len(score)), 0
+    for fold in np.unique(sample.folds):
+        at = sample.folds == fold
+        positive = sample.y[at] == 1
+        own = int(positive.sum() * (~positive).sum())
+        if own:
+            moved[at], pairs = own * _influence(score[at], positive, most), pairs + own
+    if most * sample.independent[0] < _ENOUGH - _ROUNDING:
+        return Interval(value, np.nan, np.nan)
+    found = spread(sample.by_fold(), moved / pairs / (2 * (most - most**2 / 2)))
+    return area_interval(value, found, float(sample.independent[:2].min()), level)
+
+
+def _influence(score: Floats, positive: NDArray[np.bool_], most: float) -> Floats:
+    """Return how each image (n,) moves the area under the ROC curve up to a false positive rate of `most`."""
+    _, alarms, hits, place = _curve(score, positive)
+    alarmed, hit = ((side[place] + side[place - 1]) / 2 for side in (alarms, hits))
+    moved = np.where(positive, np.maximum(most - alarmed, 0), np.minimum(hit - np.interp(most, alarms, hits), 0))
+    for of in (positive, ~positive):
+        moved[of] = (moved[of] - moved[of].mean()) / of.sum()
+    return np.asarray(moved)
 
 
 _STEPS, _CONVERGED = 10_000, 1e-10

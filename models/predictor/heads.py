@@ -202,14 +202,14 @@ def _of_network(
         raise BadBundle(f"{name} is not among the files of the bundle")
     tensors = load_file(sealed(folder, name))
     width = list(spec.blocks.values())[-1][0]
-    networks = []
+    networks = list[FinetunedNetwork]()
     for own in member_states(tensors):
         network = FinetunedNetwork(load_tail(spec, after), width, len(contents.classes))
         # the first one's tail is in the file of the spec
         network.load_state_dict(own if networks else network.state_dict() | own)
         networks.append(network)
-    network = Ensemble(networks, mirrored=part.mirrored and after == IMAGES).requires_grad_(False).eval().to(device)
-    return NetworkModel(part, network, f"maps/{after}" if after != IMAGES else PIXELS, device)
+    mean = Ensemble(networks, mirrored=part.mirrored and after == IMAGES).requires_grad_(False).eval().to(device)
+    return NetworkModel(part, mean, f"maps/{after}" if after != IMAGES else PIXELS, device)
 
 
 def member_tensors(number: int, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def examine(
     part = shown(run)
     words, passed_over = _levels(part, columns, how)
     everyone, tables = _subgroups(run, part, words, **draws)
-    prevalence = _prevalence(run, part, how, **draws)
+    prevalence = _prevalence(run, part, how)
     counts, by_group = _counts(run), _by_group(run, how, **draws)
     return Examination(
         vars(how).copy(),
@@ -136,7 +136,7 @@ def examine(
         [*passed_over, *columns.remarks],
         by_group,
         prevalence,
-        _rates(part, **draws),
+        _rates(part),
         [*_reach(run, everyone, judged), *_mixed_remark(run, by_group), *_prevalence_remark(run, prevalence)],
     )
 
@@ -267,7 +267,7 @@ def trained_shares(run: Run) -> Floats:
     return np.bincount(held.y, minlength=len(run.record.classes)) / len(held.y)
 
 
-def _prevalence(run: Run, part: Predictions, how: ExaminationOptions, *, seed: int, n_bootstrap: int) -> dict[str, Any]:
+def _prevalence(run: Run, part: Predictions, how: ExaminationOptions) -> dict[str, Any]:
     """Return the class shares of training and scored images, and what holds at the shares that were asked for."""
     trained, here = trained_shares(run), np.bincount(part.y, minlength=len(run.record.classes)) / len(part.y)
     proba = calibrated(run, CALIBRATED_BY)
@@ -293,7 +293,7 @@ def _prevalence(run: Run, part: Predictions, how: ExaminationOptions, *, seed: i
     return shares | {
         "stated": None if stated is None else stated.tolist(),
         "line": {} if stated is None else line_of(here_now),
-        "net_benefit": _benefits(run, part._replace(proba=adjusted), stated, seed=seed, n_bootstrap=n_bootstrap),
+        "net_benefit": _benefits(run, part._replace(proba=adjusted), stated),
     }
 
 
@@ -314,9 +314,7 @@ def first_repeat(run: Run, part: Predictions) -> Predictions:
     return part.take(part.fold < run.record.folds)
 
 
-def _benefits(
-    run: Run, part: Predictions, stated: Floats | None, *, seed: int, n_bootstrap: int
-) -> list[dict[str, Any]]:
+def _benefits(run: Run, part: Predictions, stated: Floats | None) -> list[dict[str, Any]]:
     """Return the net benefit at BENEFITS, of the model with its interval and of treating all."""
     once = first_repeat(run, part)
     found = net_benefit(
@@ -326,9 +324,7 @@ def _benefits(
         once.groups,
         folds=once.fold,
         prevalence=None if stated is None else float(stated[1]),
-        n_bootstrap=n_bootstrap,
         level=LEVEL,
-        seed=seed,
     )
     return [
         {"threshold": t, "value": number(value), "low": number(low), "high": number(high), "treat_all": number(every)}
@@ -356,12 +352,12 @@ def _odds_apart(a: float, b: float) -> float:
     return max(ratio, 1 / ratio)
 
 
-def _rates(part: Predictions, *, seed: int, n_bootstrap: int) -> list[dict[str, Any]]:
+def _rates(part: Predictions) -> list[dict[str, Any]]:
     """Return sensitivity at each specificity of RATES, the reverse, and the partial area; nothing for more classes."""
     if part.proba.shape[1] != 2:
         return []
-    draws: dict[str, Any] = {"folds": part.fold, "level": LEVEL, "seed": seed, "n_bootstrap": n_bootstrap}
-    found = [rates(part.y, part.proba[:, 1], part.groups, specificity=at, sensitivity=at, **draws) for at in RATES]
+    out: dict[str, Any] = {"folds": part.fold, "level": LEVEL}
+    found = [rates(part.y, part.proba[:, 1], part.groups, specificity=at, sensitivity=at, **out) for at in RATES]
     return [
         {"at": at, **{name: as_dict(interval) for name, interval in row._asdict().items()}}
         for at, row in zip(RATES, found, strict=True)

@@ -73,7 +73,7 @@ class RunRecord:
     def feature_options(self) -> FeatureOptions:
         """Return the options that extract the features again."""
         key = self.keys[0]
-        return FeatureOptions(self.data, self.backbone, key.preprocess_mode, key.precision)
+        return FeatureOptions(self.data, self.backbone, preprocess=key.preprocess_mode, precision=key.precision)
 
     @property
     def added(self) -> bool:

@@ -30,7 +30,7 @@ def matched_labels(
     partner = {name: pairs.get(name, name if name in classes else spelled.get(same_class(name))) for name in names}
     lacking = [name for name in dict.fromkeys(names) if partner[name] is None]
     if lacking:
-        raise BadDataset(_what_to_type(dataset, partner, classes, lacking, model))
+        raise BadDataset(_what_to_type(dataset, partner, classes, lacking, pairs, model))
     place = {name: k for k, name in enumerate(classes)} | {"": LEFT_OUT}
     return np.array([place[str(partner[name])] for name in names], np.int64)[dataset.labels]
 
@@ -62,7 +62,12 @@ def _told(told: str, names: Sequence[str], classes: Sequence[str]) -> dict[str, 
 
 
 def _what_to_type(
-    dataset: Dataset, partner: Mapping[str, str | None], classes: Sequence[str], lacking: Sequence[str], model: str
+    dataset: Dataset,
+    partner: Mapping[str, str | None],
+    classes: Sequence[str],
+    lacking: Sequence[str],
+    told: Mapping[str, str],
+    model: str,
 ) -> str:
     """Return the message for classes without a partner, with a command that says which is which."""
     words = (
@@ -72,7 +77,8 @@ def _what_to_type(
     for view, merged in dataset.label_views.items():
         if set(merged.values()) <= set(classes):
             return f"{words}; run: {command('validate', MODEL=model, LABELS=view)}"
-    guess = ",".join(f"{name}={its}" for name, its in _guess(dataset, partner, classes, lacking).items())
+    pairs = {**told, **_guess(dataset, partner, classes, lacking)}
+    guess = ", ".join(f"{name}={its}" for name, its in pairs.items())  # the blank makes a shell's quotes necessary
     typed = command("validate", MODEL=model, MAP=guess)
     return f"{words}; say which is which (with nothing behind the = its images are left out); run: {typed}"
 

@@ -344,7 +344,7 @@ def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str
     trusted = sides(first_repeat(run, stated), classes)
     drawn |= {
         "reliability": figures.reliability_figure(trusted, prevalence),
-        "decision": figures.decision_figure(trusted, prevalence, **bootstrap),
+        "decision": figures.decision_figure(trusted, prevalence, level=results.settings["level"]),
         "cost": figures.cost_figure(results.runs),
         **({"learning": learning_figure(learning)} if learning else {}),
         **training_figures(results.runs),

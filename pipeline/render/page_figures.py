@@ -211,20 +211,22 @@ def _reliability(side: Side, prevalence: float | None) -> list[Trace]:
     return [_line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), GREY, name="perfect", hoverinfo="skip"), points]
 
 
-def decision_figure(views: Sequence[Side], prevalence: float | None = None, **bootstrap: Any) -> Figure:
+def decision_figure(views: Sequence[Side], prevalence: float | None = None, *, level: float = 0.95) -> Figure:
     """Return the net benefit of acting on the chosen run's probabilities, against acting always and never.
 
-    At the images' own class balance, or at a stated prevalence; `bootstrap` is n_bootstrap, level and seed of the band.
+    At the images' own class balance, or at a stated prevalence; `level` is that of the band.
     """
     layout = blank_layout(f"threshold probability{_at(prevalence)}", "net benefit")
     layout["yaxis"] |= {"range": None, "tickformat": ".2f"}
     layout |= {"showlegend": True}
-    return {"layout": layout, "views": [_decision(side, prevalence, bootstrap) for side in views]}
+    return {"layout": layout, "views": [_decision(side, prevalence, level) for side in views]}
 
 
-def _decision(side: Side, prevalence: float | None, bootstrap: Mapping[str, Any]) -> list[Trace]:
-    at = {"folds": side.folds, "prevalence": prevalence, **bootstrap}
-    benefit = net_benefit(side.y, side.score, np.linspace(0.01, 0.99, 99), side.groups, **at)
+def _decision(side: Side, prevalence: float | None, level: float) -> list[Trace]:
+    thresholds = np.linspace(0.01, 0.99, 99)
+    benefit = net_benefit(
+        side.y, side.score, thresholds, side.groups, folds=side.folds, prevalence=prevalence, level=level
+    )
     floor = -0.1 * float(side.y.mean() if prevalence is None else prevalence)
     rows = (
         ("act on every image", benefit.treat_all, GREY | {"dash": "dash"}),
