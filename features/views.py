@@ -182,10 +182,18 @@ def _on_disk(
     order = np.argsort(manifest.ids, kind="stable") if by_id else np.arange(len(manifest.ids))
     ids, groups, splits = (np.char.decode(c[order], "utf-8") for c in (manifest.ids, manifest.groups, manifest.splits))
     rows = manifest.parts[part].take(order)
-    if names[0].endswith("/cls") and names[0] not in entry.shard(rows.shards[int(rows.shard[0])]).names():
+    if names[0].endswith("/cls") and not has_class_token(entry):
         raise CacheError(f"{entry.key.backbone} has no {names[0]}, for it has no class token; take POOL=avg")
     X = FeatureRows(entry, rows, names, dtype)
     return View(X, manifest.labels[order], ids, groups, splits)
+
+
+def has_class_token(entry: Cached) -> bool:
+    """Return whether pooled features hold class tokens; False for an entry without rows."""
+    rows = load_manifest(entry).parts["pooled"]
+    if not len(rows.shard):
+        return False
+    return f"pooled/{entry.key.blocks[-1]}/cls" in entry.shard(rows.shards[int(rows.shard[0])]).names()
 
 
 def _in_memory(view: View) -> View:

@@ -67,6 +67,13 @@ def test_skewed_interval_is_halls() -> None:
     assert skewed_interval(1.0, Spread(0.1, 1e-8, 9, 9), 0.95) == pytest.approx(symmetric, rel=1e-6)
 
 
+def test_losses_near_nothing_have_no_interval() -> None:
+    """Of a perfect model even the squares of their differences are 0."""
+    proba = np.array([[1, 1e-120], [1, 3e-120], [2e-113, 1], [1e-113, 1]])
+    found = score([0, 0, 1, 1], proba / proba.sum(axis=1, keepdims=True))["brier"]
+    assert found.value < 1e-200 and np.isnan(found.low) and np.isnan(found.high)
+
+
 def test_shares_of_single_images_have_wilsons_interval() -> None:
     from statsmodels.stats.proportion import proportion_confint
 

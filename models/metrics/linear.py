@@ -41,7 +41,7 @@ def spread(sample: Sample, influence: Floats) -> Spread:
         second, third = second + variance, third + float((away**3).sum())
         fourth += float((away**4).sum()) - float(away @ away) ** 2 / len(away)
         shares.append(variance**2 / (independent - 1))
-    if not second > 0:
+    if not sum(shares) > 0:  # also of numbers so small that their squares are 0
         return Spread(0.0, 0.0, np.inf, np.inf)
     widened, normal = float(np.sqrt(sample.inflation)), second**2 / sum(shares)
     tailed = min(normal, 2 * second**2 / (fourth * sample.repeats)) if fourth > 0 else normal

@@ -22,10 +22,12 @@ from features.options import DatasetOptions, make_command, replaced
 from features.progress import say, shown
 from features.storage import slug
 from features.views import (
+    POOLS,
     Cached,
     View,
     choose_blocks,
     choose_pool,
+    has_class_token,
     join,
     label_view,
     load_manifest,
@@ -172,6 +174,11 @@ class Stage:
         """Return whether maps of the last block of every entry are cached."""
         pairs = zip(self.entries, self._manifests, strict=True)
         return all(f"maps/{entry.key.blocks[-1]}" in manifest.parts for entry, manifest in pairs)
+
+    def pools(self) -> list[str]:
+        """Return the poolings that every entry can give."""
+        tokens, maps = all(map(has_class_token, self.entries)), self.maps()
+        return [name for name, pool in POOLS.items() if (tokens or "cls" not in pool.cached) and (maps or pool.cached)]
 
     def _too_large(self, name: str, view: View, insist: bool) -> None:
         """Say, or raise where it was asked for by name, that a head needs features in memory."""

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from features.errors import CacheError
 from features.progress import say
-from features.views import POOLS
 from models.heads import HEADS
 from models.metrics import METRICS
 from models.runs.features import Stage
@@ -112,8 +111,7 @@ def _wider(known: _Search) -> Iterator[Trial]:
     """Yield more blocks and other poolings, of the best backbones first."""
     for trial in known.best(len(known.stages)):
         yield trial._replace(blocks="2")
-        pools = [name for name, pool in POOLS.items() if pool.of_maps is None or trial.stage.maps()]
-        yield from (trial._replace(pool=name) for name in pools)
+        yield from (trial._replace(pool=name) for name in trial.stage.pools())
         yield from (trial._replace(blocks=blocks, pool="both") for blocks in ("2", "all"))
 
 
