@@ -134,8 +134,8 @@ def _comparison(results: ComparisonResult, tested: bool) -> str:
         f"{f'the paired test of {_delong(results)}' if results.dataset.positive else 'the paired bootstrap'}, in "
         "simultaneous tests against "
         f"{'the chosen run (Dunnett)' if tested else 'all others, for these images chose it (Tukey)'}; “no "
-        f"detectable difference” means a corrected p of {results.settings['alpha']} or more: that does not show that two runs are equal."
-        + _against(results.settings.get("margin"))
+        f"detectable difference” means a corrected p of {results.settings['alpha']} or more: "
+        "that does not show that two runs are equal." + _against(results.settings.get("margin"))
     )
 
 

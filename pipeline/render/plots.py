@@ -84,9 +84,9 @@ def curve_plot(
 
 
 def _name_lines(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
-    """Add the legend below, where it hides no curve, with names taken literally: no mathematics between dollars, no meaning of an underscore."""
-    at = {"loc": "outside lower left", "frameon": False}
-    legend = figure.legend(axes.lines, [str(i) for i in range(len(names))], fontsize=_size(names), **at)
+    """Add the legend below, where it hides no curve; names are taken literally, dollars and underscores too."""
+    keys, size = [str(i) for i in range(len(names))], _size(names)
+    legend = figure.legend(axes.lines, keys, loc="outside lower left", fontsize=size, frameon=False)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(printable(name))
         text.set_parse_math(False)
