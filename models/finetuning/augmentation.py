@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -55,6 +56,13 @@ def _lit(pixels: Tensor, about_zero: Tensor, how: Amplitudes) -> Tensor:
     return (mean + (pixels - mean) * (1 + contrast * how.contrast) + 255 * brightness * how.brightness).clamp(0, 255)
 
 
+@lru_cache(maxsize=16)
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a number for each channel, (1, C, 1, 1); sent to a device once, for a GPU waits for what it is sent."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
 @dataclass(frozen=True)
 class Pixels:
     """How decoded images become what a network sees."""
@@ -72,6 +80,6 @@ class Pixels:
         values = pixels.float() if drawn is None else augment(pixels, drawn, AUGMENTATIONS[augmented], flip)
         if len(self.mean) == 1 and values.shape[1] == 3:
             values = luma(values)
-        mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_of_channels(tuple(v), pixels.device) for v in (self.mean, self.std))
         normal = (values / 255 - mean) / std  # grey images become three channels here
         return normal.contiguous(memory_format=torch.channels_last)

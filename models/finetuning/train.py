@@ -216,9 +216,9 @@ def _loss(
     device: str,
 ) -> Tensor:
     """Return the mean loss of a batch, whose images are varied, mixed and robbed of channels as it says."""
-    X, y = _entered(task.inputs, batch, rows, settings, device), torch.from_numpy(task.y[batch.rows]).to(device)
-    partner = None if batch.partner is None else torch.from_numpy(batch.partner).to(device)
-    kept = None if batch.kept is None else torch.from_numpy(batch.kept).to(device)
+    X, y = _entered(task.inputs, batch, rows, settings, device), _sent(task.y[batch.rows], device)
+    partner = None if batch.partner is None else _sent(batch.partner, device)
+    kept = None if batch.kept is None else _sent(batch.kept, device)
     if kept is not None and not task.inputs.pixels:
         X = X * (kept / kept.float().mean(1, keepdim=True).clamp_min(1e-3))[..., None, None].to(X.dtype)
         kept = None
@@ -234,13 +234,17 @@ def _loss(
 
 def _entered(inputs: Inputs, batch: Batch, rows: NDArray[Any], settings: Settings, device: str) -> Tensor:
     """Return rows as the network takes them, float32 on the device, channels last; images are varied there."""
-    tensor = torch.from_numpy(rows)
-    if device.startswith("cuda"):
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    tensor = _sent(rows, device)
     if not inputs.pixels:
         return tensor.float().contiguous(memory_format=torch.channels_last)
-    drawn = None if batch.drawn is None else torch.from_numpy(batch.drawn).to(device)
+    drawn = None if batch.drawn is None else _sent(batch.drawn, device)
     return inputs.pixels(tensor, drawn, settings.augment, settings.flip)
+
+
+def _sent(array: NDArray[Any], device: str) -> Tensor:
+    """Return an array on the device; a GPU gets it from pinned memory while it still works on what came before."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
 
 
 def trained_per_second(network: FinetunedNetwork, task: Task, settings: Settings, *, device: str = "cpu") -> float:
