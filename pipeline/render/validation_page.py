@@ -14,11 +14,12 @@ from models.runs.summary import plural, with_interval
 from models.validation.external import ExternalValidation
 from models.validation.predictions import Predictions
 from pipeline.render import page_figures as figures
-from pipeline.render.html_page import HELP, TILES, render
+from pipeline.render.html_page import HELP, render
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
 RECORDED = {"test": "its own test images", "validation": "its own images, out of fold", "": "none recorded"}
 UPDATES = {
     "prevalence": "class shares as estimated without labels (Saerens et al. 2002)",
