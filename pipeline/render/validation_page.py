@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TILES = {True: ("roc_auc", "sensitivity", "specificity"), False: ("roc_auc", "balanced_accuracy", "accuracy")}
-
 RECORDED = {"test": "its own test images", "validation": "its own images, out of fold", "": "none recorded"}
 UPDATES = {
     "prevalence": "class shares as estimated without labels (Saerens et al. 2002)",
