@@ -197,7 +197,8 @@ def _maps(gallery: Content) -> Figure:
     scale, ends = figure.add_subplot(grid[-1, :]), gallery["ends"]
     scale.imshow(np.asarray(_opened(gallery["ramp"]).convert("RGB")), aspect="auto")
     scale.axis("off")
-    _say(scale, "title", f"{ends['against']} … {ends['for']}, {ends['scale']} {ends['unit']}", fontsize=5.5, pad=2)
+    told = printable(f"{ends['against']} … {ends['for']}"), printable(f"{ends['scale']} {ends['unit']}")
+    scale.set_title("\n".join(told), parse_math=False, fontsize=5.5, pad=2)
     return figure
 
 
