@@ -35,7 +35,7 @@ class ValidateOptions:
     """How the classes of the set are called in the bundle, what is looked at, and where the result goes."""
 
     map: str = option("", "Classes of the set by other names than the bundle's: mine=its,other=its; mine= is left out.")
-    subgroups: str = option("", "Columns of the table that make subgroups; empty is the age and those of a few words.")
+    subgroups: str = option("", "Columns of the table that make subgroups; empty is all that can, but other findings.")
     out: str = option("", "The folder to write into; empty is one below artifacts.")
 
 
@@ -58,7 +58,7 @@ def validate(what: ValidateOptions, model: Judged, how: Weights, machine: Machin
     predictor = load(path, device=machine.device)
     named = {"labels": model.run.labels, "told": what.map, "model": model.model}
     labels = matched_labels(dataset, predictor.classes, **named)
-    columns = dict(subgroup_columns(dataset.columns, names_in(what.subgroups)))
+    columns = subgroup_columns(dataset.columns, labels, dataset.groups, names_in(what.subgroups))
     found, images = _predicted(predictor, dataset, labels, threads.workers)
     rows = _rows(dataset, found)
     judged = _judged(dataset, labels, found, rows, columns)

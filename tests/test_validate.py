@@ -189,18 +189,19 @@ def test_distances_patients_and_subgroups(judged: tuple[Result, Path], model: Pa
 
 def test_columns_that_are_named_make_subgroups() -> None:
     columns = {
-        "finding": np.array(["0", "1"] * 6),
-        "dose": np.array([*map(str, range(12))]),
-        "id": np.array([*"abcdefghijkl"]),
+        "finding": np.array(["0", "1"] * 15),
+        "dose": np.array([str(k % 15) for k in range(30)]),
+        "id": np.array([f"image{k}" for k in range(30)]),
     }
-    assert dict(subgroup_columns(columns)) == {}
-    found = dict(subgroup_columns(columns, ["finding", "dose"]))
+    y, groups = np.arange(30) // 15, np.array([f"p{k // 2}" for k in range(30)])
+    assert list(subgroup_columns(columns, y, groups)) == ["dose"]
+    found = subgroup_columns(columns, y, groups, ["finding", "dose"])
     assert list(np.unique(found["finding"])) == ["0", "1"]
     assert len(np.unique(found["dose"])) == 3
     with pytest.raises(UnknownName, match="column"):
-        dict(subgroup_columns(columns, ["sex"]))
-    with pytest.raises(BadDataset, match="12 different values"):
-        dict(subgroup_columns(columns, ["id"]))
+        subgroup_columns(columns, y, groups, ["sex"])
+    with pytest.raises(BadDataset, match=r"id: a value of its own .* SUBGROUPS="):
+        subgroup_columns(columns, y, groups, ["id"])
 
 
 def test_training_images_are_left_out_and_test_images_named(model: Path, trained_spots: Path, tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ from models.metrics import (
     at_prevalence,
     calibration_line,
     estimated_prevalence,
-    in_bins,
     predictions_by_group,
     score,
     subgroup_tables,
 )
 from models.metrics.subgroups import FEWEST
 from models.predictor.manifest import Contents
+from models.runs.columns import subgroup_columns as columns_with_levels
 from models.runs.results import Score, Scores
 from models.runs.scores import CALIBRATED, LEVEL, as_dict, number
 from models.runs.summary import plural
@@ -36,8 +36,6 @@ from models.validation.recalibration import RECALIBRATIONS, crossfitted
 Floats = NDArray[np.float64]
 SCHEMA = 1
 FOLDS = 5
-MOST_VALUES = 8  # of a column that makes subgroups as it is; more numbers are put into bins
-AGES = (18.0, 40.0, 65.0)  # first of each bin of a column called age
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,44 +281,23 @@ class _Judge:
 
 
 def subgroup_columns(
-    columns: Mapping[str, NDArray[np.str_]], named: Sequence[str] = ()
-) -> Iterator[tuple[str, NDArray[np.str_]]]:
-    """Yield the columns (n,) that make subgroups: those `named`, else the age and all of few words but findings.
+    columns: Mapping[str, NDArray[np.str_]], y: NDArray[np.int64], groups: NDArray[np.str_], named: Sequence[str] = ()
+) -> dict[str, NDArray[np.str_]]:
+    """Return the columns (n,) that make subgroups of images of classes y (n,): those `named`, else all but findings.
 
-    Numbers of many values are put into bins: ages are cut at 18, 40 and 65, others at their terciles. Columns of 0 and
-    1 are findings. Raises UnknownName; BadDataset for a column of one value, or of many words.
+    How columns make subgroups is `models.runs.columns`; those of 0 and 1 are findings. Raises UnknownName; BadDataset
+    for a named column that makes none.
     """
     for name in named:
         if name not in columns:
             raise unknown("column", name, columns)
-    for name in named or columns:
-        if (column := _subgroups_in(name, columns[name], asked=name in named)) is not None:
-            yield name, column
-        elif name in named:
-            words = len(np.unique(columns[name]))
-            raise BadDataset(f"the column {name} has {words} different values, which make no subgroups; leave it away")
-
-
-def _subgroups_in(name: str, column: NDArray[np.str_], *, asked: bool) -> NDArray[np.str_] | None:
-    """Return a column whose words are subgroups; None where they are not."""
-    values, numbers = np.unique(column[column != ""]), _numbers(column)
-    if len(values) < 2 or (not asked and set(values.tolist()) <= {"0", "1"}):
-        return None
-    if len(values) <= MOST_VALUES:
-        return column
-    if numbers is None or not (asked or name == "age"):
-        return None
-    terciles = np.unique(np.nanquantile(numbers, [1 / 3, 2 / 3]))
-    return in_bins(numbers, AGES if name == "age" else terciles.tolist())
-
-
-def _numbers(column: NDArray[np.str_]) -> Floats | None:
-    """Return the numbers in a column, NaN where it is empty; None where it holds words."""
-    try:
-        numbers = np.array([float(cell) if cell else np.nan for cell in column.tolist()])
-    except ValueError:
-        return None
-    return numbers if np.isfinite(numbers[column != ""]).all() else None
+    asked = {
+        name: columns[name] for name in named or columns if named or not {*columns[name].tolist()} <= {"", "0", "1"}
+    }
+    found = columns_with_levels(asked, y, groups, {})
+    if named and found.passed_over:
+        raise BadDataset(f"a column makes no subgroups ({found.passed_over[0]}); leave it away in SUBGROUPS=")
+    return {name: levels.words for name, levels in found.levels.items()}
 
 
 def _table_as_dict(table: SubgroupTable) -> dict[str, Any]:

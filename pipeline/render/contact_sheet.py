@@ -145,7 +145,7 @@ def legend_strip(ends: tuple[str, str, str], scale: float, width: int) -> NDArra
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(width / DPI, 0.62), dpi=DPI, facecolor="white")
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         _bar(figure, ends, scale, across=width / DPI - 2 * MARGIN, unit_below=True)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()

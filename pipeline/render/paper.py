@@ -6,6 +6,7 @@ import base64
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def draw_figures(
     once = sides(first_repeat(chosen, shown(chosen)), classes)
     ranked = [(row, sides(shown(by_name[row.name]), classes)) for row in results.runs[:4]]
     figures: dict[str, Callable[[], Figure]] = {
-        **{kind: lambda kind=kind: curve_plot(kind, ranked, results, (COLUMN, 2.9)) for kind in CURVES},
+        **{kind: partial(curve_plot, kind, ranked, results, (COLUMN, 2.9)) for kind in CURVES},
         "calibration": lambda: _panels(once, _calibration),
         "decision-curve": lambda: _panels(once, _decision),
         "confusion-matrix": lambda: _confusion(results),
@@ -104,7 +105,7 @@ def _panels(views: Sequence[Side], draw: Callable[[Axes, Side], None]) -> Figure
         axes = figure.add_subplot(*((1, 1, 1) if len(views) == 1 else (rows, 2, i + 1)))
         draw(axes, side)
         _say(axes, "title", side.label if len(views) > 1 else "", fontsize=6.5)
-    handles = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    handles = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=6, frameon=False)
     return figure
@@ -120,7 +121,7 @@ def _calibration(axes: Axes, side: Side) -> None:
 
 def _decision(axes: Axes, side: Side) -> None:
     at = np.linspace(0.01, 0.99, 99)
-    benefit = net_benefit(side.y, side.score, at, side.groups, folds=side.folds, n_bootstrap=400)
+    benefit = net_benefit(side.y, side.score, at, side.groups, folds=side.folds)
     axes.fill_between(at, benefit.low, benefit.high, color=COLOURS[0], alpha=0.18, linewidth=0)
     axes.plot(at, benefit.model, color=COLOURS[0], label="act by the model")
     axes.plot(at, benefit.treat_all, "--", color="0.35", linewidth=0.8, label="act on all")
@@ -168,12 +169,12 @@ def _forest(names: Sequence[str], scores: Sequence[Score], hollow: Sequence[bool
     figure = _figure(0.55 + sum(0.12 + 0.11 * (1 + label.count("\n")) for label in labels))
     axes = figure.add_subplot()
     for place, (score, empty) in enumerate(zip(scores, hollow, strict=True)):
-        if score["value"] is None:
+        if (value := score["value"]) is None:
             continue
-        ends = [score["value"] if score[end] is None else score[end] for end in ("low", "high")]
+        ends = [value if (bound := score[end]) is None else bound for end in ("low", "high")]
         axes.plot(ends, [place, place], color=COLOURS[0], linewidth=1)
         face = "white" if empty else COLOURS[0]
-        axes.plot(score["value"], place, "s", markersize=3.5, color=COLOURS[0], markerfacecolor=face)
+        axes.plot(value, place, "s", markersize=3.5, color=COLOURS[0], markerfacecolor=face)
     if scores[0]["value"] is not None:
         axes.axvline(scores[0]["value"], linestyle=":", color="0.5", linewidth=0.8)
     axes.set_yticks(range(len(labels)), labels, fontsize=6)

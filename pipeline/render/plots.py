@@ -59,8 +59,8 @@ def curve_plot(
     from matplotlib.figure import Figure
 
     curve, settings = CURVES[kind], results.settings
-    lines = len(ranked) if len(ranked[0][1]) == 1 else len(ranked[0][1])
-    figure = Figure(figsize=(size[0], size[1] + 0.15 * lines), layout="constrained")
+    count = len(ranked) if len(ranked[0][1]) == 1 else len(ranked[0][1])
+    figure = Figure(figsize=(size[0], size[1] + 0.15 * count), layout="constrained")
     axes = figure.add_subplot(xlabel=curve.x, ylabel=curve.y, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     chosen = ranked[0][1]
     if len(chosen) == 1:
