@@ -66,18 +66,6 @@ class Side(NamedTuple):
         return alarms, hits
 
 
-def never_sure(band: Band, side: Side, level: float) -> Band:
-    """Return a ROC band that has a width where every image was found.
-
-    There no draw differs from the curve and the bootstrap has no width; the lower bound is that of Clopper & Pearson
-    1934 for so many groups with positive images, as if they were independent.
-    """
-    found = len(np.unique(side.groups[side.y == 1]))
-    sure = (band.value >= 1) & (band.low >= 1)
-    low = np.where(sure, ((1 - level) / 2) ** (1 / max(found, 1)), band.low)
-    return band._replace(low=np.maximum.accumulate(low))  # more false alarms never find fewer
-
-
 def sides(part: Predictions, classes: Sequence[str]) -> list[Side]:
     """Return the positive one of two classes, or each of more, against the rest."""
     positives = [1] if len(classes) == 2 else range(len(classes))
@@ -150,7 +138,7 @@ def _curves(kind: str, names: Sequence[str], view: Sequence[Side], bootstrap: Ma
     chosen = view[0].band(kind, **bootstrap)
     traces = [
         _reference(kind, view[0]),
-        *_band(never_sure(chosen, view[0], bootstrap["level"]) if kind == "roc" else chosen),
+        *_band(chosen),
     ]
     for rank in reversed(range(len(view))):  # the chosen one on top
         x, value = view[rank].steps(kind)

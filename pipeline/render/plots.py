@@ -16,7 +16,7 @@ from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural, with_interval
-from pipeline.render.page_figures import CURVES, Side, never_sure, sides
+from pipeline.render.page_figures import CURVES, Side, sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,6 @@ def curve_plot(
     if len(chosen) == 1:
         bootstrap = {name: settings[name] for name in ("n_bootstrap", "level", "seed")}
         band = chosen[0].band(kind, **bootstrap)
-        band = never_sure(band, chosen[0], bootstrap["level"]) if kind == "roc" else band
         axes.fill_between(band.x, band.low, band.high, color=COLOURS[0], alpha=0.18, linewidth=0)
         lines = [(side[0], row.name, row.shown) for row, side in ranked]
     else:
