@@ -47,6 +47,8 @@ class DatasetOptions:
     target: str = option("", "The finding or column that a table is about; folder: its folders are the classes.")
     positive: str = option("", "Which of two classes is the positive one; empty is the finding, by its name.")
     test: float = option(0.2, "Share of each class drawn as test, by group, where no split came.", min=0.05, max=0.5)
+    task: str = option("", "classes, or findings: several per image; empty is what the labels show.")
+    uncertain: str = option("ignore", "What a finding labelled -1 counts as: ignore, positive or negative.")
 
     @property
     def more(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from features.cache.entry import Entry
 from features.cache.index import Manifest
 from features.cache.pack import Pack
 from features.cache.reader import FeatureRows, subset
+from features.datasets.findings import findings_of, one_finding
 from features.errors import CacheError, unknown
 
 Array = NDArray[Any]
@@ -74,7 +75,12 @@ def choose_pool(name: str) -> Pool:
 
 
 def label_view(manifest: Manifest, labels: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the classes under a view of the labels, and the new label of every old one. Raises UnknownName."""
+    """Return the classes under a view of the labels, and the new label of every old one: -1 leaves its rows out.
+
+    Raises UnknownName, and FirnError where images have several findings and the view is not of one of them.
+    """
+    if findings_of(manifest.about):
+        return one_finding(manifest.about, labels)
     classes = [str(c) for c in manifest.about["classes"]]
     if labels == "classes":
         return tuple(classes), np.arange(len(classes))

@@ -7,18 +7,21 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from features.datasets.stratification import label_folds
 from features.errors import BadDataset
 
 _MANY = 20_000  # groups, for which scikit-learn's greedy choice takes 8 seconds, and minutes for a million
 
 
 def grouped_folds(y: NDArray[np.int64], groups: NDArray[np.str_] | None, k: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """Return the fold 0..k-1 of each row, (n,).
+    """Return the fold 0..k-1 of each row, (n,), for classes (n,) or a label matrix (n, L) (`label_folds`).
 
     The folds of scikit-learn's StratifiedGroupKFold (1.9), shuffled with `seed`; 20,000 groups or more are shuffled and
     dealt out. `k` is lowered to what the smallest class allows, counted in groups; BadDataset where a class has fewer
     than two groups, for then nothing can be held out.
     """
+    if y.ndim == 2:
+        return label_folds(y, groups, k, seed=seed)
     names = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
     return _grouped(y.astype(np.int64).tobytes(), names.astype(np.int64).tobytes(), k, seed).copy()
 

@@ -58,6 +58,7 @@ def _subject(entries: Sequence[Cached], labels: str) -> Subject:
     views = [pooled_view(entry, choose_blocks(entry.key.blocks, "1")) for entry in entries]
     view, manifest = views[0] if len(views) == 1 else join(views), load_manifest(entries[0])
     classes, merged = label_view(manifest, labels)
+    view = view if (merged >= 0).all() else view.take(merged[view.y] >= 0)
     ids = np.char.decode(manifest.ids, "utf-8")
     order = np.argsort(ids, kind="stable")
     rows = order[np.searchsorted(ids[order], view.ids)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from features.datasets.findings import ONE
 from features.errors import BadBundle, CacheError, FirnError, command
 from features.options import make_command, option
 from features.progress import say
@@ -39,23 +40,36 @@ def bundle(model: ModelSelector, how: BundleOptions, to: OutOptions) -> list[str
     """
     from models.predictor.loading import load
 
-    run = model.load()
+    run = model.load(several=True)
     target = write_bundle(run, Path(to.out) if to.out else _place(run), how)
     predictor = load(target, device="cpu")
     say(f"next: {command('predict', MODEL=target, IMAGES='path/to/images')}")
     return [f"ready: {run.name}, {_agreement(run, predictor)}: {target}"]
 
 
-def bundled(model: ModelSelector, how: BundleOptions) -> Path:
-    """Return a bundle: the one that was named, or that of a run, which is made where it is not there yet."""
+def bundled(model: ModelSelector, how: BundleOptions, *, several: bool = False) -> Path:
+    """Return a bundle: the one that was named, or that of a run, which is made where it is not there yet.
+
+    `several` tells whether the caller knows several findings per image.
+    """
     if model.bundle:
         return model.bundle
-    run = model.load()
+    run = model.load(several=several)
     place = _place(run)
     if not _is_current(place, run, how):
         say(f"making the bundle of {run.name}")
         write_bundle(run, place, how)
     return place
+
+
+def require_one(predictor: Predictor) -> None:
+    """Raise FirnError for a bundle of several findings, where these are not known."""
+    if predictor.several:
+        names = predictor.classes
+        raise FirnError(
+            f"{predictor.contents.name} is of {len(names)} findings per image, and this takes one at a time; run: "
+            f"{command('bundle', LABELS=f'{ONE}{names[0]}')}"
+        )
 
 
 def _place(run: Run) -> Path:

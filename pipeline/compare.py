@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from features.datasets.columns import further_columns
 from features.errors import FirnError, unknown
@@ -14,12 +14,17 @@ from features.storage import artifacts_root
 from models.runs.compare import compare_runs, run_names
 from models.runs.current import say_if_stale
 from models.runs.examination import ExaminationOptions
-from models.runs.options import RUN, ModelSelector
+from models.runs.findings import compare_findings
+from models.runs.options import RUN, ModelSelector, require_one_finding
 from models.runs.pair import compare_two
 from models.runs.record import Run, load_record, load_run
+from pipeline.render.findings_report import print_findings, write_findings
 from pipeline.render.html_page import write_report
 from pipeline.render.pair_table import print_pair, verdict_of_pair
 from pipeline.render.terminal import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,21 @@ def compare(
         two = compare_two(*_named(pair, runs), seed=runs.data.seed, margin=against.margin)
         print_pair(two, out)
         return [verdict_of_pair(two)]
-    found = runs.load_all()
+    found = runs.load_all(several=True)
+    folder = artifacts_root() / "compare" / found[0].record.root.name
+    if found[0].record.several:
+        return [str(findings_page(found, runs.data.seed, folder, out))]
     columns = further_columns(runs.data.load(), how.columns)
     result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     print_table(result, out)
-    return [str(write_report(result, found, artifacts_root() / "compare" / found[0].record.root.name))]
+    return [str(write_report(result, found, folder))]
+
+
+def findings_page(found: Sequence[Run], seed: int, folder: Path, out: Console) -> Path:
+    """Compare runs of several findings, print the tables, and return the path of the page."""
+    result = compare_findings(found, seed=seed)
+    print_findings(result, out)
+    return write_findings(result, found, folder)
 
 
 def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:
@@ -83,7 +98,10 @@ def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:
     if any(load_record(Path(name)) is None for name in (pair.a, pair.b)):
         every = runs.load_all()
         known = dict(zip(run_names(every), every, strict=True))
-    return [known[name] if name in known else _in_folder(name, known) for name in (pair.a, pair.b)]
+    found = [known[name] if name in known else _in_folder(name, known) for name in (pair.a, pair.b)]
+    for run in found:
+        require_one_finding(run)
+    return found
 
 
 def _in_folder(name: str, known: Mapping[str, Run]) -> Run:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from features.datasets import SPLITS, Dataset
+from features.datasets.findings import ONE, has_any, label_matrix
 from features.devices import BATCH
 from features.errors import BadDataset, FirnError
 from features.images import Geometry
@@ -51,13 +52,14 @@ def doctor(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("maps
     data set is a fault. Raises BadDataset for a pack, which has no images.
     """
     try:
-        images, seed = features.data.load(), features.data.seed
+        whole, seed = features.data.load(), features.data.seed
     except BadDataset as error:
         return [printable(f"fault: {error}"), f"verdict: {VERDICTS['fault']}"], 2
+    images = has_any(whole)
     images.source.stamps([])  # a pack has no images and says so
     way, troubles = features.preprocess or DEFAULT_PREPROCESS, list[str]()
     try:
-        requests = resolve(images, features)
+        requests = resolve(whole, features)
         cost: _Cost | None = _cost(images, requests, how.maps, seed)
     except FirnError as error:
         requests, cost, troubles = [], None, [str(error)]
@@ -73,7 +75,7 @@ def doctor(features: FeatureOptions, how: Annotated[ExtractOptions, Taking("maps
     verdict = VERDICTS[diagnoses[0].level] if diagnoses else "ready"
     told = _told(case, cost, diagnoses, verdict)
     write_whole(folder / "doctor.json", [json.dumps(told, indent=1, ensure_ascii=False).encode()])
-    lines = [*_lines(case, requests, cost), f"sheet     {folder / 'sheet.png'}", ""]
+    lines = [*_lines(case, whole, requests, cost), f"sheet     {folder / 'sheet.png'}", ""]
     lines += [f"{d.level}: {d.words}" for d in diagnoses] + [f"verdict: {verdict}"]
     return [printable(line) for line in lines], 2 if verdict == VERDICTS["fault"] else 0
 
@@ -140,7 +142,7 @@ def _sheet(case: Case) -> bytes:
     return draw_sheet(Sheet(f"{dataset.name}: before the network", [note], strips, SHOWN))
 
 
-def _lines(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[str]:
+def _lines(case: Case, whole: Dataset, requests: Sequence[Request], cost: _Cost | None) -> list[str]:
     """Return what there is, a line each."""
     dataset, found = case.dataset, case.found
     of_groups = (
@@ -152,6 +154,7 @@ def _lines(case: Case, requests: Sequence[Request], cost: _Cost | None) -> list[
         f"split by {dataset.split_by}",
         *_of_classes(dataset),
         *_table(dataset),
+        *_of_findings(whole),
         f"looked at {looked:,} headers of {len(dataset):,} images, and at {len(found.seen):,} images whole",
         *_of_files(found),
         *_of_cost(case, requests, cost),
@@ -163,6 +166,19 @@ def _of_classes(dataset: Dataset) -> list[str]:
     guess = " (a guess: no name says which class is the finding)" if dataset.positive_is_guess else ""
     lines = [f"positive  {dataset.positive}{guess}"] if dataset.positive else []
     return lines + ([f"columns   {', '.join(dataset.columns)}"] if dataset.columns else [])
+
+
+def _of_findings(dataset: Dataset) -> list[str]:
+    """Return images with each finding, images without its label, and what is left out of the findings."""
+    if not dataset.findings:
+        return []
+    matrix = label_matrix(dataset.classes)[dataset.labels]
+    width = max(len(name) for name in dataset.findings)
+    pairs = zip(dataset.findings, (matrix == 1).sum(axis=0).tolist(), (matrix < 0).sum(axis=0).tolist(), strict=True)
+    lines = [
+        f"  {name:<{width}}{n:>9,} images{f', {gone:,} without its label' if gone else ''}" for name, n, gone in pairs
+    ]
+    return [f"findings  {len(dataset.findings)}, LABELS={ONE}{dataset.findings[0]} is one of them alone", *lines]
 
 
 def _table(dataset: Dataset) -> list[str]:

@@ -25,7 +25,7 @@ from models.predictor.export import FORMATS, NAMES, Trial, check_export
 from models.predictor.loading import draw_images
 from models.predictor.manifest import Contents
 from models.runs.options import ModelSelector
-from pipeline.bundle import bundled
+from pipeline.bundle import bundled, require_one
 from pipeline.render.model_card import Exported, render_card
 
 MOST = 48  # images that it is checked on
@@ -59,6 +59,7 @@ def export(model: ModelSelector, to: ExportOptions, how: Annotated[BundleOptions
     row, path = FORMATS[to.format], bundled(model, how)
     target = Path(to.out) if to.out else artifacts_root() / "exports" / f"{_stem(path)}{row.suffix}"
     predictor = load(path, device="cpu")
+    require_one(predictor)
     module, side = _module(path), predictor.geometry.size
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as beside:

@@ -73,13 +73,17 @@ def predict(
     """
     from models.predictor.loading import load
 
-    found_, path = find_images(what.images), bundled(model, how)
+    found_, path = find_images(what.images), bundled(model, how, several=True)
     for record in found_.left_out:
         say(str(record))
     listed = found_.images
     predictor = load(path, device=machine.device, explained=what.overlays)
     folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
     make_folder(folder)
+    if predictor.several and asked.prevalence:
+        raise FirnError(
+            f"PREVALENCE= is of classes, and {predictor.contents.name} is of several findings; leave it away"
+        )
     even = np.full((1, len(predictor.classes)), 1 / len(predictor.classes))
     _stated(even, predictor, asked.prevalence)  # a mistake is said before any work
     if any(one.group for one in listed):
@@ -133,6 +137,8 @@ def _write_groups(
     told = {str(one.path): one.group or one.name for one in listed}
     if not any(one.group for one in listed):
         return ""
+    if predictor.several:
+        return "no predictions-by-group.csv: it is of classes, and this model is of several findings"
     names, proba, images = probabilities_by_group(found.proba, [told[path] for path in found.names], how)
     threshold, classes = threshold_of_groups(predictor, how, point), found.classes
     decided = len(classes) > 2 or threshold is not None
@@ -188,7 +194,7 @@ def _predicted(predictor: Predictor, listed: Sequence[Listed], point: str, worke
             pieces.append(piece)
             done += len(piece.names) + len(piece.left_out)
             progress(done, len(paths))
-    return joined(pieces, predictor.classes)
+    return joined(pieces, predictor.classes, several=predictor.several)
 
 
 def predictions_table(found: Prediction, names: dict[str, str], stated: Stated | None = None) -> Iterator[list[object]]:
@@ -218,10 +224,11 @@ def _of_prevalence(found: Prediction, stated: Stated | None) -> str:
 
 
 def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -> str:
-    counts = np.bincount(found.decision, minlength=len(found.classes)).tolist()
-    decided = ", ".join(f"{n:,} {name}" for n, name in zip(counts, found.classes, strict=True))
+    several = predictor.several
+    counts = found.decision.sum(axis=0) if several else np.bincount(found.decision, minlength=len(found.classes))
+    decided = ", ".join(f"{n:,} {name}" for n, name in zip(counts.tolist(), found.classes, strict=True))
     threshold = predictor.threshold(point)
-    rule = "the most probable class"
+    rule = f"each finding from its own threshold up ({point or POINTS[0]})" if several else "the most probable class"
     if threshold is not None:
         named = point or next(iter(predictor.points), "0.5")
         rule = f"{found.classes[1]} from {threshold:.6g} up ({named})"

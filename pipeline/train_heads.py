@@ -68,7 +68,7 @@ def train_heads(
     for stage in stages:
         lines += _trained(stage, names, view, spread.seeds)
     bases = names or _of_features(tuple(HEADS))  # alone, a stack combines all heads that are there
-    stacks = [name for name in view.names if HEADS[name].input == "runs"]
+    stacks = [name for name in view.names if HEADS[name].input == "runs" and stages[0].knows(name, insist=view.insist)]
     backbones = [stage.name for stage in stages]
     return lines + [
         f"ready: {name} {train_stack(dataset.name, features.data, run, backbones, bases)}" for name in stacks

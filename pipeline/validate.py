@@ -22,7 +22,7 @@ from models.runs.options import ModelSelector
 from models.validation.class_names import LEFT_OUT, matched_labels
 from models.validation.external import ExternalValidation, LabelledSet, subgroup_columns, validated
 from models.validation.predictions import Predictions
-from pipeline.bundle import bundled
+from pipeline.bundle import bundled, require_one
 from pipeline.predict import predictions_table, write_unreadable
 from pipeline.render.validation_page import print_validation, summary, validation_page
 
@@ -56,6 +56,7 @@ def validate(what: ValidateOptions, model: Judged, how: Weights, machine: Machin
 
     dataset, path = _labelled(model), bundled(model, how)
     predictor = load(path, device=machine.device)
+    require_one(predictor)
     named = {"labels": model.run.labels, "told": what.map, "model": model.model}
     labels = matched_labels(dataset, predictor.classes, **named)
     columns = subgroup_columns(dataset.columns, labels, dataset.groups, names_in(what.subgroups))

@@ -14,6 +14,7 @@ from test_images import dicom
 from features.datasets import Dataset, load_dataset
 from features.datasets.dataset import class_order, is_guess
 from features.datasets.file_facts import equal_bytes
+from features.datasets.findings import label_matrix
 from features.datasets.image_list import find_images
 from features.datasets.listing import MASKS, THUMBNAILS
 from features.datasets.splits import split_names, straddling
@@ -342,12 +343,22 @@ def nih(root: Path) -> Path:
     return root
 
 
-def test_chestxray14_asks_for_a_finding_and_knows_patients_and_lists(tmp_path: Path) -> None:
+def matrix_of(dataset: Dataset) -> list[list[int]]:
+    """Return the label matrix of a set of findings."""
+    rows: list[list[int]] = label_matrix(dataset.classes)[dataset.labels].tolist()
+    return rows
+
+
+def test_chestxray14_has_findings_and_knows_patients_and_lists(tmp_path: Path) -> None:
     root = nih(tmp_path)
-    with pytest.raises(
-        BadDataset, match=r"several findings.*DATASET=.*Data_Entry_2017\.csv TARGET=.*Effusion, Mass, No F"
-    ):
-        load(root)
+    findings = load(root)
+    assert (findings.findings, findings.grouped_by, findings.positive) == (("Effusion", "Mass"), "patient", "")
+    assert matrix_of(findings)[:4] == [[1, 0], [1, 1], [1, 0], [1, 1]]  # of images_001
+    assert np.sum(matrix_of(findings), axis=0).tolist() == [20, 10]
+    with pytest.raises(BadDataset, match=r"line 4: several findings .*leave TASK= away, or choose .*TARGET=.*No F"):
+        load(root, task="classes")
+    with pytest.raises(UnknownName, match=r"unknown task 'finding'.*did you mean findings"):
+        load(root, task="finding")
     with pytest.raises(UnknownName, match=r"unknown finding 'Efusion'.*did you mean Effusion"):
         load(root, target="Efusion")
     dataset = load(root, target="Effusion")
@@ -383,8 +394,10 @@ def test_padchest_and_rsna_columns(tmp_path: Path) -> None:
     assert load(tmp_path / "pad").classes == ("normal", "pneumonia")
     lines[2] = lines[2].replace("'pneumonia'", "'pneumonia', 'cardiomegaly'")
     (tmp_path / "pad/PADCHEST.csv").write_text("\n".join(lines))
-    with pytest.raises(BadDataset, match=r"line 3: several findings .* cardiomegaly, normal, pneumonia"):
-        load(tmp_path / "pad")
+    findings = load(tmp_path / "pad")
+    assert findings.findings == ("pneumonia",)
+    assert reasons(findings) == {"findings that fewer than 10 patients have, or have not": 1}
+    assert findings.left_out[0].examples == ("cardiomegaly (1)",)
     assert load(tmp_path / "pad", target="pneumonia").classes == ("no pneumonia", "pneumonia")
     put(tmp_path / "rsna", *many("stage_2_train_images", 20, ".dcm"))
     boxes = [f"{n:03},,,,,{int(n % 2)}" for n in range(20)] + ["001,5,5,9,9,1"]
@@ -394,18 +407,25 @@ def test_padchest_and_rsna_columns(tmp_path: Path) -> None:
 
 
 def test_a_column_for_each_finding(tmp_path: Path) -> None:
-    """One finding of each image is its class (ISIC); several are asked about, and -1 is uncertain (CheXpert)."""
+    """One finding of each image is its class (ISIC); several make a label matrix, and -1 is uncertain (CheXpert)."""
     one = [f"{p},{int(label == 'normal')},{int(label == 'sick')}" for p, label in rows()]
     assert label_of(load(with_images(tmp_path, ["image,normal,sick", *one]))) == dict(rows())
-    several = [f"{p},1.0,{1.0 if label == 'sick' else 0.0}" for p, label in rows()]
+    put(tmp_path, *(image for image, _ in rows(12)))
+    several = [f"{p},1.0,{1.0 if label == 'sick' else 0.0}" for p, label in rows(12)]
     several[0] = several[0].replace(",0.0", ",-1.0")
     path = with_images(tmp_path, ["Path,Edema,Mass", *several])
     with pytest.raises(
         BadDataset, match=r"no column 'label'.*make doctor DATASET=.* TARGET=mass; there are edema, mass"
     ):
-        load(path)
+        load(path, task="classes")
+    findings = load(path)
+    assert findings.findings == ("mass",)  # every image has an edema, so that nothing tells one
+    assert (findings.left_out[0].examples, findings.columns.keys()) == (("edema (24)",), set())
+    assert matrix_of(load(path, uncertain="positive")) == [[1], *matrix_of(findings)[1:]]
+    assert matrix_of(findings)[0] == [-1]
     dataset = load(path, target="Mass")
     assert (dataset.classes, reasons(dataset)) == (("no Mass", "Mass"), {"rows without a label": 1})
+    assert label_of(load(path, target="Mass", uncertain="negative")).keys() == dict(rows(12)).keys()
 
 
 # --- groups that the files tell ---

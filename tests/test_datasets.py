@@ -130,7 +130,8 @@ def test_real_folder_by_its_path_has_the_same_images(monkeypatch: pytest.MonkeyP
 def test_every_row_is_consistent(name: str) -> None:
     row = DATASETS[name]
     assert slug(name) == name
-    assert len(set(row.classes)) == len(row.classes) >= 2
+    assert len(set(row.classes)) == len(row.classes)
+    assert len(row.classes) >= 2 or row.places[0].endswith(".csv")  # a table says its findings itself
     assert row.places
     assert row.note.endswith(".")
     for view in row.label_views.values():
@@ -735,7 +736,7 @@ def test_pneumoniamnist_has_named_classes(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"train_labels": np.zeros((6, 14), np.uint8)}, "several an image"),
+        ({"train_labels": np.zeros((6, 14), np.uint8)}, "labels of 1 and 14 columns"),
         ({"train_labels": np.zeros((6, 1))}, "expected whole numbers"),
         ({"train_labels": np.zeros((5, 1), np.uint8)}, "6 rows of train_images but 5"),
         ({"test_images": np.zeros((6, 4, 4, 4), np.uint8)}, r"expected \(n, h, w\)"),

@@ -20,6 +20,7 @@ from features.cache.key import Key
 from features.cache.lease import leases_in
 from features.cache.shard import Shard, write_shard
 from features.datasets.dataset import Dataset
+from features.datasets.findings import findings_of
 from features.errors import BadImage, CacheError
 from features.storage import artifacts_root, make_folder, remove_leftovers, slug, sync_folder
 
@@ -223,6 +224,7 @@ def _about(dataset: Dataset) -> dict[str, Any]:
         "grouped_by": dataset.grouped_by,
         "split_by": dataset.split_by,
         "note": dataset.note,
+        **({"findings": list(dataset.findings)} if dataset.findings else {}),
     }
 
 
@@ -321,6 +323,8 @@ def changes(manifest: Manifest, dataset: Dataset, digests: Digests) -> dict[str,
 def _columns(manifest: Manifest, dataset: Dataset) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Return what images are said to be, as the master has it and as the data set has it now, both as text."""
     before, now = np.array(manifest.about["classes"], np.str_), np.array(dataset.classes, np.str_)
+    if dataset.findings and findings_of(manifest.about) != dataset.findings:
+        before = np.char.add(before, " of other findings")
     splits, groups = (np.char.decode(column, "utf-8") for column in (manifest.splits, manifest.groups))
     return {
         "relabelled": (before[manifest.labels], now[dataset.labels]),

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from features.cache.key import Key
 from features.cache.sealed import build, check_heaps, is_whole, write_sealed
 from features.cache.shard import Shard
+from features.datasets.findings import findings_of
 from features.errors import CacheError
 from features.storage import slug
 
+MOST_CLASSES = 1024  # an attribute of HDF5 holds 64 KB; `manifest` has all of them
 _MOST_RUNS = 4096  # above this many pieces a virtual dataset is slow, and rows are listed in the order of the shards
 
 
@@ -76,7 +78,8 @@ def write_master(path: Path, key: Key, manifest: Manifest) -> None:
             "datasets over shards/*.h5; labels index the attribute classes"
         )
         file.attrs["key"], file.attrs["key_sha256"] = key.to_json(), key.digest()
-        file.attrs["classes"] = [str(c) for c in manifest.about["classes"]]
+        if len(manifest.about["classes"]) <= MOST_CLASSES:
+            file.attrs["classes"] = [str(c) for c in manifest.about["classes"]]
         file.attrs["manifest"] = json.dumps(dict(manifest.about), sort_keys=True)
         for name in ("ids", "sha256", "splits", "groups"):
             _write_text(file, name, getattr(manifest, name))
@@ -152,6 +155,8 @@ def check_manifest(manifest: Manifest) -> None:
         column.tobytes().decode()
     if not all(isinstance(name, str) for name in classes) or not _within(manifest.labels, len(classes)):
         raise ValueError("a label is outside its classes")
+    if (names := findings_of(manifest.about)) and any(set(c) - set("01?") or len(c) != len(names) for c in classes):
+        raise ValueError("a class is no row of labels of its findings")
     if "pooled" not in manifest.parts:
         raise ValueError("it lists no rows of pooled features")
     for part, rows in manifest.parts.items():

@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from features.cache.entry import Entry
-from features.cache.index import Manifest, Rows, check_manifest
+from features.cache.index import MOST_CLASSES, Manifest, Rows, check_manifest
 from features.cache.key import Key
 from features.cache.reader import FeatureRows
 from features.cache.sealed import USER_BLOCK, Sparse, check_heaps, is_whole, reserve, seal
@@ -170,7 +170,9 @@ def _frame(
         }
         for name, value in {"about": _ABOUT, **attributes, "digest": _own_digest(attributes)}.items():
             file.attrs[name] = value
-        file.attrs["classes"], file.attrs["key_sha256"] = [str(c) for c in manifest.about["classes"]], key.digest()
+        if len(manifest.about["classes"]) <= MOST_CLASSES:
+            file.attrs["classes"] = [str(c) for c in manifest.about["classes"]]
+        file.attrs["key_sha256"] = key.digest()
         for name, array in _small(manifest).items():
             file[name] = array
             _note_checksums(file, name, array.dtype, array.shape)[...] = checksums(array)

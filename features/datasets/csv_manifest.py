@@ -16,11 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, is_missing, left_out, same_class
+from features.datasets.findings import MISSING
 from features.datasets.listing import FileSource, Listing, list_images, refuse_link, sorted_stamps
 from features.datasets.splits import SPLIT_NAMES, split_names
-from features.datasets.table import LAYOUT, Table, read_labels, read_table
+from features.datasets.table import LAYOUT, Table, plain_name, read_findings, read_labels, read_table, several_findings
 from features.errors import BadDataset
 
+_PATIENT = re.compile(r"(?i)(?:^|/)(patient[_-]?\d+|p\d{8})/")  # CheXpert, MIMIC-CXR
 SPLIT_LISTS = {"test_list.txt": "test", "train_val_list.txt": "train"}  # of ChestX-ray14, beside its table
 
 
@@ -37,19 +39,35 @@ class _Rows(NamedTuple):
     left_out: tuple[LeftOut, ...]
 
 
-def read_manifest(path: Path, name: str, *, root: Path | None = None, target: str = "", fewest: int = 2) -> Dataset:
+def read_manifest(
+    path: Path,
+    name: str,
+    *,
+    root: Path | None = None,
+    target: str = "",
+    task: str = "",
+    uncertain: str = MISSING,
+    fewest: int = 2,
+) -> Dataset:
     """Read a table into a data set whose splits are still as given, empty where there are none.
 
     Paths are relative to `root`, the folder of the table by default, and stay in it, links included; bare names are
     looked for in all folders below it. A row without a label is left out, an image without a group is one of its own,
-    columns without a role are kept by name. Raises BadDataset that names the table, the line and what was expected,
-    `fewest` classes among it.
+    columns without a role are kept by name. Several findings per image (`task` "findings", or by itself where the table
+    shows it and neither a target nor the task "classes" is given) make a label matrix; `uncertain` is what -1 counts
+    as. Raises BadDataset that names the table, the line and what was expected, `fewest` classes among it.
     """
     table, base = read_table(path), root or path.parent
     if "path" not in table.roles:
         raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(table.header)!r}; expected {LAYOUT}")
-    lines, numbers, gone = _read_rows(table, read_labels(table, target), base)
-    classes = class_order((line.label for line in lines.values()), path)
+    findings: tuple[str, ...] = ()
+    if task == "findings" or (not task and not target and several_findings(table)):
+        findings, labels = read_findings(table, uncertain)
+    else:
+        labels = read_labels(table, target, uncertain=uncertain)
+    lines, numbers, gone = _read_rows(table, labels, base)
+    of_lines = {line.label for line in lines.values()}
+    classes = tuple(sorted(of_lines)) if findings else class_order(of_lines, path)
     if len(classes) < fewest:
         told, wanted = "".join(f"; {record}" for record in gone), "two" if fewest > 1 else "one"
         raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected {wanted} or more{told}")
@@ -57,7 +75,11 @@ def read_manifest(path: Path, name: str, *, root: Path | None = None, target: st
     order = sorted(range(len(found)), key=found.__getitem__)
     rank = {label: rank for rank, label in enumerate(classes)}
     rows = [table.rows[lines[image].row][1] for image in ids]
+    of_findings = {plain_name(finding) for finding in findings}
     groups = _groups([lines[image].group for image in ids])
+    unit = _unit(table.header[table.roles["group"]]) if any(groups) else ""
+    if "group" not in table.roles and (patients := patients_in(ids)):
+        groups, unit = patients, "patient"
     return Dataset(
         name=name,
         classes=classes,
@@ -66,13 +88,15 @@ def read_manifest(path: Path, name: str, *, root: Path | None = None, target: st
         splits=np.array(_splits(table, base, ids, [lines[image].split for image in ids]), np.str_),
         groups=np.array([group or image for group, image in zip(groups, ids, strict=True)], np.str_),
         source=FileSource(base, Listing(ids, sorted_stamps(numbers, order))),
-        grouped_by=_unit(table.header[table.roles["group"]]) if any(groups) else "",
+        grouped_by=unit,
         columns={
             name: np.array(["" if is_missing(row[at]) else row[at] for row in rows], np.str_)
             for name, at in table.others().items()
+            if name not in of_findings
         },
         left_out=gone,
-        positive_is_guess=is_guess(classes),
+        positive_is_guess=not findings and is_guess(classes),
+        findings=findings,
     )
 
 
@@ -121,6 +145,12 @@ def _groups(groups: list[str]) -> list[str]:
     for group, key in keys.items():
         first.setdefault(key, group)
     return [first[keys[group]] for group in groups]
+
+
+def patients_in(ids: list[str]) -> list[str]:
+    """Return the patient of each image where every path has a folder that names one, as CheXpert's; else none."""
+    found = [_PATIENT.search(image) for image in ids]
+    return [match[1] for match in found if match] if all(found) else []
 
 
 def _splits(table: Table, base: Path, ids: list[str], given: list[str]) -> list[str]:

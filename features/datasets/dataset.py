@@ -71,6 +71,7 @@ class Dataset:
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)  # (n,) each: age, sex, site, ...
     left_out: tuple[LeftOut, ...] = ()
     positive_is_guess: bool = False  # two classes, and no name says which of them is the finding
+    findings: tuple[str, ...] = ()  # several per image: what the letters of the classes are about, see `findings`
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -79,7 +80,7 @@ class Dataset:
     @property
     def positive(self) -> str:
         """Return the class of label 1, whose sensitivity is reported; empty unless there are two classes."""
-        return self.classes[1] if len(self.classes) == 2 else ""
+        return self.classes[1] if len(self.classes) == 2 and not self.findings else ""
 
 
 def left_out(reason: str, names: Iterable[str], *, images: bool = False) -> tuple[LeftOut, ...]:
@@ -130,6 +131,8 @@ def with_positive(dataset: Dataset, positive: str) -> Dataset:
     """Return the data set with `positive` as label 1; empty keeps the order. Raises BadDataset, UnknownName."""
     if not positive:
         return dataset
+    if dataset.findings:
+        raise BadDataset(f"POSITIVE= chooses between two classes; {dataset.name} has several findings: leave it")
     if positive not in dataset.classes:
         raise unknown("class", positive, dataset.classes)
     if len(dataset.classes) != 2:
@@ -150,6 +153,11 @@ def same_class(name: str) -> str:
 def is_missing(cell: str) -> bool:
     """Tell whether a cell of a table says that there is no value: empty, nan, NA, None, null, ..."""
     return _MISSING.fullmatch(cell.strip()) is not None
+
+
+def is_healthy(name: str) -> bool:
+    """Tell whether a name says that nothing was found: "No Finding", "normal", ..."""
+    return _plain(name) in _HEALTHY
 
 
 def _require_distinct(classes: list[str], where: object) -> None:

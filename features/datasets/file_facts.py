@@ -49,7 +49,7 @@ def grouped(dataset: Dataset) -> Dataset:
     copies = int((first != np.arange(len(first))).sum())
     if not copies:
         return dataset
-    for label, name in enumerate(dataset.classes):
+    for label, name in enumerate(() if dataset.findings else dataset.classes):
         own = first[dataset.labels == label]
         if len(own) > 1 and len(set(own.tolist())) == 1:
             what = f"the {len(own):,} images of class {name!r} are one and the same, byte for byte"

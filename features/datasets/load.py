@@ -6,12 +6,14 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from features.datasets.csv_manifest import read_manifest
 from features.datasets.dataset import Dataset, is_missing, left_out, same_class, with_positive
 from features.datasets.file_facts import grouped
+from features.datasets.findings import choose_uncertain, without_rare
 from features.datasets.image_folder import ClassFolder, class_folders, doubt, read_folders
 from features.datasets.medmnist import read_medmnist
 from features.datasets.packed import Packed, read_pack
@@ -23,6 +25,7 @@ from features.storage import slug
 
 _LONGEST = 40  # letters of a path's own name in that of its data set
 COLUMNS = f"expected a CSV with {LAYOUT}"
+TASKS = ("classes", "findings")
 FOLDER = "folder"  # as TARGET=: the folders are the classes, whatever their names and whatever tables lie beside them
 
 
@@ -34,22 +37,24 @@ def load_dataset(
     target: str = "",
     positive: str = "",
     test: float = TEST_SHARE,
+    task: str = "",
+    uncertain: str = "ignore",
 ) -> Dataset:
     """Load a row of DATASETS, else what lies at a path, without decoding an image.
 
     A path is a folder of class folders (with or without train, val and test above them), a table
     (`path,label[,split][,group][,others]`), a folder with one in it, a MedMNIST `.npz`, or a pack of features (`.h5`),
     which keeps the split that it was packed with. Where no split came, the share `test` of each class is drawn as test,
-    by `seed`. `root` is the folder that the
-    paths of a table are relative to, `target` the finding or column that it is about (or "folder"), `positive` the one
-    of two classes that is label 1.
+    by `seed`. `root` is the folder that the paths of a table are relative to, `target` the finding or column that it is
+    about (or "folder"), `positive` the one of two classes that is label 1. `task` is "classes" or "findings" (several
+    per image), for a table that shows it wrongly, and `uncertain` what a label of -1 counts as.
     Raises UnknownName for what is neither, BadDataset for what is missing or not laid out so.
     """
-    dataset = _loaded(name_or_path, root, target, 2)
+    dataset = _loaded(name_or_path, root, target, 2, task, uncertain)
     if isinstance(dataset.source, Packed):
         refuse_share(dataset, test)
         return dataset
-    return settle_splits(with_positive(grouped(dataset), positive), seed=seed, test=test)
+    return settle_splits(without_rare(with_positive(grouped(dataset), positive)), seed=seed, test=test)
 
 
 def load_to_judge(name_or_path: str, *, root: str = "", target: str = "") -> Dataset:
@@ -57,12 +62,14 @@ def load_to_judge(name_or_path: str, *, root: str = "", target: str = "") -> Dat
 
     Splits are as they came, empty where there are none.
     """
-    dataset = _loaded(name_or_path, root, target, 1)
+    dataset = _loaded(name_or_path, root, target, 1, "classes" if target else "", "ignore")
     return dataset if isinstance(dataset.source, Packed) else grouped(dataset)
 
 
-def _loaded(name_or_path: str, root: str, target: str, fewest: int) -> Dataset:
+def _loaded(name_or_path: str, root: str, target: str, fewest: int, task: str, uncertain: str) -> Dataset:
     """Return a data set of `fewest` classes or more, its splits and groups as they came."""
+    if task not in ("", *TASKS):
+        raise unknown("task", task, TASKS)
     row, root = DATASETS.get(name_or_path), os.path.expanduser(root)  # noqa: PTH111
     path = Path(os.path.expanduser(name_or_path))  # noqa: PTH111 - Path.expanduser() raises where there is no such user
     if row is None and (not name_or_path or not os.path.exists(path)):  # noqa: PTH110 - Path.exists() raises at a name too long
@@ -72,8 +79,11 @@ def _loaded(name_or_path: str, root: str, target: str, fewest: int) -> Dataset:
         )
     if row is not None:
         _refuse_options(name_or_path, root, target)
-        return _read_row(name_or_path, row)
-    return _read_path(path, root, target, fewest)
+        dataset = _read_row(name_or_path, row, choose_uncertain(uncertain))
+    else:
+        dataset = _read_path(path, _Way(_root(root), target, task, choose_uncertain(uncertain), fewest))
+    _check_task(dataset, task)
+    return dataset
 
 
 def at_hand(name: str) -> Dataset | None:
@@ -101,13 +111,42 @@ def name_of_path(path: Path, root: str = "") -> str:
     return f"{slug(stem)[:_LONGEST]}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:6]}"
 
 
-def _read_path(path: Path, root: str, target: str, fewest: int) -> Dataset:
+class _Way(NamedTuple):
+    """How a table is read."""
+
+    root: Path | None
+    target: str
+    task: str
+    uncertain: str
+    fewest: int
+
+    @property
+    def given(self) -> str:
+        """Return the folder of images as it was given."""
+        return str(self.root or "")
+
+    def manifest(self, path: Path, name: str) -> Dataset:
+        """Return the data set in a table."""
+        return read_manifest(path, name, **self._asdict())
+
+
+def _check_task(dataset: Dataset, task: str) -> None:
+    """Raise BadDataset for a task that the labels are not made for."""
+    if task and (task == "findings") != bool(dataset.findings):
+        raise BadDataset(
+            f"{dataset.source.where} has {'several findings' if dataset.findings else 'one label'} per image; "
+            f"leave TASK={task} away"
+        )
+
+
+def _read_path(path: Path, way: _Way) -> Dataset:
+    name = name_of_path(path, way.given)
     if path.is_dir():
-        return _read_folder(path, name_of_path(path, root), root, target, fewest)
-    name, suffix = name_of_path(path, root), path.suffix.lower()
+        return _read_folder(path, name, way)
+    suffix = path.suffix.lower()
     if suffix in TABLES:
-        return read_manifest(path, name, root=_root(root), target=target, fewest=fewest)
-    _refuse_options(str(path), root, target)
+        return way.manifest(path, name)
+    _refuse_options(str(path), way.given, way.target)
     if suffix == ".npz":
         return read_medmnist(path, name)
     if suffix in (".h5", ".hdf5"):
@@ -131,22 +170,22 @@ def _root(root: str) -> Path | None:
     return Path(root) if root else None
 
 
-def _read_folder(path: Path, name: str, root: str, target: str, fewest: int) -> Dataset:
+def _read_folder(path: Path, name: str, way: _Way) -> Dataset:
     """Read a folder by the table in it, or as class folders where their names are those of classes."""
     tables, others = _tables(path)
     manifests = [table for table in tables if {"path", "label"} <= set(table.header)]
     folders = class_folders(path).folders
     fault = doubt(path, folders)
-    if target != FOLDER and (manifests or ((fault or target or root) and tables)):
+    if way.target != FOLDER and (manifests or ((fault or way.target or way.root) and tables)):
         found = manifests or tables
         if len(found) > 1:
             names = ", ".join(table.path.name for table in found)
             raise BadDataset(f"{path} holds several manifests ({names}); give the path of the one that is meant")
-        return read_manifest(found[0].path, name, root=_root(root), target=target, fewest=fewest)
-    if target != FOLDER:
-        _refuse_options(str(path), root, target)
+        return way.manifest(found[0].path, name)
+    if way.target != FOLDER:
+        _refuse_options(str(path), way.given, way.target)
         _require_classes(path, folders, fault, tables, others)
-    dataset = read_folders(path, name, fewest=fewest)
+    dataset = read_folders(path, name, fewest=way.fewest)
     unused = [*(table.path.name for table in tables), *others]
     return replace(dataset, left_out=dataset.left_out + left_out("tables beside the class folders", unused))
 
@@ -189,10 +228,12 @@ def _require_classes(
             )
 
 
-def _read_row(name: str, row: Row) -> Dataset:
+def _read_row(name: str, row: Row, uncertain: str) -> Dataset:
     root = _find(name, row)
     if root.is_dir():
         dataset = read_folders(root, name, classes=row.classes, keep=row.keep)
+    elif root.suffix in TABLES:
+        dataset = read_manifest(root, name, task="findings", uncertain=uncertain)
     else:
         dataset = read_medmnist(root, name, classes=row.classes)
     dataset = replace(dataset, label_views=row.label_views, note=row.note)

@@ -9,7 +9,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.dataset import SPLITS, Dataset, Stamps
+from features.datasets.findings import with_findings
 from features.errors import BadDataset
 
 KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -67,29 +68,39 @@ def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Da
     """Read a MedMNIST archive into a data set, its images left packed; `classes` names the labels 0, 1, ...
 
     Without `classes` a class goes by its number. Raises BadDataset where an array is missing or of another shape than
-    images (n, h, w) or (n, h, w, 3) and whole-number labels (n, 1); several labels an image are refused.
+    images (n, h, w) or (n, h, w, 3) and whole-number labels (n, 1). Labels (n, L) of 0 and 1 are several findings per
+    image, which `classes` names, else their numbers.
     """
     shapes = _shapes(path)
     labels = {split: _labels(path, split) for split in sorted(SPLITS)}
     for split in SPLITS:
         _require_shapes(path, split, shapes[f"{split}_images"], labels[split])
+    width = max(6, len(str(sum(map(len, labels.values())))))  # digits enough for ids to sort as rows do
+    ids = [f"{split}/{row:0{width}}" for split, column in labels.items() for row in range(len(column))]
+    splits = np.array([image.partition("/")[0] for image in ids], np.str_)
+    plain = Dataset(name, (), ids, np.empty(0, np.int64), splits, np.array(ids, np.str_), NpzSource(path))
+    wide = [column.reshape(len(column), -1) for column in labels.values()]
+    if any(column.shape[1] > 1 for column in wide):
+        return _with_findings(plain, wide, classes)
     values, codes = np.unique(np.concatenate([column.ravel() for column in labels.values()]), return_inverse=True)
     known = list(range(len(classes))) if classes else values.tolist()
     if len(values) < 2 or not set(values.tolist()) <= set(known):
         raise BadDataset(
             f"{path} has the labels {values.tolist()}; expected two or more{f' of {known}' if classes else ''}"
         )
-    width = max(6, len(str(len(codes))))  # digits enough for ids to sort as rows do
-    ids = [f"{split}/{row:0{width}}" for split, column in labels.items() for row in range(len(column))]
-    return Dataset(
-        name=name,
-        classes=classes or tuple(map(str, known)),
-        ids=ids,
-        labels=np.searchsorted(known, values)[codes].astype(np.int64),
-        splits=np.array([image.partition("/")[0] for image in ids], np.str_),
-        groups=np.array(ids, np.str_),
-        source=NpzSource(path),
-    )
+    numbers = np.searchsorted(known, values)[codes].astype(np.int64)
+    return replace(plain, classes=classes or tuple(map(str, known)), labels=numbers)
+
+
+def _with_findings(plain: Dataset, labels: list[NDArray[np.int64]], names: tuple[str, ...]) -> Dataset:
+    """Return the data set with a label matrix. Raises BadDataset where it is none of 0 and 1, or of other widths."""
+    widths = sorted({column.shape[1] for column in labels})
+    if len(widths) > 1 or (names and widths != [len(names)]) or not all({0, 1} >= {*np.unique(c)} for c in labels):
+        raise BadDataset(
+            f"{plain.source.where} has labels of {' and '.join(map(str, widths))} columns; expected 0 and 1 for each "
+            f"of {len(names) or 'as many'} findings in all splits"
+        )
+    return with_findings(plain, names or tuple(map(str, range(widths[0]))), np.concatenate(labels))
 
 
 @contextmanager
@@ -140,10 +151,8 @@ def _labels(path: Path, split: str) -> NDArray[np.int64]:
 
 
 def _require_shapes(path: Path, split: str, images: tuple[int, ...], labels: NDArray[np.int64]) -> None:
-    if labels.ndim != 1 and labels.shape[1:] != (1,):
-        raise BadDataset(
-            f"{path}: {split}_labels are {labels.shape}, several an image; expected (n, 1), one class each"
-        )
+    if labels.ndim not in (1, 2):
+        raise BadDataset(f"{path}: {split}_labels are {labels.shape}; expected (n, 1), or (n, L) of L findings")
     if not (len(images) == 3 or (len(images) == 4 and images[3] == 3)):
         raise BadDataset(f"{path}: {split}_images are {images}; expected (n, h, w) or (n, h, w, 3)")
     if images[0] != len(labels):

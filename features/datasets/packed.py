@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from features.datasets.dataset import Dataset
+from features.datasets.findings import findings_of
 from features.errors import BadDataset
 from features.storage import slug
 
@@ -65,4 +66,5 @@ def read_pack(path: Path) -> Dataset:
         split_by=about["split_by"],
         label_views=about["label_views"],
         note=about["note"],
+        findings=findings_of(about),
     )

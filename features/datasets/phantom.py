@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from features.errors import BadDataset
 from features.storage import remove_leftovers_of, temporary_name
+
+if TYPE_CHECKING:
+    from features.datasets.phantom_anatomy import Map
 
 CLASSES = ("clear", "opacity")
 TEST_SHARE = 0.25  # of the patients of each class
@@ -35,13 +40,21 @@ def draw_phantom(folder: Path, *, patients: int = 240, seed: int = 0) -> None:
     if patients < 4 or seed < 0:
         raise BadDataset(f"a phantom takes patients >= 4 and seed >= 0, not {patients} and {seed}; try 240 and 0")
     readme = README.format(edition=EDITION, patients=patients, seed=seed)
+    draw_set(folder, readme, lambda drawing: _draw_patients(drawing, patients, seed))
+
+
+def draw_set(folder: Path, readme: str, draw: Callable[[Path], None]) -> None:
+    """Draw a set into `folder` by `draw`, whole or not at all; README.txt tells it from others.
+
+    Raises BadDataset if the folder holds something else or cannot be written.
+    """
     folder = folder.absolute()
     try:
         if _is_drawn(folder, readme):
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers_of(folder)
-        _draw_whole(folder, patients, seed, readme)
+        _draw_whole(folder, readme, draw)
     except OSError as error:
         why = error.strerror or error
         raise BadDataset(f"cannot draw the phantom into {folder}: {why}; its folder must be writable") from None
@@ -58,11 +71,11 @@ def _is_drawn(folder: Path, readme: str) -> bool:
     raise BadDataset(f"{folder} holds something else than the phantom ({asked}); move it away, then run again")
 
 
-def _draw_whole(folder: Path, patients: int, seed: int, readme: str) -> None:
+def _draw_whole(folder: Path, readme: str, draw: Callable[[Path], None]) -> None:
     """Draw into a hidden sibling and rename it; where another process came first, its equal folder stays."""
     drawing = temporary_name(folder)
     try:
-        _draw_patients(drawing, patients, seed)
+        draw(drawing)
         (drawing / "README.txt").write_text(readme, encoding="utf-8")
         drawing.rename(folder)
     except OSError:
@@ -74,9 +87,7 @@ def _draw_whole(folder: Path, patients: int, seed: int, readme: str) -> None:
 
 def _draw_patients(folder: Path, patients: int, seed: int) -> None:
     """Draw every patient from a stream of random numbers of its own, so that none depends on another."""
-    from PIL import Image
-
-    from features.datasets.phantom_anatomy import draw_chest, expose
+    from features.datasets.phantom_anatomy import draw_chest
 
     *seeds, plan_seed = np.random.SeedSequence(seed).spawn(patients + 1)
     for patient, (split, label) in enumerate(_plan(patients, np.random.default_rng(plan_seed))):
@@ -85,8 +96,19 @@ def _draw_patients(folder: Path, patients: int, seed: int) -> None:
         os.utime(folder)  # a sign of life, for others who draw the same
         rng = np.random.default_rng(seeds[patient])
         chest = draw_chest(rng, opaque=label == 1)
-        for k in range(int(rng.integers(3, 6))):
-            Image.fromarray(expose(chest, rng)).save(shelf / f"p{patient:04d}_{k}.png", compress_level=1)
+        draw_shelf(shelf, f"p{patient:04d}", chest, rng)
+
+
+def draw_shelf(shelf: Path, patient: str, chest: Map, rng: np.random.Generator) -> list[str]:
+    """Write 3 to 5 images of a patient into a folder, and return their names."""
+    from PIL import Image
+
+    from features.datasets.phantom_anatomy import expose
+
+    names = [f"{patient}_{k}.png" for k in range(int(rng.integers(3, 6)))]
+    for name in names:
+        Image.fromarray(expose(chest, rng)).save(shelf / name, compress_level=1)
+    return names
 
 
 def _plan(patients: int, rng: np.random.Generator) -> list[tuple[str, int]]:

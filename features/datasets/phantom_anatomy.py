@@ -8,7 +8,7 @@ viewer's right, y downwards. The patient faces the viewer, so the heart points t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -52,23 +52,26 @@ LEAST = Chest(0.64, -0.86, 0.46, 0.07, 0.24, 0.45, 0.145, 0.0, 0.35, 0.07, 0.06,
 MOST = Chest(0.76, -0.76, 0.62, 0.11, 0.33, 0.95, 0.175, 1.0, 0.60, 0.18, 0.14, 0.030, 1.5)
 
 
-def draw_chest(rng: np.random.Generator, *, opaque: bool) -> Map:
+def draw_chest(rng: np.random.Generator, *, opaque: bool, more: Callable[[Chest, Map], Map] | None = None) -> Map:
     """Return the attenuation (CANVAS, CANVAS) float32 of a new patient, with opacities in the lungs if `opaque`.
 
-    The same generator state gives the same chest with and without: the opacities are drawn last and added.
+    The same generator state gives the same chest with and without: the opacities are drawn last and added. `more` gives
+    what else is to be added, for the measures of the patient and the air in the lungs.
     """
     chest = Chest(*map(float, rng.uniform(LEAST, MOST)))
     heart = _heart(chest)
     air = (_lung(chest, -1) + _lung(chest, 1)) * (1 - 0.93 * heart)
     thickness = np.sqrt(np.maximum(1.15 - (X / (chest.width + chest.flesh + 0.15)) ** 2, 0))
-    inside = thickness * (0.80 + 0.06 * _within(chest.base - Y, 0.3)) - 0.42 * air + 0.06 * heart + _bones(chest)
-    inside -= 0.10 * _within(U - 0.045, 0.04) * _within(Y - chest.base + 0.62, 0.1)  # the windpipe
+    inside = thickness * (0.80 + 0.06 * within(chest.base - Y, 0.3)) - 0.42 * air + 0.06 * heart + _bones(chest)
+    inside -= 0.10 * within(U - 0.045, 0.04) * within(Y - chest.base + 0.62, 0.1)  # the windpipe
     inside += 1.5 * chest.vessels * air * _vessels(chest, rng)
     inside += chest.grain * (0.3 + 0.5 * air) * _grain(rng, 2.5)
     inside += air * _lookalikes(chest, rng)
     devices = 0.45 * _devices(chest, rng)
     if opaque:
         inside += air * _opacities(air, rng)
+    if more:
+        inside += more(chest, air)
     return _blurred(inside * _trunk(chest), 0.8) + devices
 
 
@@ -87,7 +90,7 @@ def expose(attenuation: Map, rng: np.random.Generator) -> NDArray[np.uint8]:
     return film
 
 
-def _within(distance: Map, softness: float) -> Map:
+def within(distance: Map, softness: float) -> Map:
     """Return 1 where `distance` is well below 0, 0 where well above, and a smooth step of that width between."""
     step = np.clip(0.5 - distance / softness, 0, 1)
     smooth: Map = step * step * (3 - 2 * step)
@@ -102,8 +105,9 @@ def _radius(x: float, y: float, a: float, b: float, turn: float = 0.0) -> Map:
     return radius
 
 
-def _disc(x: float, y: float, a: float, b: float, turn: float = 0.0, *, softness: float = 0.2) -> Map:
-    return _within(_radius(x, y, a, b, turn) - 1, softness)
+def disc(x: float, y: float, a: float, b: float, turn: float = 0.0, *, softness: float = 0.2) -> Map:
+    """Return 1 inside an ellipse with half-axes `a`, `b`, 0 outside, a smooth edge between; `x`, `y` is its centre."""
+    return within(_radius(x, y, a, b, turn) - 1, softness)
 
 
 def _blurred(image: Map, sigma: float) -> Map:
@@ -129,19 +133,19 @@ def _lung(chest: Chest, side: int) -> Map:
     outer = centre + (chest.width - centre) * _profile(depth)
     inner = centre - (centre - chest.gap) * np.sqrt(np.minimum(1, 3.2 * depth))
     dome = chest.base + 0.03 * side + np.where(out > 0.3, 1.52, 0.72) * (out - 0.3) ** 2
-    return _within(np.maximum.reduce([out - outer, inner - out, Y - dome, chest.apex - Y]), 0.03)
+    return within(np.maximum.reduce([out - outer, inner - out, Y - dome, chest.apex - Y]), 0.03)
 
 
 def _heart(chest: Chest) -> Map:
     """Return the shadow of heart, great vessels and mediastinum."""
     base = chest.base
     parts = [
-        _disc(0.15, base - 0.16, 1.1 * chest.heart, 0.8 * chest.heart, chest.turn, softness=0.12),
-        _disc(0.11, base - 0.40, 0.13, 0.26, -0.25),
-        _disc(-0.06, base - 0.20, 0.13, 0.26),
-        _disc(0.075, base - 0.78, 0.085, 0.10, softness=0.3),
-        _disc(0.0, base - 0.60, chest.gap + 0.015, 0.90, softness=0.3),
-        _disc(-0.03, base - 0.85, 0.12, 0.40, softness=0.4),
+        disc(0.15, base - 0.16, 1.1 * chest.heart, 0.8 * chest.heart, chest.turn, softness=0.12),
+        disc(0.11, base - 0.40, 0.13, 0.26, -0.25),
+        disc(-0.06, base - 0.20, 0.13, 0.26),
+        disc(0.075, base - 0.78, 0.085, 0.10, softness=0.3),
+        disc(0.0, base - 0.60, chest.gap + 0.015, 0.90, softness=0.3),
+        disc(-0.03, base - 0.85, 0.12, 0.40, softness=0.4),
     ]
     return _blurred(1 - np.multiply.reduce([1 - part for part in parts]), 2.5)
 
@@ -150,16 +154,16 @@ def _trunk(chest: Chest) -> Map:
     side = chest.width + chest.flesh + 0.4 * np.maximum(0, -0.1 - Y) ** 2
     shoulder = chest.apex - 0.10 + 0.3 * np.maximum(U - 0.2, 0) ** 1.5
     neck = 0.21 + 0.25 * np.maximum(0, Y - chest.apex + 0.25)
-    return _within(U - side, 0.06) * np.maximum(_within(shoulder - Y, 0.08), _within(U - neck, 0.08))
+    return within(U - side, 0.06) * np.maximum(within(shoulder - Y, 0.08), within(U - neck, 0.08))
 
 
 def _bones(chest: Chest) -> Map:
-    spine = _within(U - 0.085, 0.04) * (0.75 + 0.25 * np.cos(Y * (2.5 * math.pi / chest.pitch)))
+    spine = within(U - 0.085, 0.04) * (0.75 + 0.25 * np.cos(Y * (2.5 * math.pi / chest.pitch)))
     along = Y - (chest.apex + 0.188 - 0.30 * U + 0.05 * np.sin(9 * U))
-    clavicles = _within(np.abs(along) - 0.026, 0.02) * _within(np.abs(U - 0.40) - 0.34, 0.06)
+    clavicles = within(np.abs(along) - 0.026, 0.02) * within(np.abs(U - 0.40) - 0.34, 0.06)
     clavicles *= 0.6 + 0.4 * np.minimum(1, (along / 0.026) ** 2)
     across = U - (chest.width - 0.02) - 0.35 * (Y + 0.45) ** 2
-    blades = _within(np.abs(across) - 0.015, 0.03) * _within(np.abs(Y + 0.42) - 0.28, 0.2)
+    blades = within(np.abs(across) - 0.015, 0.03) * within(np.abs(Y + 0.42) - 0.28, 0.2)
     bones: Map = chest.bone * (0.13 * _ribs(chest) + 0.13 * spine + 0.15 * clavicles + 0.07 * blades)
     return bones
 
@@ -167,11 +171,11 @@ def _bones(chest: Chest) -> Map:
 def _ribs(chest: Chest) -> Map:
     """Return the ribs of the back, which droop towards the sides, and, fainter, those of the front, which rise."""
     depth = np.clip((Y - chest.apex + 0.06) / (chest.base - chest.apex + 0.3), 0, 1)
-    cage = _within(U - (chest.width + 0.035) * _profile(depth), 0.03) * _within(Y - chest.base - 0.3, 0.4)
+    cage = within(U - (chest.width + 0.035) * _profile(depth), 0.03) * within(Y - chest.base - 0.3, 0.4)
     v = np.maximum(U - 0.08, 0)
     back = _bands(Y - 1.5 * chest.droop * v**2 + 0.08 * v, chest.pitch, chest.phase, 0.024)
     front = _bands(Y + 0.75 * v - 0.35 * v**2, 1.15 * chest.pitch, chest.phase / 2, 0.028)
-    ribs: Map = cage * (back * _within(0.08 - U, 0.05) + 0.5 * front * _within(0.30 - U, 0.3))
+    ribs: Map = cage * (back * within(0.08 - U, 0.05) + 0.5 * front * within(0.30 - U, 0.3))
     return ribs
 
 
@@ -179,11 +183,12 @@ def _bands(height: Map, pitch: float, phase: float, half: float) -> Map:
     """Return bands of half-width `half`, one every `pitch`, brighter along their edges as hollow bones are."""
     turns = height / pitch + phase
     off = np.abs(turns - np.rint(turns)) * pitch
-    bands: Map = _within(off - half, 0.018) * (0.5 + 0.5 * np.minimum(1, (off / half) ** 2))
+    bands: Map = within(off - half, 0.018) * (0.5 + 0.5 * np.minimum(1, (off / half) ** 2))
     return bands
 
 
-def _strokes(strokes: Iterable[Stroke], blur: float) -> Map:
+def lines(strokes: Iterable[Stroke], blur: float) -> Map:
+    """Return the brightness of lines drawn with a pen, with a blur of so many pixels."""
     film = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(film)
     for points, width, brightness in strokes:
@@ -201,7 +206,7 @@ def _vessels(chest: Chest, rng: np.random.Generator) -> Map:
         way = 0.055 * np.cumsum(np.stack([side * np.cos(angles), np.sin(angles)], axis=1), axis=0)
         points = np.concatenate([root[None], root + way])
         strokes += [(points[k : k + 2], 3 if k < 2 else 2 if k < 5 else 1, 1 - 0.07 * k) for k in range(steps)]
-    return _strokes(strokes, 0.8)
+    return lines(strokes, 0.8)
 
 
 def _devices(chest: Chest, rng: np.random.Generator) -> Map:
@@ -218,7 +223,7 @@ def _devices(chest: Chest, rng: np.random.Generator) -> Map:
     if rng.random() < 0.7:
         x, y, h = rng.uniform(0.78, 0.9), rng.uniform(-0.85, -0.5), rng.uniform(0.05, 0.09)
         strokes.append((np.array([[x, y - h], [x, y + h], [x + 0.9 * h, y + h]]), 2, 1.0))
-    return _strokes(strokes, 0.6)
+    return lines(strokes, 0.6)
 
 
 def _lookalikes(chest: Chest, rng: np.random.Generator) -> Map:
@@ -229,12 +234,12 @@ def _lookalikes(chest: Chest, rng: np.random.Generator) -> Map:
     for side in (-1, 1):
         x, y = side * (chest.gap + 0.07), chest.base - 0.52 + rng.normal(0, 0.03)
         a, b = rng.uniform(0.07, 0.12), rng.uniform(0.10, 0.17)
-        shade += rng.uniform(0.02, 0.08) * _disc(x, y, a, b, -0.3 * side, softness=0.9)
-        shade += breasts * _disc(0.36 * side, chest.base - 0.08, 0.28, 0.30, softness=0.35)
-        shade += nipples * _disc(side * rng.uniform(0.32, 0.40), chest.base - low, 0.035, 0.035, softness=0.6)
+        shade += rng.uniform(0.02, 0.08) * disc(x, y, a, b, -0.3 * side, softness=0.9)
+        shade += breasts * disc(0.36 * side, chest.base - 0.08, 0.28, 0.30, softness=0.35)
+        shade += nipples * disc(side * rng.uniform(0.32, 0.40), chest.base - low, 0.035, 0.035, softness=0.6)
     if rng.random() < 0.3:
         fold = X * int(rng.choice((-1, 1))) - rng.uniform(0.25, 0.45) - rng.uniform(-0.2, 0.2) * Y
-        shade += rng.uniform(0.03, 0.07) * _within(fold, 0.02) * _within(-fold - 0.25, 0.5)
+        shade += rng.uniform(0.03, 0.07) * within(fold, 0.02) * within(-fold - 0.25, 0.5)
     return shade
 
 

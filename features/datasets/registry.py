@@ -69,7 +69,7 @@ class Row:
     """A published data set: its classes, its place on the disk, its groups and where to get it."""
 
     classes: tuple[str, ...]  # class folders in the order of the labels, the negative ones first
-    places: tuple[str, ...]  # folders of class folders, or a `.npz`, below the base; the first that is there is taken
+    places: tuple[str, ...]  # folders of class folders, a table of findings or a `.npz`; the first there is
     obtain: str  # where to get it, for the error
     note: str  # licence, citation, "synthetic"
     base: Callable[[], Path] = data_root
@@ -85,6 +85,12 @@ def _draw_phantom(folder: Path) -> None:
     from features.datasets.phantom import draw_phantom
 
     draw_phantom(folder)
+
+
+def _draw_phantom_findings(table: Path) -> None:
+    from features.datasets.phantom_findings import draw_phantom_findings
+
+    draw_phantom_findings(table.parent)
 
 
 def _fetch_pneumoniamnist(target: Path) -> None:
@@ -157,6 +163,14 @@ DATASETS: dict[str, Row] = {
         groups=from_name(r"(p\d+)_[^/]*$"),
         grouped_by="patient",
         prepare=_draw_phantom,
+    ),
+    "phantom-findings": Row(
+        classes=(),
+        places=("phantom-findings/findings.csv",),
+        obtain="Firn draws it by itself",
+        note="Synthetic: a chest phantom with several findings per image, drawn by Firn; no patient was ever in it.",
+        base=artifacts_root,
+        prepare=_draw_phantom_findings,
     ),
     "pneumoniamnist": Row(
         classes=("normal", "pneumonia"),

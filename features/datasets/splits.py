@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.dataset import Dataset
+from features.datasets.findings import label_matrix
+from features.datasets.stratification import label_folds
 from features.errors import BadDataset
 
 TEST_SHARE = 0.2
@@ -84,16 +86,21 @@ def _drawn(dataset: Dataset, seed: int, share: float) -> Dataset:
     # ids are unique and sorted: where they are the groups, their rank serves as well and is a hundred times faster
     single = len(set(dataset.groups.tolist())) == len(dataset)
     groups = np.arange(len(dataset)) if single and not dataset.grouped_by else dataset.groups
-    test = split_by_group(dataset.labels, groups, test=share, seed=seed)
     unit = dataset.grouped_by or "image"
+    if dataset.findings:
+        matrix = label_matrix(dataset.classes)[dataset.labels]
+        test = label_folds(matrix, groups, round(1 / share), seed=seed) == 0
+    else:
+        test = split_by_group(dataset.labels, groups, test=share, seed=seed)
     for side in (test, ~test):
         _require_classes(dataset, dataset.labels[side], f"lands on one side of a test split drawn by {unit}")
-    split_by = f"Firn, {100 * share:g}% of each class drawn as test by {unit}, seed {seed}"
+    what = "finding" if dataset.findings else "class"
+    split_by = f"Firn, {100 * share:g}% of each {what} drawn as test by {unit}, seed {seed}"
     return replace(dataset, splits=np.where(test, "test", "train"), split_by=split_by)
 
 
 def _require_classes(dataset: Dataset, labels: NDArray[np.int64], fault: str) -> None:
-    for label, name in enumerate(dataset.classes):
+    for label, name in enumerate(() if dataset.findings else dataset.classes):
         if not (labels == label).any():
             raise BadDataset(f"{dataset.source.where}: class {name!r} {fault}; add some or leave the class out")
 

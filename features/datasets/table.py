@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from features.datasets.dataset import is_missing
+from features.datasets.dataset import class_order, is_healthy, is_missing
+from features.datasets.findings import ABSENT, MISSING, PRESENT
 from features.datasets.splits import SPLIT_NAMES
 from features.errors import BadDataset, command, unknown
 
@@ -112,18 +113,20 @@ def _text(path: Path) -> str:
 
 _INDICATOR = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0}
 _UNCERTAIN = {"-1", "-1.0"}  # CheXpert
+_DEVICE = re.compile(r"device|line|tube|pacemaker")  # CheXpert: an image without findings may show one
 _SEPARATORS = ("|", ";", ",", "/", "+", "&")
 _FEW = 10  # numbers with decimals that may be names of classes
 
 
-def read_labels(table: Table, target: str = "") -> list[str]:
+def read_labels(table: Table, target: str = "", *, uncertain: str = MISSING) -> list[str]:
     """Return the label of each row, empty where it is missing.
 
     `target` names a column, or one of the findings in the column of labels; an image is then of the class `target` or
-    `no <target>`. Raises BadDataset for several findings of an image without a target, and for numbers with decimals.
+    `no <target>`, and an `uncertain` label (-1) is missing, or of either. Raises BadDataset for several findings of an
+    image without a target, and for numbers with decimals.
     """
     if target and plain_name(target) in table.header:
-        labels = _of_column(table, target)
+        labels = _of_column(table, target, uncertain)
     elif "label" in table.roles:
         labels = _of_findings(table, table.roles["label"], target)
     elif target:
@@ -145,20 +148,72 @@ def _column(table: Table, at: int) -> list[str]:
     return ["" if is_missing(cell) else cell for cell in cells]
 
 
-def _of_column(table: Table, target: str) -> list[str]:
+def several_findings(table: Table) -> bool:
+    """Tell whether images have several findings each: in the column of labels, or in a column for each finding."""
+    if "label" in table.roles:
+        return any(len(parts) > 1 for parts in _findings_in(table))
+    at = list(_indicators(table).values())
+    return len(at) > 1 and any(sum(_INDICATOR.get(row[k].lower()) == 1 for k in at) != 1 for _, row in table.rows)
+
+
+def read_findings(table: Table, uncertain: str = MISSING) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the findings, and a pattern of their labels for each row, empty where it has no label.
+
+    In a column of labels the findings of a cell (`a|b`, `['a', 'b']`) are present and all others absent. Of columns of
+    1, 0, -1 and blank a blank is missing, and so is -1 (CheXpert's uncertain) unless `uncertain` says what it counts
+    as; where a column such as `No Finding` is 1, blanks are absent, but for devices. Raises BadDataset for no findings.
+    """
+    if "label" in table.roles:
+        names, patterns = _from_labels(table)
+    else:
+        names, patterns = _from_indicators(table, uncertain)
+    if not names:
+        raise BadDataset(
+            f"{table.path}: no findings; expected {LAYOUT} with a label such as a|b, or columns of 0 and 1"
+        )
+    return names, patterns
+
+
+def _from_labels(table: Table) -> tuple[tuple[str, ...], list[str]]:
+    cells = _findings_in(table)
+    names = class_order((part for parts in cells for part in parts if not is_healthy(part)), table.path)
+    known = {tuple(parts): "".join(PRESENT if name in parts else ABSENT for name in names) for parts in cells if parts}
+    return names, [known[tuple(parts)] if parts else "" for parts in cells]
+
+
+def _from_indicators(table: Table, uncertain: str) -> tuple[tuple[str, ...], list[str]]:
+    columns = _indicators(table)
+    healthy = [at for name, at in columns.items() if is_healthy(name)]
+    names = tuple(name for name in columns if not is_healthy(name))
+    letters = {1: PRESENT, 0: ABSENT, -1: uncertain}
+    patterns = []
+    for _, row in table.rows:
+        nothing = any(_INDICATOR.get(row[at].lower()) == 1 for at in healthy)
+        blank = {name: ABSENT if nothing and not _DEVICE.search(name) else MISSING for name in names}
+        cells = {name: _indicator(row[columns[name]]) for name in names}
+        found = [blank[name] if cell is None else letters[cell] for name, cell in cells.items()]
+        patterns.append("" if set(found) == {MISSING} else "".join(found))
+    return names, patterns
+
+
+def _indicator(cell: str) -> int | None:
+    return -1 if cell in _UNCERTAIN else _INDICATOR.get(cell.lower())
+
+
+def _of_column(table: Table, target: str, uncertain: str) -> list[str]:
     at = table.header.index(plain_name(target))
     cells = _column(table, at)
     if not {cell.lower() for cell in cells} - {""} <= _INDICATOR.keys() | _UNCERTAIN:
         return _of_findings(table, at, "")
-    names = {1: target, 0: f"no {target}", None: ""}
-    return [names[_INDICATOR.get(cell.lower())] for cell in cells]
+    names = {PRESENT: target, ABSENT: f"no {target}", MISSING: ""}
+    letters = {1: PRESENT, 0: ABSENT, -1: uncertain, None: MISSING}
+    return [names[letters[_indicator(cell)]] for cell in cells]
 
 
 def _of_findings(table: Table, at: int, target: str) -> list[str]:
     """Return the labels of a column, or whether the finding `target` is among them."""
     cells = _column(table, at)
-    alone = {cell for cell in cells if not any(mark in cell for mark in "|[")}
-    parts = {cell: _parts(cell, alone) for cell in set(cells)}
+    parts = _parted(cells)
     known = Counter(part for cell in cells for part in parts[cell])
     if target:
         if target not in known:
@@ -168,10 +223,23 @@ def _of_findings(table: Table, at: int, target: str) -> list[str]:
         if len(parts[cell]) > 1:
             example = command("doctor", DATASET=table.path, TARGET=known.most_common(2)[-1][0])
             raise BadDataset(
-                f"{table.path}, line {line}: several findings of one image ({cell}), and Firn learns one; choose it by "
-                f"TARGET=, such as {example}; there are {', '.join(sorted(known))}"
+                f"{table.path}, line {line}: several findings of one image ({cell}), which are no classes; leave TASK= "
+                f"away, or choose one by TARGET=, such as {example}; there are {', '.join(sorted(known))}"
             )
     return ["".join(parts[cell]) for cell in cells]
+
+
+def _parted(cells: list[str]) -> dict[str, list[str]]:
+    """Return the findings in each different cell."""
+    alone = {cell for cell in cells if not any(mark in cell for mark in "|[")}
+    return {cell: _parts(cell, alone) for cell in set(cells)}
+
+
+def _findings_in(table: Table) -> list[list[str]]:
+    """Return the findings of each row in the column of labels."""
+    cells = _column(table, table.roles["label"])
+    parts = _parted(cells)
+    return [parts[cell] for cell in cells]
 
 
 def _parts(cell: str, alone: set[str]) -> list[str]:
@@ -185,20 +253,20 @@ def _parts(cell: str, alone: set[str]) -> list[str]:
     return [cell] if cell else []
 
 
-def _indicators(table: Table) -> list[str]:
-    """Return the columns that hold 0 and 1 (or -1, or nothing): one finding each."""
-    found = []
+def _indicators(table: Table) -> dict[str, int]:
+    """Return the columns that hold 0 and 1 (or -1, or nothing), by name: one finding each."""
+    found = {}
     for name, at in table.others().items():
         values = {row[at].lower() for _, row in table.rows}
         if values & _INDICATOR.keys() and all(v in _INDICATOR or v in _UNCERTAIN or is_missing(v) for v in values):
-            found.append(name)
+            found[name] = at
     return found
 
 
 def _of_indicators(table: Table) -> list[str]:
     """Return the name of the one finding of each row. Raises BadDataset where a row has another number of them."""
-    names = _indicators(table)
-    at = [table.header.index(name) for name in names]
+    columns = _indicators(table)
+    names, at = list(columns), list(columns.values())
     found = [[n for n, k in zip(names, at, strict=True) if _INDICATOR.get(row[k].lower())] for _, row in table.rows]
     if len(names) < 2 or any(len(own) != 1 for own in found):
         example = command("doctor", DATASET=table.path, TARGET=names[-1]) if names else ""

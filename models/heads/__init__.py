@@ -6,6 +6,7 @@ ridge           least squares with Platt's sigmoid
 lightgbm        gradient-boosted trees
 knn             k-nearest neighbours
 mlp             a multi-layer perceptron with one hidden layer
+findings        heads for several findings per image
 map_heads       map (1x1 convolution), attention, spatial: heads on feature maps
 stacking        a weighted vote of other runs
 """
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from features.errors import CacheError, unknown
+from features.errors import CacheError, FirnError, command, unknown
+from models.heads.findings import LogisticFindings, PerceptronFindings, per_finding
 from models.heads.head import Head, HeadRow, save_head
 from models.heads.knn import Neighbours
 from models.heads.lightgbm import Boosted
@@ -28,16 +30,48 @@ from models.heads.stacking import Stack
 __all__ = ["HEADS", "Head", "HeadRow", "choose_heads", "load_head", "make_head", "save_head"]
 
 HEADS: dict[str, HeadRow] = {
-    "logistic": HeadRow(Logistic, "linear", "logistic regression, L2 strength chosen by grouped folds", on_disk=True),
+    "logistic": HeadRow(
+        Logistic,
+        "linear",
+        "logistic regression, L2 strength chosen by grouped folds",
+        on_disk=True,
+        findings=LogisticFindings,
+    ),
     "sgd": HeadRow(
         Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe", random=True
     ),
-    "lda": HeadRow(Discriminant, "linear", "linear discriminant analysis with Ledoit-Wolf shrinkage"),
-    "ridge": HeadRow(Ridge, "linear", "least squares on the labels, penalty by grouped folds, Platt's sigmoid"),
-    "knn": HeadRow(Neighbours, "neighbours", "nearest neighbours by cosine, k chosen by grouped folds"),
-    "mlp": HeadRow(Perceptron, "perceptron", "one hidden layer, early stopping on held-out groups", random=True),
+    "lda": HeadRow(
+        Discriminant,
+        "linear",
+        "linear discriminant analysis with Ledoit-Wolf shrinkage",
+        findings=per_finding(Discriminant),
+    ),
+    "ridge": HeadRow(
+        Ridge,
+        "linear",
+        "least squares on the labels, penalty by grouped folds, Platt's sigmoid",
+        findings=per_finding(Ridge),
+    ),
+    "knn": HeadRow(
+        Neighbours,
+        "neighbours",
+        "nearest neighbours by cosine, k chosen by grouped folds",
+        findings=per_finding(Neighbours),
+    ),
+    "mlp": HeadRow(
+        Perceptron,
+        "perceptron",
+        "one hidden layer, early stopping on held-out groups",
+        random=True,
+        findings=PerceptronFindings,
+    ),
     "lightgbm": HeadRow(
-        Boosted, "trees", "gradient-boosted trees, early stopping on held-out groups", on_disk=True, random=True
+        Boosted,
+        "trees",
+        "gradient-boosted trees, early stopping on held-out groups",
+        on_disk=True,
+        random=True,
+        findings=per_finding(Boosted),
     ),
     "map": HeadRow(MapHead, "votes", "1x1 convolution on feature maps, pooled class maps", input="maps", random=True),
     "attention": HeadRow(
@@ -48,11 +82,23 @@ HEADS: dict[str, HeadRow] = {
 }
 
 
-def make_head(name: str, *, seed: int = 0) -> Head:
-    """Return an unfitted head. Raises UnknownName for a name that is no row of HEADS."""
+def make_head(name: str, *, seed: int = 0, findings: bool = False) -> Head:
+    """Return an unfitted head, for several findings per image if asked for.
+
+    Raises UnknownName for a name that is no row of HEADS, FirnError for a head that knows one finding alone.
+    """
     if name not in HEADS:
         raise unknown("head", name, HEADS)
-    return HEADS[name].make(seed=seed)
+    row = HEADS[name]
+    if not findings:
+        return row.make(seed=seed)
+    if row.findings is None:
+        able = " ".join(known for known, other in HEADS.items() if other.findings)
+        raise FirnError(
+            f"{name} knows one finding at a time; run: {command('train-heads', HEADS=able)} for all of them, or "
+            f"{command('train-heads', HEADS=name, LABELS='finding:NAME')} for one"
+        )
+    return row.findings(seed=seed)
 
 
 def choose_heads(wanted: str) -> tuple[str, ...]:
@@ -74,7 +120,8 @@ def load_head(folder: Path) -> Head:
         trees = folder / "lightgbm.txt"
         values = content["values"] | ({"text": trees.read_text()} if trees.exists() else {})
         tensors = folder / "head.safetensors"
-        head = make_head(content["head"]).restore(values, load_file(tensors) if tensors.exists() else {})
+        arrays = load_file(tensors) if tensors.exists() else {}
+        head = make_head(content["head"], findings=bool(content.get("findings"))).restore(values, arrays)
         head.classes_, head.chosen_ = np.arange(content["classes"]), content["chosen"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise CacheError(f"cannot read a head from {folder} ({error}); remove it and run: make train-heads") from None

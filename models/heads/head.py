@@ -29,6 +29,7 @@ FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
 class Head(ABC):
     """A classifier on features. Construction stores, `fit` works; learned attributes end in an underscore."""
 
+    several: ClassVar[bool] = False  # whether labels are a matrix (n, L) of findings, and probabilities too
     saved: ClassVar[Mapping[str, str]] = {}  # name in the file -> attribute, of each learned array
     classes_: NDArray[np.int64]  # (K,)
     chosen_: dict[str, Any]  # what inner folds or early stopping chose
@@ -87,6 +88,7 @@ class HeadRow:
     about: str
     on_disk: bool = False  # whether features larger than memory will do: `features.cache.reader.FeatureRows`
     random: bool = False  # whether training draws at random, so that SEEDS= varies it; else they vary the folds
+    findings: Callable[..., Head] | None = None  # the head for several findings per image; None: it knows one alone
     input: str = "pooled"  # or "maps", or "runs": the predictions of other heads, (n, M, K)
 
 
@@ -100,6 +102,7 @@ def save_head(folder: Path, name: str, head: Head) -> None:
     if arrays:
         write_whole(folder / "head.safetensors", [save({k: np.ascontiguousarray(a) for k, a in arrays.items()})])
     content = {"head": name, "classes": len(head.classes_), "chosen": head.chosen_, "values": values}
+    content |= {"findings": True} if head.several else {}
     write_whole(folder / "head.json", [json.dumps(content, indent=1).encode()])
 
 

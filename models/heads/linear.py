@@ -113,7 +113,7 @@ class Logistic(Linear):
         for at, (i, j) in enumerate(pairs):
             for judge, judged in ((i, j), (j, i)):
                 rows = np.flatnonzero(folds == names[judged])
-                held[judge, rows] = predicted(subset(X, rows), _only(inner, best[judge]), at)[0]
+                held[judge, rows] = predicted(subset(X, rows), at_strength(inner, best[judge]), at)[0]
         self._settle(X, y, total / len(y))
         progress(3, 3)
         return held
@@ -127,7 +127,7 @@ class Logistic(Linear):
         return np.concatenate(parts or [np.empty((0, len(self.coef_)))])
 
 
-def _only(found: Sweep, strength: int) -> Sweep:
+def at_strength(found: Sweep, strength: int) -> Sweep:
     """Return the solutions of one strength, by its place."""
     at = slice(strength, strength + 1)
     return replace(found, coef=found.coef[:, at], intercept=found.intercept[:, at])

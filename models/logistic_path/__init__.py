@@ -8,10 +8,10 @@ lbfgs           preconditioned L-BFGS on a batch of problems
 duality_gap     objective and gap in float64
 strengths       the grid of C; blocks of strengths, each warm-started from those before
 out_of_core     the same for features larger than memory, all problems with one pass over the rows per step
-solution        the public interface: `sweep`, `Sweep`, out-of-fold probabilities
+solution        the public interface: `sweep`, `sweep_findings`, `Sweep`, out-of-fold probabilities
 """
 
-from models.logistic_path.solution import Sweep, balanced, out_of_fold, predicted, sweep
+from models.logistic_path.solution import Sweep, balanced, out_of_fold, predicted, sweep, sweep_findings
 from models.logistic_path.strengths import strengths
 
-__all__ = ["Sweep", "balanced", "out_of_fold", "predicted", "strengths", "sweep"]
+__all__ = ["Sweep", "balanced", "out_of_fold", "predicted", "strengths", "sweep", "sweep_findings"]

@@ -54,6 +54,11 @@ class Design:
         g = (g - total * self.mean[fold][:, None]) * self.scale[fold][:, None]
         return self.arrays.xp.concatenate([g, total], -1)
 
+    def of_folds(self, own: slice, weight: NDArray[Any]) -> Design:
+        """Return the design of some folds, under row weights (F', n)."""
+        rows = self.arrays.put(weight, self.dtype)
+        return replace(self, mean=self.mean[own], scale=self.scale[own], weight=rows)
+
     def part(self, rows: slice) -> Design:
         """Return the design of some rows, in memory and in the right precision."""
         block = self.arrays.put(self.matrix[rows], self.dtype)

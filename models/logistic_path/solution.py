@@ -71,17 +71,58 @@ def sweep(
     """
     grid = np.asarray(strengths, np.float64)
     weight = _checked(X, y, grid, folds, sample_weight, tol)
-    if not isinstance(X, np.ndarray) and len(X) <= sample_size(X.shape[1]):
-        X = X[:]
+    X = _in_memory(X)
+    found = _moments(X, folds, standardize)
+    exact = exact_design(arrays_on(device), X, weight, found)
+    task = Task(exact, fast_design(exact, X, found), y, int(y.max()) + 1, tol, max_iter)
+    return _assembled(task, grid, found)
+
+
+def sweep_findings(
+    X: Features,
+    matrix: NDArray[np.int64],
+    *,
+    strengths: Sequence[float] | NDArray[np.float64],
+    folds: NDArray[np.bool_],
+    tol: float = 1e-6,
+    max_iter: int = 500,
+    device: str = "cpu",
+) -> list[Sweep]:
+    """Return the sweep of each finding of a label matrix (n, L) of 0, 1 and -1: a missing label leaves its row out.
+
+    Each is what `sweep` returns for the rows that have its label. Moments and the copy of X are made once for all.
+    Raises FirnError as `sweep`.
+    """
+    grid, known = np.asarray(strengths, np.float64), matrix >= 0
+    labels = [np.where(own, y, 0) for own, y in zip(known.T, matrix.T, strict=True)]
+    weights = [_checked(X, y, grid, folds & own, None, tol) for own, y in zip(known.T, labels, strict=True)]
+    X = _in_memory(X)
+    patterns, pattern = np.unique(known, axis=1, return_inverse=True)
+    found = _moments(X, np.concatenate([folds & own for own in patterns.T]), True)
+    exact = exact_design(arrays_on(device), X, weights[0], found)
+    fast = fast_design(exact, X, found)
+    sweeps = []
+    for y, weight, at in zip(labels, weights, pattern.ravel().tolist(), strict=True):
+        own = slice(at * len(folds), (at + 1) * len(folds))
+        task = Task(exact.of_folds(own, weight), fast.of_folds(own, weight), y, 2, tol, max_iter)
+        sweeps.append(_assembled(task, grid, found._replace(mean=found.mean[own], scale=found.scale[own])))
+    return sweeps
+
+
+def _in_memory(X: Features) -> Features:
+    """Return rows on the disk as an array where they are few."""
+    return X if isinstance(X, np.ndarray) or len(X) > sample_size(X.shape[1]) else X[:]
+
+
+def _moments(X: Features, folds: NDArray[np.bool_], standardize: bool) -> Moments:
+    """Return the moments of the training rows. Raises FirnError for NaN and infinity."""
     found = moments(X, folds, standardize)
     if not np.isfinite(found.center).all():
         column = int(np.flatnonzero(~np.isfinite(found.center))[0])
         raise FirnError(
             f"finite features expected, but column {column} of X has NaN or infinity; extract the features again"
         )
-    exact = exact_design(arrays_on(device), X, weight, found)
-    task = Task(exact, fast_design(exact, X, found), y, int(y.max()) + 1, tol, max_iter)
-    return _assembled(task, grid, found)
+    return found
 
 
 def _checked(

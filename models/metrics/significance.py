@@ -194,12 +194,29 @@ def _compared(
 ) -> list[SimultaneousTest]:
     """Test the differences a - b that are asked for (a, b), so that all of a family of them hold at once."""
     areas, covariance = _areas(samples, n_bootstrap, seed)
-    evidence = METRICS["roc_auc"].evidence(samples[0])
-    largest = _largest(covariance, _contrasts(family, len(samples)), evidence - 1, seed)
-    contrasts, corrected = _contrasts(asked, len(samples)), 1 - (1 - level) / max(1, len(family))
+    evidence, n_groups = METRICS["roc_auc"].evidence(samples[0]), int(samples[0].independent[-1])
+    return compare_areas(Areas(areas, covariance, evidence, n_groups), asked, family, level, seed)
+
+
+class Areas(NamedTuple):
+    """Scores of M models on the same images, and what they rest on."""
+
+    values: Floats  # (M,)
+    covariance: Floats  # (M, M)
+    evidence: float  # effective number of groups
+    groups: int  # all of them
+
+
+def compare_areas(
+    areas: Areas, asked: Sequence[tuple[int, int]], family: Sequence[tuple[int, int]], level: float, seed: int
+) -> list[SimultaneousTest]:
+    """Test the differences a - b that are asked for (a, b), so that all of a family of them hold at once."""
+    covariance, evidence = areas.covariance, areas.evidence
+    largest = _largest(covariance, _contrasts(family, len(areas.values)), evidence - 1, seed)
+    contrasts, corrected = _contrasts(asked, len(areas.values)), 1 - (1 - level) / max(1, len(family))
     tests = []
-    for difference, variance in zip(contrasts @ areas, _variances(contrasts, covariance), strict=True):
-        alone = _test(float(difference), float(variance), evidence, int(samples[0].independent[-1]), corrected)
+    for difference, variance in zip(contrasts @ areas.values, _variances(contrasts, covariance), strict=True):
+        alone = _test(float(difference), float(variance), evidence, areas.groups, corrected)
         tests.append(_simultaneous(alone, float(variance), largest, len(family), level))
     return tests
 

@@ -21,7 +21,7 @@ from features.cache import open_entry
 from features.cache.key import Key
 from features.datasets import load_dataset
 from features.datasets.packed import Packed
-from features.errors import BadWeights, CacheError, unknown
+from features.errors import BadWeights, CacheError, FirnError, unknown
 from features.options import make_command, option
 from features.storage import make_folder, write_whole
 from features.version import firn_version
@@ -30,11 +30,12 @@ from models.heads import HEADS, load_head, save_head
 from models.metrics import CALIBRATIONS, Calibration
 from models.predictor.archive import BUNDLE, write_archive
 from models.predictor.heads import member_tensors
-from models.predictor.loading import GOLDEN, OUTLIERS, draw_images, load_unchecked
-from models.predictor.manifest import Contents, Network, Part, Point
+from models.predictor.loading import BUNDLED_FINDINGS, GOLDEN, OUTLIERS, draw_images, load_unchecked
+from models.predictor.manifest import Contents, Finding, Network, Part, Point
 from models.predictor.ood import MOST, Novelty, fit_novelty
 from models.predictor.seen import SEEN, Seen, seen_of
 from models.runs.examination import points_by_group, trained_shares
+from models.runs.findings import score_run
 from models.runs.record import FINETUNED, Run, load_run
 from models.runs.scores import scored
 from models.runs.summary import train_command
@@ -138,6 +139,14 @@ class BundleOptions:
         held = run.predictions.part(test=False)
         return CALIBRATIONS[self.calibration](held.y, held.proba)
 
+    def fitted_findings(self, run: Run) -> list[Calibration | None]:
+        """Return the calibration of each of several findings."""
+        if self.calibration == "none":
+            return [None] * len(run.record.classes)
+        held, make = run.predictions.part(test=False), CALIBRATIONS[self.calibration]
+        ones = [held.finding(k) for k in range(len(run.record.classes))]
+        return [make(one.y, one.proba) for one in ones]
+
 
 def write_bundle(run: Run, target: Path, how: BundleOptions) -> Path:
     """Write the bundle of a run as a folder or a .zip, absent or whole; return `target`.
@@ -145,6 +154,7 @@ def write_bundle(run: Run, target: Path, how: BundleOptions) -> Path:
     Networks whose weights are public are named by their digest, fine-tuned ones are inside. No image and no name of one
     goes in. Raises CacheError where what the run was made of is not there any more, BadWeights likewise.
     """
+    _check_bundled(run)
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as beside:
         folder = Path(beside) / "bundle"
@@ -152,6 +162,16 @@ def write_bundle(run: Run, target: Path, how: BundleOptions) -> Path:
         _Packing(folder, how).pack(run)
         write_archive(folder, target)
     return target
+
+
+def _check_bundled(run: Run) -> None:
+    """Raise FirnError for a head of several findings that no bundle holds."""
+    if run.record.several and run.record.head not in BUNDLED_FINDINGS:
+        heads = " ".join(BUNDLED_FINDINGS)
+        again = make_command("bundle", run.record.data, backbone=run.record.backbone, heads=heads)
+        raise FirnError(
+            f"a bundle of several findings is of {heads}, and {run.record.head} is none of them; run: {again}"
+        )
 
 
 @dataclass
@@ -169,7 +189,7 @@ class _Packing:
     def pack(self, run: Run) -> None:
         """Put a run in: its parts, then all that is learned from its predictions, then what checks the rest."""
         stack = self._stack(run) if run.record.bases else self._single(run)
-        contents = self._contents(run, stack)
+        contents = self._of_findings(run) if run.record.several else self._contents(run, stack)
         features, outliers = learn_outliers(contents, run, self._cut)
         if outliers is not None:
             _save(self.folder / OUTLIERS, outliers.arrays())
@@ -278,21 +298,40 @@ class _Packing:
                 raise
             return spec, False
 
-    def _contents(self, run: Run, stack: str) -> Contents:
+    def _card(self, run: Run) -> dict[str, Any]:
         record = run.record.to_json()
+        return {
+            "run": {name: record[name] for name in _OF_RUN if name in record},
+            "data": {name: record[name] for name in _OF_DATA},
+            "versions": dict(run.record.versions) | {"firn": firn_version()},
+            "made": self.how.as_dict(),
+        }
+
+    def _of_findings(self, run: Run) -> Contents:
+        """Return what a bundle of several findings says: points and calibration of each."""
+        found = score_run(run, run.name, seed=run.record.seed, n_bootstrap=2000)
+        findings = [
+            Finding({name: Point(at) for name, at in row.thresholds.items()}, calibration)
+            for row, calibration in zip(found.findings, self.how.fitted_findings(run), strict=True)
+        ]
+        scores = {row.name: row.scores for row in found.findings}
+        card = self._card(run) | {
+            "results": {"validation": found.validation, "test": found.test, "findings": scores},
+        }
+        classes, networks, parts = run.record.classes, tuple(self.networks), tuple(self.parts)
+        return Contents(run.name, classes, networks, parts, "", None, {}, None, {}, card, tuple(findings))
+
+    def _contents(self, run: Run, stack: str) -> Contents:
         rows = scored(run, seed=run.record.seed, n_bootstrap=2000)
         points = {
             name: Point(row["threshold"], {m: row[m] for m in ("sensitivity", "specificity")})
             for name, row in rows.thresholds.items()
         }
         card = {
-            "run": {name: record[name] for name in _OF_RUN if name in record},
-            "data": {name: record[name] for name in _OF_DATA},
+            **self._card(run),
             "results": {name: getattr(rows, name) for name in ("validation", "test", "confusion", "threshold")},
-            "versions": dict(run.record.versions) | {"firn": firn_version()},
             "trained_shares": trained_shares(run).tolist(),
             "points_by_group": points_by_group(run),
-            "made": self.how.as_dict(),
         }
         calibration = self.how.fitted(run)
         classes, networks, parts = run.record.classes, tuple(self.networks), tuple(self.parts)

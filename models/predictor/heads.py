@@ -166,11 +166,15 @@ def head_of(folder: Path, name: str, head: str, contents: Contents) -> Any:
     for path in (folder / name).iterdir():
         if path.name.startswith("head.") and f"{name}/{path.name}" not in contents.files:
             raise BadBundle(f"{path} is not among the files of the bundle")
-    if content["head"] != head or content["classes"] != len(contents.classes):
+    if (
+        content["head"] != head
+        or content["classes"] != len(contents.classes)
+        or (bool(content.get("findings")) != bool(contents.findings))
+    ):
         raise BadBundle(f"expected {head} of {len(contents.classes)} classes, got {content['head']!r:.40}")
     tensors = folder / name / "head.safetensors"
     if tensors.exists():
-        _check_tensors(tensors, len(contents.classes))
+        _check_tensors(tensors, 2 if contents.findings else len(contents.classes))
     try:
         return load_head(folder / name)
     except (CacheError, UnknownName) as error:

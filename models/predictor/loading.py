@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.backbones import BackboneSpec
+from features.datasets.findings import ONE
 from features.devices import BATCH, checked, choose_device
 from features.errors import BadBundle, FirnError, unknown
 from models.explain.class_maps import CLASS_MAPS
@@ -103,6 +104,8 @@ def _apart(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
 
 
 OUTLIERS = "outliers.safetensors"
+# Heads of several findings that are bundled: trees of strangers have a reader of their own, which reads one text.
+BUNDLED_FINDINGS = tuple(name for name, row in HEADS.items() if row.findings and row.form != "trees")
 
 
 class Loaded:
@@ -113,6 +116,8 @@ class Loaded:
         check_files(folder, self.contents.files)
         for part in self.contents.parts:
             _check_part(part.head, part.input)
+            if self.contents.findings and (part.head not in BUNDLED_FINDINGS or self.contents.stack):
+                raise BadBundle(str(unknown("head of several findings", part.head[:40], BUNDLED_FINDINGS)))
         for network in self.contents.networks:
             if network.file:
                 sealed(folder, network.file)
@@ -165,6 +170,8 @@ def load(path: str | Path, *, device: str = "auto", batch_size: int = 0, explain
             ) from None
     weakest = max((n.key.precision for n in predictor.contents.networks), key=_coarseness)
     ours = {"proba": found.proba, "distance": np.nan_to_num(found.distance)}
+    if predictor.several:  # each against its own absence
+        proba, ours["proba"] = (np.stack([p, 1 - p], axis=2).reshape(-1, 2) for p in (proba, ours["proba"]))
     check_golden({"proba": proba, "distance": distance}, ours, weakest, Path(path))
     return predictor
 
@@ -201,6 +208,11 @@ def load_unchecked(folder: Path, *, device: str = "auto", batch_size: int = 0, e
 
 def _check_explained(contents: Contents) -> None:
     """Raise FirnError for a model without class maps."""
+    if contents.findings:
+        raise FirnError(
+            f"{contents.name} is of several findings, and class maps are of one at a time; leave OVERLAYS= away, or "
+            f"train one by LABELS={ONE}{contents.classes[0]}"
+        )
     if not contents.stack and has_class_maps(contents.parts[0]):
         return
     able = " ".join([*(name for name, row in HEADS.items() if row.form in CLASS_MAPS), FINETUNED])

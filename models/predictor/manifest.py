@@ -18,6 +18,7 @@ from models.metrics import BadPredictions, Calibration, calibration_from_json
 from models.predictor.archive import BUNDLE, read_json
 
 SCHEMA = 1  # raised when a later Firn writes bundles that this one would misread
+SCHEMA_OF_FINDINGS = 2  # of several findings per image, which an earlier Firn would take for classes
 MOST_CLASSES = 10_000
 MOST = sys.float_info.max
 T = TypeVar("T")
@@ -66,6 +67,19 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What is learned of one of several findings from out-of-fold predictions."""
+
+    points: Mapping[str, Point]
+    calibration: Calibration | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        points = {name: {"threshold": p.threshold, **p.about} for name, p in self.points.items()}
+        return {"points": points, "calibration": json.loads(self.calibration.to_json()) if self.calibration else None}
+
+
+@dataclass(frozen=True)
 class Contents:
     """A bundle, without its tensors."""
 
@@ -79,12 +93,15 @@ class Contents:
     outliers: Mapping[str, Any] | None  # see `novelty.Novelty`
     files: Mapping[str, str]  # name -> sha256
     card: Mapping[str, Any]  # data, results, settings, versions: for people, and for `make bundle` itself
+    findings: tuple[Finding, ...] = ()  # one for each of `classes`, where these are several findings per image
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `bundle.json` holds."""
         points = {name: {"threshold": p.threshold, **p.about} for name, p in self.points.items()}
+        several = {"findings": [finding.as_dict() for finding in self.findings]} if self.findings else {}
         return {
-            "schema": SCHEMA,
+            **several,
+            "schema": SCHEMA_OF_FINDINGS if several else SCHEMA,
             "about": "A Firn predictor for research; not a medical device.",
             "name": self.name,
             "classes": list(self.classes),
@@ -115,18 +132,21 @@ class _Fault(Exception):
 
 
 def _contents(values: Mapping[str, Any]) -> Contents:
-    if (schema := _get(values, "schema", int)) != SCHEMA:
-        raise _Fault(f"expected schema {SCHEMA}, got {schema}, which another version of Firn wrote")
+    findings = tuple(_finding(item) for item in _items(values, "findings")) if "findings" in values else ()
+    if (schema := _get(values, "schema", int)) != (wanted := SCHEMA_OF_FINDINGS if findings else SCHEMA):
+        raise _Fault(f"expected schema {wanted}, got {schema}, which another version of Firn wrote")
     classes = _texts(values, "classes")
-    if not 2 <= len(classes) <= MOST_CLASSES or len(set(classes)) < len(classes):
+    if findings and len(findings) != len(classes):
+        raise _Fault(f"expected {len(classes)} findings, got {len(findings)}")
+    if not (1 if findings else 2) <= len(classes) <= MOST_CLASSES or len(set(classes)) < len(classes):
         raise _Fault(f"expected 2 or more different classes, got {len(classes)}")
     networks = tuple(_network(item) for item in _items(values, "networks"))
     parts = tuple(_part(item, len(networks)) for item in _items(values, "parts"))
     stack = _get(values, "stack", str)
     if not networks or not parts or (len(parts) > 1 and not stack):
         raise _Fault("expected a network, and one part or a stack of several")
-    points = {str(n): _point(_mapping(p, f"point {n}")) for n, p in _get(values, "points", dict).items()}
-    if points and len(classes) != 2:
+    points = _points(values)
+    if points and (findings or len(classes) != 2):
         raise _Fault("operating points need two classes")
     outliers = values.get("outliers")
     files = _get(values, "files", dict)
@@ -138,12 +158,21 @@ def _contents(values: Mapping[str, Any]) -> Contents:
         networks,
         parts,
         stack,
-        _calibration(values.get("calibration"), len(classes)),
+        None if findings else _calibration(values.get("calibration"), len(classes)),
         points,
         None if outliers is None else _outliers(_mapping(outliers, "outliers"), len(networks)),
         files,
         _get(values, "card", dict),
+        findings,
     )
+
+
+def _points(values: Mapping[str, Any]) -> dict[str, Point]:
+    return {str(n): _point(_mapping(p, f"point {n}")) for n, p in _get(values, "points", dict).items()}
+
+
+def _finding(values: Mapping[str, Any]) -> Finding:
+    return Finding(_points(values), _calibration(values.get("calibration"), 2))
 
 
 def _network(values: Mapping[str, Any]) -> Network:

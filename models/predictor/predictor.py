@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -35,7 +35,7 @@ class Prediction:
     names: list[str]  # (n,)
     proba: Floats  # (n, K), as the comparison has them
     calibrated: Floats  # (n, K), with the bundle's calibration; the same where it has none
-    decision: NDArray[np.int64]  # (n,)
+    decision: NDArray[np.int64]  # (n,), of several findings (n, L) of 0 and 1
     distance: Floats  # (n,) from the training images, about 1 for such; NaN where the bundle cannot tell
     outlier: NDArray[np.bool_]  # (n,)
     classes: tuple[str, ...]
@@ -44,7 +44,10 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """Return the name of the class decided for each image."""
+        """Return the name of the class decided for each image; of several findings those that are present, by |."""
+        if self.decision.ndim == 2:
+            names = np.array(self.classes)
+            return ["|".join(names[row == 1]) for row in self.decision]
         return [self.classes[k] for k in self.decision]
 
 
@@ -70,6 +73,18 @@ class Predictor:
         self._geometries = tuple(dict.fromkeys(lane.geometry for lane in lanes))
 
     @property
+    def several(self) -> bool:
+        """Return whether images have several findings each, which `classes` names."""
+        return bool(self.contents.findings)
+
+    def thresholds(self, point: str = "") -> Floats:
+        """Return the probability from which each of several findings is decided, (L,): by a name, or one for all."""
+        usual = point or "youden"
+        if any(usual in finding.points for finding in self.contents.findings):
+            return np.array([f.points[usual].threshold if usual in f.points else 0.5 for f in self.contents.findings])
+        return np.full(len(self.classes), _share(point, self.contents.findings[0].points) if point else 0.5)
+
+    @property
     def points(self) -> dict[str, float]:
         """Return the operating points: name -> threshold of class 1 of two; empty for more classes."""
         return {name: point.threshold for name, point in self.contents.points.items()}
@@ -86,7 +101,7 @@ class Predictor:
         left_out = {name: why for piece in pieces for name, why in piece.left_out.items()}
         if left_out and strict:
             raise BadImage(next(iter(left_out.values())))
-        return joined(pieces, self.classes)
+        return joined(pieces, self.classes, several=self.several)
 
     def stream(self, images: Sequence[Image], *, point: str = "", workers: int = 0) -> Iterator[Prediction]:
         """Yield predictions batch by batch, unreadable images left out; see `__call__`."""
@@ -103,7 +118,7 @@ class Predictor:
         wanted: Callable[[bytes], bool] = lambda sha256: True,
     ) -> Iterator[Prediction]:
         """Yield predictions of images of a data set as `stream` does, without those whose sha256 is not `wanted`."""
-        threshold = self.threshold(point)
+        threshold = self.thresholds(point) if self.several else self.threshold(point)
         workers = workers or os.cpu_count() or 1
         coming = prepare(
             source,
@@ -139,44 +154,47 @@ class Predictor:
 
     def threshold(self, point: str = "") -> float | None:
         """Return the probability of class 1 from which it is decided; None for more classes than two."""
-        if len(self.classes) != 2:
-            if point:
+        if len(self.classes) != 2 or self.several:
+            if point and not self.several:
                 raise unknown("operating point", point, ["none: there are more than two classes"])
             return None
         if not point:
             return next(iter(self.points.values()), 0.5)
         if point in self.points:
             return self.points[point]
-        try:
-            number = float(point)
-        except ValueError:
-            number = np.nan
-        if not 0 <= number <= 1:
-            raise unknown("operating point", point, [*self.points, "a number from 0 to 1"])
-        return number
+        return _share(point, self.points)
 
     def features(self, pixels: dict[Any, NDArray[Any]]) -> list[Features]:
         """Return what every network sees in pixels (n, C, S, S) of each geometry."""
         return [lane(pixels[lane.geometry]) for lane in self._lanes]
 
     def _of_batch(
-        self, ids: list[str], ready: Sequence[Prepared], threshold: float | None, left_out: dict[str, str]
+        self, ids: list[str], ready: Sequence[Prepared], threshold: Any, left_out: dict[str, str]
     ) -> Prediction:
         names = [ids[p.image] for p in ready]
         if not ready:
-            return _nothing(self.classes, left_out)
+            return _nothing(self.classes, left_out, several=self.several)
         columns = zip(*(p.pixels for p in ready), strict=True)
         pixels = {g: stacked(list(column)) for g, column in zip(self._geometries, columns, strict=True)}
         features = self.features(pixels)
         proba = self.proba_of(features)
         calibration = self.contents.calibration
-        decision = proba.argmax(axis=1) if threshold is None else (proba[:, 1] >= threshold).astype(np.int64)
+        if self.several:
+            decision = (proba >= threshold).astype(np.int64)
+        else:
+            decision = proba.argmax(axis=1) if threshold is None else (proba[:, 1] >= threshold).astype(np.int64)
         distance = self.distance_of(features)
         limit = self._outliers.threshold if self._outliers else np.inf
         votes = self._models[0].votes(features) if self._explained else None
-        calibrated = calibration(proba) if calibration else proba
+        calibrated = self._calibrated(proba) if self.several else calibration(proba) if calibration else proba
         outlier = distance > limit
         return Prediction(names, proba, calibrated, decision, distance, outlier, self.classes, left_out, votes)
+
+    def _calibrated(self, proba: Floats) -> Floats:
+        """Return the probability of each finding, (n, L), with its own calibration."""
+        pairs = zip(self.contents.findings, proba.T, strict=True)
+        columns = [f.calibration(np.stack([1 - p, p], axis=1))[:, 1] if f.calibration else p for f, p in pairs]
+        return np.stack(columns, axis=1)
 
     def proba_of(self, features: Sequence[Features]) -> Floats:
         """Return probabilities, (n, K)."""
@@ -228,12 +246,12 @@ class _Given:
         raise NotImplementedError("given images are always read")
 
 
-def joined(pieces: Sequence[Prediction], classes: tuple[str, ...]) -> Prediction:
+def joined(pieces: Sequence[Prediction], classes: tuple[str, ...], *, several: bool = False) -> Prediction:
     """Return predictions one after the other."""
     full = [piece for piece in pieces if piece.names]
     left_out = {name: why for piece in pieces for name, why in piece.left_out.items()}
     if not full:
-        return _nothing(classes, left_out)
+        return _nothing(classes, left_out, several=several)
     names = ("proba", "calibrated", "decision", "distance", "outlier")
     arrays: dict[str, Any] = {name: np.concatenate([getattr(piece, name) for piece in full]) for name in names}
     votes = [piece.votes for piece in full if piece.votes is not None]
@@ -243,7 +261,19 @@ def joined(pieces: Sequence[Prediction], classes: tuple[str, ...]) -> Prediction
     )
 
 
-def _nothing(classes: tuple[str, ...], left_out: dict[str, str]) -> Prediction:
+def _share(point: str, known: Mapping[str, Any]) -> float:
+    """Return an operating point that is a number. Raises UnknownName for another."""
+    try:
+        number = float(point)
+    except ValueError:
+        number = np.nan
+    if not 0 <= number <= 1:
+        raise unknown("operating point", point, [*known, "a number from 0 to 1"])
+    return number
+
+
+def _nothing(classes: tuple[str, ...], left_out: dict[str, str], *, several: bool) -> Prediction:
     none = np.empty((0, len(classes)))
     empty = np.empty(0)
-    return Prediction([], none, none, empty.astype(np.int64), empty, empty.astype(bool), classes, left_out)
+    decision = none if several else empty
+    return Prediction([], none, none, decision.astype(np.int64), empty, empty.astype(bool), classes, left_out)

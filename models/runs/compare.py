@@ -22,6 +22,7 @@ from models.metrics import (
     compare_with,
     score_of_the_chosen,
 )
+from models.metrics.findings import macro_auc, macro_log_loss
 from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, examine, examined
 from models.runs.headline import headline
 from models.runs.record import Run
@@ -30,12 +31,25 @@ from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, s
 from models.runs.summary import commands, protocol
 from models.validation.predictions import Predictions
 
+CHOICE = "roc_auc"  # the metric by which validation chooses
+
+
+def area_of(held: Predictions) -> float:
+    """Return the ROC AUC by which out-of-fold predictions are chosen; of several findings the mean over them."""
+    if held.several:
+        return macro_auc(held.y, held.proba, held.fold)
+    return METRICS[CHOICE](held.y, held.proba, folds=held.fold)
+
+
+def loss_of(held: Predictions) -> float:
+    """Return the log loss, of several findings the mean over them."""
+    return macro_log_loss(held.y, held.proba) if held.several else METRICS["log_loss"](held.y, held.proba)
+
 
 def rank(run: Run) -> tuple[float, float, str]:
     """Return what sorts the best validation first, as in a comparison: area, log loss of equals, name."""
     held = run.predictions.part(test=False)
-    area, loss = (METRICS[name](held.y, held.proba, folds=held.fold) for name in ("roc_auc", "log_loss"))
-    return (-area, loss, run.name)
+    return (-area_of(held), loss_of(held), run.name)
 
 
 def choose(runs: Sequence[Run]) -> Run:
@@ -43,7 +57,6 @@ def choose(runs: Sequence[Run]) -> Run:
     return min(runs, key=rank)
 
 
-CHOICE = "roc_auc"  # the metric by which validation chooses
 ALPHA = 0.05  # of the corrected tests
 UNTESTED = "cannot be tested"  # the verdict where there is no p-value, which is no tie
 
@@ -67,7 +80,7 @@ def against_the_first(
         level=LEVEL,
         seed=seed,
     )
-    return [None, *(_verdict(test, margin) for test in tests)]
+    return [None, *(verdict_of(test, margin) for test in tests)]
 
 
 def against_each_other(
@@ -76,10 +89,11 @@ def against_each_other(
     """Compare the second of each pair of predictions with the first, in simultaneous paired tests."""
     first, draws = pairs[0][0], {"seed": seed, "n_bootstrap": n_bootstrap}
     probas = [(a.proba, b.proba) for a, b in pairs]
-    return list(map(_verdict, compare_pairs(first.y, probas, first.groups, folds=first.fold, level=LEVEL, **draws)))
+    return list(map(verdict_of, compare_pairs(first.y, probas, first.groups, folds=first.fold, level=LEVEL, **draws)))
 
 
-def _verdict(test: SimultaneousTest, margin: float = 0.0) -> Verdict:
+def verdict_of(test: SimultaneousTest, margin: float = 0.0) -> Verdict:
+    """Return the difference and the verdict of one of several tests, held against a margin of equivalence if given."""
     distinguishable = bool(test.p_adjusted < ALPHA)  # NaN, where the images cannot tell, is not
     side = "higher" if test.difference.value > 0 else "lower"
     return Verdict(

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.cache.content import Digests
 from features.cache.entry import Entry, cache_root, read_unknown
 from features.cache.index import Manifest
 from features.cache.verify import find_entries
 from features.datasets import Dataset
+from features.datasets.findings import findings_of, label_matrix, label_names
 from features.datasets.packed import Packed
 from features.errors import FirnError
 from features.progress import say
@@ -55,7 +57,7 @@ def stale_runs(dataset: Dataset) -> Iterator[tuple[Path, str]]:
         return
     for path in sorted((artifacts_root() / "heads").rglob("run.json")):
         record = load_record(path.parent)
-        if record is None or record.dataset != dataset.name or record.labels not in {"classes", *dataset.label_views}:
+        if record is None or record.dataset != dataset.name or record.labels not in label_names(dataset):
             continue
         if record.labels not in now:
             now[record.labels] = current_manifest(dataset, record.labels)
@@ -69,7 +71,7 @@ def current_manifest(dataset: Dataset, labels: str) -> str:
     Only images whose size or times have changed are read. Raises UnknownName for labels that the data set has not.
     """
     manifest = dataset.source.pack.manifest() if isinstance(dataset.source, Packed) else _manifest(dataset)
-    return manifest_digest(manifest, label_view(manifest, labels)[0])
+    return manifest_digest(manifest, class_names(manifest, labels))
 
 
 def _manifest(dataset: Dataset) -> Manifest:
@@ -80,7 +82,8 @@ def _manifest(dataset: Dataset) -> Manifest:
     splits, groups = (
         np.char.encode(column[at].astype(np.str_), "utf-8") for column in (dataset.splits, dataset.groups)
     )
-    about = {"classes": list(dataset.classes), "label_views": dataset.label_views}
+    about = {"classes": list(dataset.classes), "label_views": dataset.label_views, "findings": dataset.findings}
+    about["dataset"] = dataset.name
     labels = dataset.labels[at].astype(np.int64)
     return Manifest(found.ids[at], found.sha256[at], labels, splits, groups, {}, {}, about)
 
@@ -105,9 +108,14 @@ def differences(run: Run, dataset: Dataset) -> Iterator[str]:
         yield f"{gone:,} of its images are gone"
     if new := len(dataset.ids) - len(now):
         yield f"{new:,} images are new"
-    if record.labels == "classes" and record.classes != tuple(dataset.classes):
+    plain = record.labels == "classes" and not seen.several and not dataset.findings
+    if plain and record.classes != tuple(dataset.classes):
         yield f"its classes are {', '.join(record.classes)} in this order, now {', '.join(dataset.classes)} (POSITIVE=)"
-    if record.labels == "classes":
+    if seen.several != (bool(dataset.findings) and record.labels == "classes"):
+        yield "images have several findings now" if dataset.findings else "images have one label now"
+    elif seen.several and (words := _changed_findings(run, dataset, at, now)):
+        yield words
+    if plain:
         classes = np.array(dataset.classes)[dataset.labels[now]]
         if changed := int((np.array(record.classes)[seen.y[at]] != classes).sum()):
             yield f"{changed:,} labels have changed"
@@ -117,10 +125,28 @@ def differences(run: Run, dataset: Dataset) -> Iterator[str]:
         yield f"{moved:,} images are in another split"
 
 
+def _changed_findings(run: Run, dataset: Dataset, at: NDArray[np.intp], now: NDArray[np.intp]) -> str:
+    """Say how the labels of a run's findings differ from those of today; empty where they do not."""
+    if lost := [name for name in run.record.classes if name not in dataset.findings]:
+        return f"findings are gone: {', '.join(lost)}"
+    columns = [dataset.findings.index(name) for name in run.record.classes]
+    matrix = label_matrix(dataset.classes)[dataset.labels[now]][:, columns]
+    changed = int((run.predictions.y[at] != matrix).sum())
+    return f"{changed:,} labels have changed" if changed else ""
+
+
+def class_names(manifest: Manifest, labels: str) -> tuple[str, ...]:
+    """Return the classes under a view of the labels, or the names of all findings. Raises UnknownName."""
+    findings = findings_of(manifest.about)
+    return findings if findings and labels == "classes" else label_view(manifest, labels)[0]
+
+
 def manifest_digest(manifest: Manifest, classes: Sequence[str]) -> str:
     """Return a digest of classes, names, contents, labels, splits and groups, in the order of names."""
     order = np.argsort(manifest.ids, kind="stable")
     hasher = hashlib.sha256(repr(tuple(classes)).encode())
+    if findings := findings_of(manifest.about):
+        hasher.update(repr((findings, tuple(manifest.about["classes"]))).encode())
     for column in (manifest.ids, manifest.sha256, manifest.labels, manifest.splits, manifest.groups):
         hasher.update(repr(column.dtype).encode() + np.ascontiguousarray(column[order]).tobytes())
     return hasher.hexdigest()

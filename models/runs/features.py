@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from features.backbones.registry import domains, file_name
 from features.backbones.weights import finetuned_root
 from features.cache.pack import Pack
+from features.datasets.findings import findings_of, groups_with, label_matrix
 from features.errors import BadDataset, CacheError
 from features.options import DatasetOptions, make_command, replaced
 from features.progress import say, shown
@@ -37,7 +38,7 @@ from features.views import (
 )
 from models.finetuning.checkpoints import load_seen
 from models.heads import HEADS, make_head, save_head
-from models.runs.current import manifest_digest
+from models.runs.current import class_names, manifest_digest
 from models.runs.options import RunOptions
 from models.runs.record import Run, RunRecord, load_record, load_run, runs_root, save_run
 from models.runs.seeds import spread
@@ -58,8 +59,8 @@ class Stage:
         self.entries, self.data, self.run, self.until = tuple(entries), data, run, until
         self.name = "+".join(entry.key.backbone for entry in entries)
         self._manifests = [load_manifest(entry) for entry in entries]
-        self._classes, self._merged = label_view(self._manifests[0], run.labels)
-        digests = {manifest_digest(manifest, self._classes) for manifest in self._manifests}
+        self._classes, self._merged = self._labels()
+        digests = {manifest_digest(m, class_names(m, run.labels)) for m in self._manifests}
         if len(digests) > 1:
             again = make_command("extract", data, backbone=self.name.replace("+", " "))
             raise CacheError(
@@ -68,6 +69,33 @@ class Stage:
         self.digest = digests.pop()
         self._check_unseen()
         self._last: tuple[object, View] | None = None  # one view at a time: maps are large
+
+    @property
+    def several(self) -> bool:
+        """Return whether images have several findings each, all of which are learned."""
+        return self._merged.ndim == 2
+
+    def _labels(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """Return the classes and the new label of each old one; of all findings their names and a row of labels each.
+
+        Findings that too few groups to learn from have, or have not, are left out by name.
+        """
+        manifest = self._manifests[0]
+        names = findings_of(manifest.about)
+        if not names or self.run.labels != "classes":
+            return label_view(manifest, self.run.labels)
+        rows = label_matrix(manifest.about["classes"])
+        rules = self.run.rules
+        learns = learned(np.char.decode(manifest.splits, "utf-8"), rules)
+        matrix, groups = rows[manifest.labels[learns]], manifest.groups[learns]
+        enough = np.minimum(*(groups_with(matrix == side, groups) for side in (0, 1))) >= rules.folds
+        few = f"fewer than {rules.folds} groups to learn from with it, or without"
+        if not enough.any():
+            raise BadDataset(f"each finding of {manifest.about['dataset']} has {few}; add images")
+        if not enough.all():
+            left = ", ".join(name for name, there in zip(names, enough, strict=True) if not there)
+            say(f"left out, for {few}: {left}")
+        return tuple(name for name, there in zip(names, enough, strict=True) if there), rows[:, enough]
 
     def _check_unseen(self) -> None:
         """Raise CacheError for a backbone that was fine-tuned on some of these very images: it has seen their labels.
@@ -149,13 +177,19 @@ class Stage:
         return lacks_seeds(self.folder(described, name), self._identity(name, chosen, described), seeds)
 
     def view(self, name: str, blocks: str, pool: str) -> tuple[str, View]:
-        """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted."""
+        """Return what a head sees, in words and in numbers. CacheError where it cannot run on what was extracted.
+
+        FirnError for several findings per image, of which a caller of this knows one alone.
+        """
+        label_view(self._manifests[0], self.run.labels)
         if (found := self._choose(name, blocks, pool, insist=True)) is None:
             raise CacheError(f"{name} needs feature maps of one backbone, and {self.name} is several")
         return f"{self.name} {found[1]}", self._view(name, found[0], pool)
 
     def _choose(self, name: str, blocks: str, pool: str, insist: bool) -> tuple[Chosen, str] | None:
         """Return the blocks of each entry that a head sees, and the view in words; None, and a line, for none."""
+        if not self.knows(name, insist=insist):
+            return None
         of_maps = HEADS[name].input == "maps"
         chosen = self._map_blocks(insist) if of_maps else self._blocks(blocks)
         if chosen:
@@ -164,6 +198,15 @@ class Stage:
         how = f"; {self._again(entry, entry.key.blocks[-1])}" if len(self.entries) == 1 else " of one backbone"
         say(f"{name} on {self.name} is left out: it needs feature maps{how}")
         return None
+
+    def knows(self, name: str, *, insist: bool) -> bool:
+        """Tell whether a head can learn these labels; say, or raise where it was asked for by name, that it cannot."""
+        if not self.several or HEADS[name].findings:
+            return True
+        if insist:
+            make_head(name, findings=True)
+        say(f"{name} is left out: it knows one finding at a time, LABELS=finding:{self._classes[0]}")
+        return False
 
     def folder(self, described: str, name: str) -> Path:
         """Return the folder of a run."""
@@ -222,7 +265,9 @@ class Stage:
             read = _maps if of_maps else partial(_pooled, pool=pool)
             views = [read(entry, some) for entry, some in zip(self.entries, blocks, strict=True)]
             view = join([view._replace(X=view.X[:]) for view in views]) if len(views) > 1 else views[0]
-            self._last = (wanted, self._checked(view._replace(y=self._merged[view.y])))
+            view = view._replace(y=self._merged[view.y])
+            unlabelled = not self.several and bool((view.y < 0).any())
+            self._last = (wanted, self._checked(view.take(view.y >= 0) if unlabelled else view))
         return self._last[1]
 
     def _checked(self, view: View) -> View:
@@ -230,7 +275,7 @@ class Stage:
         rules = self.run.rules
         to_learn = learned(view.splits, rules)
         unit = self._manifests[0].about["grouped_by"] or "image"
-        for label, name in enumerate(self._classes):
+        for label, name in enumerate(() if self.several else self._classes):
             own = to_learn & (view.y == label)
             groups = len(np.unique(view.groups[own]))
             if rules.exact and 2 <= groups < rules.folds:
@@ -263,6 +308,7 @@ class Stage:
             asked_with=self.data.more or None,
             labels=self.run.labels,
             classes=self._classes,
+            several=self.several,
             protocol=self.run.protocol,
             asked_folds=self.run.folds,
             asked_repeats=self.run.repeats,
@@ -285,7 +331,10 @@ def _short(sha256: NDArray[np.bytes_]) -> set[str]:
 def _counts(view: View, classes: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return the images of each class in each split."""
     splits = np.unique(view.splits)
-    return {str(s): {c: int(((view.splits == s) & (view.y == k)).sum()) for k, c in enumerate(classes)} for s in splits}
+    own = [view.y[:, k] == 1 if view.y.ndim == 2 else view.y == k for k in range(len(classes))]
+    return {
+        str(s): {c: int((at & (view.splits == s)).sum()) for c, at in zip(classes, own, strict=True)} for s in splits
+    }
 
 
 def _maps(entry: Cached, blocks: Sequence[str]) -> View:
@@ -323,7 +372,7 @@ def lacks_seeds(folder: Path, identity: str, seeds: int) -> bool:
 def fitted(name: str, view: View, what: str, *, seed: int, folds: int, protocol: Protocol, until: float) -> Fitted:
     """Fit a head of a seed in the folds of another, with a progress bar that says `what`. Raises OutOfTime."""
     with shown(what, "fits") as progress:
-        make = partial(make_head, name, seed=seed)
+        make = partial(make_head, name, seed=seed, findings=view.y.ndim == 2)
         return fit(make, [view], protocol, seed=folds, progress=progress, until=until)
 
 

@@ -139,6 +139,10 @@ class FinetuneJob:
         key = spec.key(preprocess=own.preprocess, precision=own.entry.key.precision, stored=own.entry.key.stored)
         return replace(own, spec=spec, entry=open_entry(own.dataset.name, key))
 
+    def _labelled(self, rows: View) -> View:
+        """Return the rows that the view has: those with a label."""
+        return rows.take(np.isin(rows.ids, self.view.ids))
+
     def folder(self, networks: str = "") -> Path:
         """Return the folder of the run, or of the one that is otherwise the same but for its `networks`."""
         root = runs_root(self.request.dataset.name, *self.run.scheme)
@@ -166,7 +170,8 @@ class FinetuneJob:
         if self.after == IMAGES:
             yield self._images
             return
-        streams = [map_rows(request.entry, self.after) for request in self.requests]
+        every = (map_rows(request.entry, self.after) for request in self.requests)
+        streams = [rows if len(rows.ids) == len(self.view.ids) else self._labelled(rows) for rows in every]
         try:
             yield Inputs(streams)
         finally:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from models.metrics.sample_size import FEWEST_OF_CLASS
-from models.runs.results import ComparisonResult, RunResult, Score
+from models.runs.results import ComparisonResult, Score, Verdict
 from models.runs.summary import plural
 
 VERDICTS = (
@@ -24,10 +25,12 @@ def headline(results: ComparisonResult) -> str:
     best = "The best model" if others else "The only model"
     area = f"{'AUC' if results.dataset.positive else 'a mean AUC of'} {in_words(score)}"
     if results.tested:
-        return f"{best} {_separates(results)} with {area} on {_images(results)}{_others(others)}."
+        return f"{best} {_separates(results)} with {area} on {_images(results)}{others_in_words(others)}."
     corrected = f", {in_words(results.corrected)} when corrected for the choice" if results.corrected else ""
     unseen = "that it had not learned from (cross-validation; there are no test images)"
-    return f"{best} {_separates(results)} with {area}{corrected}, on {_images(results)} {unseen}{_others(others)}."
+    return (
+        f"{best} {_separates(results)} with {area}{corrected}, on {_images(results)} {unseen}{others_in_words(others)}."
+    )
 
 
 def in_words(score: Score) -> str:
@@ -76,7 +79,16 @@ def technical(results: ComparisonResult) -> str:
     return f"{chosen}. The choice looked at no test image." if others and results.tested else f"{chosen}."
 
 
-def _others(others: Sequence[RunResult]) -> str:
+class Compared(Protocol):
+    """A run that was compared with the chosen one."""
+
+    @property
+    def against_chosen(self) -> Verdict | None:
+        """Return the paired test against the chosen run."""
+
+
+def others_in_words(others: Sequence[Compared]) -> str:
+    """Say how many of the other runs are as good as the chosen one, as far as the images can tell; empty for none."""
     verdicts = [row.against_chosen.verdict for row in others if row.against_chosen]
     said = [
         _of(verdicts.count(verdict), len(others), several, one) + f" {words}"

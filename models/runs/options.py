@@ -8,7 +8,8 @@ from pathlib import Path
 from features.backbones.registry import BACKBONES, architecture, domains, file_name
 from features.backbones.weights import find
 from features.cache.pack import is_pack
-from features.errors import BadBundle, CacheError, unknown
+from features.datasets.findings import ONE, label_names
+from features.errors import BadBundle, CacheError, FirnError, unknown
 from features.options import DatasetOptions, make_command, names_in, option
 from features.views import choose_pool
 from models.heads import HEADS, choose_heads
@@ -76,6 +77,15 @@ class HeadOptions:
         return self.heads != "all"
 
 
+def require_one_finding(run: Run) -> None:
+    """Raise FirnError, with what to type, for a run of several findings per image."""
+    if run.record.several:
+        again = make_command("extract train-heads", run.record.data, labels=f"{ONE}{run.record.classes[0]}")
+        raise FirnError(
+            f"{run.name} is of {len(run.record.classes)} findings per image, and this takes one at a time; run: {again}"
+        )
+
+
 @dataclass(frozen=True)
 class ModelSelector:
     """Which runs are meant: a path, or those of a data set under one protocol."""
@@ -91,10 +101,13 @@ class ModelSelector:
         """Return the bundle that was named; None where the path of a run, or none, was."""
         return Path(self.model) if self.model and is_bundle(Path(self.model)) else None
 
-    def load(self) -> Run:
-        """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle."""
+    def load(self, *, several: bool = False) -> Run:
+        """Return the run in the folder that was named, or the one of best validation. Raises CacheError, BadBundle.
+
+        `several` tells whether the caller knows runs of several findings per image; else FirnError for one.
+        """
         if not self.model:
-            return _kept(choose(self.load_all()))
+            return _kept(choose(self.load_all(several=several)))
         if self.bundle:
             raise BadBundle(f"{self.model} is a bundle, and this takes the folder of the run that it was made of")
         if load_record(Path(self.model)) is None:
@@ -103,15 +116,20 @@ class ModelSelector:
                 "(with a run.json, below artifacts/heads); or leave MODEL= away and name the DATASET="
             )
         run = _kept(load_run(Path(self.model)))
+        if not several:
+            require_one_finding(run)
         say_if_stale(run)
         return run
 
-    def load_all(self) -> list[Run]:
-        """Return all runs of the data set, as it is now, that are meant. CacheError, with what to type, for none."""
+    def load_all(self, *, several: bool = False) -> list[Run]:
+        """Return all runs of the data set, as it is now, that are meant. CacheError, with what to type, for none.
+
+        `several` as in `load`.
+        """
         dataset, backbones, heads = self.data.load(), names_in(self.backbone), names_in(self.heads)
         for kind, names, known in (
-            ("labels", [self.run.labels], {*dataset.label_views, "classes"}),
-            ("head", heads, {*HEADS, FINETUNED}),
+            ("labels", [self.run.labels], label_names(dataset)),
+            ("head", heads, [*HEADS, FINETUNED]),
         ):
             for name in names:
                 if name not in known:
@@ -127,6 +145,8 @@ class ModelSelector:
             raise CacheError(
                 f"no run of {dataset.name} is of its images, labels and splits as they are now; run: {self.command()}"
             )
+        if not several:
+            require_one_finding(current[0])
         return current
 
     def command(self) -> str:

@@ -52,9 +52,10 @@ class RunRecord:
     repeats: int
     seconds: Mapping[str, float]  # oof, fit, predict
     features: int
-    asked_with: Mapping[str, Any] | None = None  # root, target, positive and test, where they were given
+    asked_with: Mapping[str, Any] | None = None  # root, target, positive, ..., where they were given
     asked_folds: int = 0  # FOLDS=; 0 where the protocol says
     asked_repeats: int = 0  # REPEATS=, likewise
+    several: bool = False  # whether images have several findings each, which `classes` names
     identity: str = ""  # digest of all that the run depends on
     bases: tuple[str, ...] = ()  # of a stack: the folders of its runs
     nested: int = 0  # of a stack: of how many runs its weights for a fold come from models that had not seen it
@@ -93,12 +94,12 @@ class RunRecord:
     @property
     def positive(self) -> str | None:
         """Return the positive one of two classes; None for more."""
-        return self.classes[1] if len(self.classes) == 2 else None
+        return self.classes[1] if len(self.classes) == 2 and not self.several else None
 
     @property
     def positive_is_guess(self) -> bool:
         """Return whether neither a name nor the user says which of two classes is the positive one."""
-        return is_guess(self.classes) and not self.data.positive
+        return not self.several and is_guess(self.classes) and not self.data.positive
 
     def to_json(self) -> dict[str, Any]:
         """Return what `run.json` holds; fields that say nothing of this run are left away."""

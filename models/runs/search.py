@@ -12,7 +12,7 @@ from typing import NamedTuple
 from features.errors import CacheError
 from features.progress import say
 from models.heads import HEADS
-from models.metrics import METRICS
+from models.runs.compare import area_of
 from models.runs.features import Stage
 from models.runs.record import load_run
 from models.runs.stack import FEWEST, base_runs, train_stack
@@ -96,7 +96,8 @@ def search(dataset: str, stages: Sequence[Stage], heads: Sequence[str]) -> list[
     ranked = sorted(known.results.values(), key=lambda r: -r.area)
     lines = [f"{r.area:.4f} {r.trial.head} on {r.trial.stage.name} {r.folder}" for r in ranked]
     backbones = [stage.name for stage in known.stages]
-    if "stack" in heads and len(base_runs(dataset, first.data, first.run, backbones, heads)) >= FEWEST:
+    stacked = "stack" in heads and first.knows("stack", insist=False)
+    if stacked and len(base_runs(dataset, first.data, first.run, backbones, heads)) >= FEWEST:
         folder = train_stack(dataset, first.data, first.run, backbones, heads, nest=False)  # a second or two
         lines.insert(0, f"{_area(folder):.4f} stack {folder}")
     say(f"{len(ranked)} combinations were tried, {known.left_out} left out for want of time; areas are out of fold")
@@ -147,5 +148,5 @@ def _result(trial: Trial, folder: Path) -> Result:
 
 def _area(folder: Path) -> float:
     held = load_run(folder).predictions.part(test=False)
-    area = METRICS["roc_auc"](held.y, held.proba, folds=held.fold)
+    area = area_of(held)
     return -math.inf if math.isnan(area) else area

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from models.metrics import METRICS
 from models.metrics.bootstrap import quantile
+from models.runs.compare import area_of
 from models.runs.record import RunRecord
 from models.validation.predictions import Predictions
 
@@ -30,7 +30,7 @@ def spread(of: str, first: int, predictions: Sequence[Predictions]) -> dict[str,
 
 
 def _area(part: Predictions) -> float:
-    return METRICS["roc_auc"](part.y, part.proba, folds=part.fold)
+    return area_of(part)
 
 
 def _described(values: Sequence[float]) -> dict[str, Any] | None:

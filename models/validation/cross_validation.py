@@ -63,6 +63,11 @@ def choose_protocol(name: str, folds: int = 0, repeats: int = 0) -> Protocol:
     return replace(row, repeats=repeats or row.repeats, folds=folds or row.folds, exact=folds > 0)
 
 
+def columns_of(y: NDArray[np.int64]) -> int:
+    """Return how many probabilities an image has: of classes (n,), or of findings (n, L)."""
+    return int(y.shape[1]) if y.ndim == 2 else int(y.max()) + 1
+
+
 def learned(splits: NDArray[np.str_], protocol: Protocol) -> NDArray[np.bool_]:
     """Return which images are learned from, (n,): all but the test split, or all where none is kept apart."""
     return np.asarray((splits != "test") | (not protocol.tests))
@@ -97,13 +102,13 @@ def fit(
     train = learned(views[0].splits, protocol)
     parts = [view.take(train) for view in views]
     y, groups = parts[0].y, parts[0].groups
-    if len(np.unique(y)) < len(np.unique(views[0].y)):
+    if y.ndim == 1 and len(np.unique(y)) < len(np.unique(views[0].y)):
         raise BadDataset("a class has no training image; give every class images outside the test split")
     check_varied(parts[0].X)
     plan = folds_of(y, groups, protocol, seed=seed)
     total, start = int(plan[-1].max()) + 2, time.perf_counter()
     whole: Head | None = None
-    held = np.zeros((len(plan), len(y), int(views[0].y.max()) + 1))
+    held = np.zeros((len(plan), len(y), columns_of(views[0].y)))
     for repeat, folds in enumerate(plan):
         part = parts[min(repeat, len(parts) - 1)]
         done = _Watch(progress, int(folds.min()), int(folds.max()) + 1, total, until)
@@ -146,7 +151,7 @@ def _held_out(
         if nested is not None:
             return own_fold(nested, folds), learner
     names = np.unique(folds).tolist()
-    held = np.zeros((len(folds), int(part.y.max()) + 1))
+    held = np.zeros((len(folds), columns_of(part.y)))
     for done, fold in enumerate(names, start=1):
         own = folds == fold
         learner = make().fit(subset(part.X, ~own), part.y[~own], part.groups[~own])

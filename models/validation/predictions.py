@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +16,26 @@ from features.storage import write_whole
 
 
 class Predictions(NamedTuple):
-    """Predictions sorted by image id: the images once for each repeat of a cross-validation, then the test images."""
+    """Predictions sorted by image id: the images once for each repeat of a cross-validation, then the test images.
+
+    Of several findings per image y is (n, L) of 0, 1 and -1 (missing), and proba (n, L) that of each finding.
+    """
 
     ids: NDArray[np.str_]  # (n,)
     groups: NDArray[np.str_]  # (n,)
     y: NDArray[np.int64]  # (n,)
     proba: NDArray[np.float64]  # (n, K), rows sum to 1
     fold: NDArray[np.int64]  # (n,) the fold in which the image was held out; -1 for test images
+
+    @property
+    def several(self) -> bool:
+        """Return whether images have several findings each."""
+        return self.y.ndim == 2
+
+    def finding(self, k: int) -> Predictions:
+        """Return the predictions of one finding, as of two classes, for the images that have its label."""
+        proba = np.stack([1 - self.proba[:, k], self.proba[:, k]], axis=1)
+        return Predictions(self.ids, self.groups, self.y[:, k], proba, self.fold).take(self.y[:, k] >= 0)
 
     def part(self, *, test: bool) -> Predictions:
         """Return the test images, or the out-of-fold predictions of the training images."""
@@ -38,11 +52,25 @@ def save_predictions(path: Path, predictions: Predictions, classes: tuple[str, .
     names = (*classes, *predictions.ids.tolist(), *predictions.groups.tolist())
     bare = not any("\r" in name for name in names)  # which csv quotes only where it quotes everything
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_MINIMAL if bare else csv.QUOTE_ALL)
-    writer.writerow(["id", "group", "fold", "label", *(f"p_{name}" for name in classes)])
+    writer.writerow(_header(classes, several=predictions.several))
     columns = zip(*(column.tolist() for column in predictions), strict=True)
     for image, group, label, proba, fold in columns:
-        writer.writerow([image, group, "test" if fold < 0 else fold, classes[label], *map(repr, proba)])
+        labels = label_cells(label) if predictions.several else [classes[label]]
+        writer.writerow([image, group, "test" if fold < 0 else fold, *labels, *map(repr, proba)])
     write_whole(path, [text.getvalue().encode()])
+
+
+_LABELS = {1: "1", 0: "0", -1: ""}
+
+
+def label_cells(labels: Sequence[int]) -> list[str]:
+    """Return the labels of the findings of one image as a table has them, empty where one is missing."""
+    return [_LABELS[label] for label in labels]
+
+
+def _header(classes: tuple[str, ...], *, several: bool) -> list[str]:
+    labels = [f"label_{name}" for name in classes] if several else ["label"]
+    return ["id", "group", "fold", *labels, *(f"p_{name}" for name in classes)]
 
 
 def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
@@ -50,14 +78,18 @@ def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
-        if header[4:] != [f"p_{name}" for name in classes]:
-            raise ValueError(f"classes are {header[4:]}, expected {list(classes)}")
+        several = header[3:4] != ["label"]
+        if header != _header(classes, several=several):
+            raise ValueError(f"its columns are {header}, expected classes {list(classes)}")
+        first = 3 + (len(classes) if several else 1)
         ids, groups = (np.array([row[i] for row in rows], dtype=np.str_) for i in (0, 1))
         fold = np.array([-1 if row[2] == "test" else int(row[2]) for row in rows], dtype=np.int64)
-        y = np.array([classes.index(row[3]) for row in rows], dtype=np.int64)
-        proba = np.array([[float(p) for p in row[4:]] for row in rows], dtype=np.float64).reshape(
+        read = {text: label for label, text in _LABELS.items()}
+        labels = [[read[cell] for cell in row[3:first]] if several else classes.index(row[3]) for row in rows]
+        y = np.array(labels, dtype=np.int64).reshape(len(rows), *[len(classes)] * several)
+        proba = np.array([[float(p) for p in row[first:]] for row in rows], dtype=np.float64).reshape(
             len(rows), len(classes)
         )
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise CacheError(f"cannot read {path} ({error}); remove {path.parent} and run: make train-heads") from None
     return Predictions(ids, groups, y, proba, fold)

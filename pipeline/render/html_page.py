@@ -21,6 +21,7 @@ from models.runs.record import Run, RunRecord
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural
+from models.validation.predictions import label_cells
 from pipeline.render import page_figures as figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
 from pipeline.render.forest import Bar, bar_of, forest, forest_scores, scale_of, subgroups_csv
@@ -424,11 +425,17 @@ def _write_examined(folder: Path, results: ComparisonResult, chosen: Run) -> Non
 
 def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
     """Yield a header, then one line per image (or group) of each run, probabilities with all their digits."""
-    classes = runs[0].record.classes
-    yield csv_lines([["id", "group", "split", "fold", "label", *(f"p_{name}" for name in classes), "run"]])
+    classes, several = runs[0].record.classes, runs[0].record.several
+    labels = [f"label_{name}" for name in classes] if several else ["label"]
+    yield csv_lines([["id", "group", "split", "fold", *labels, *(f"p_{name}" for name in classes), "run"]])
     for run, name in zip(runs, run_names(runs), strict=True):
         columns = zip(*(column.tolist() for column in run.predictions), strict=True)
         yield csv_lines(
-            [image, group, *(("test", "") if fold < 0 else ("train", fold)), classes[label], *map(repr, proba), name]
+            [
+                *(image, group, *(("test", "") if fold < 0 else ("train", fold))),
+                *(label_cells(label) if several else [classes[label]]),
+                *map(repr, proba),
+                name,
+            ]
             for image, group, label, proba, fold in columns
         )

@@ -1,0 +1,288 @@
+"""Runs of several findings per image: ranked by the mean area of the findings, with tests on it and on each of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from features.version import firn_version
+from models.metrics import Interval, PairedTest, delong_test, holm, operating_points
+from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, score_findings
+from models.metrics.significance import Areas, compare_areas
+from models.runs.compare import ALPHA, check_same_images, run_names, verdict_of
+from models.runs.headline import others_in_words
+from models.runs.record import Run, RunRecord
+from models.runs.results import Score, Verdict
+from models.runs.scores import LEVEL, as_dict, number, shown
+from models.runs.summary import commands, plural, with_interval
+from models.validation.predictions import Predictions
+
+SCHEMA = 1
+POINTS = ("youden", "sensitivity>=0.95")
+SHOWN = ("roc_auc", "pr_auc", "sensitivity", "specificity")  # of each finding
+
+
+@dataclass(frozen=True)
+class FindingResult:
+    """What one run makes of one finding."""
+
+    name: str
+    images: int  # with its label, on the part that is shown
+    present: int  # of these
+    scores: Mapping[str, Score]  # of SHOWN; decisions by Youden's threshold of out-of-fold predictions
+    thresholds: Mapping[str, float]
+    against_chosen: Mapping[str, float | None] | None = None  # difference in ROC AUC, p, p adjusted over the findings
+
+
+@dataclass(frozen=True)
+class FindingsRunResult:
+    """All that can be said of one run."""
+
+    name: str
+    record: RunRecord
+    images_per_second: float
+    validation: Mapping[str, Score]  # macro roc_auc and pr_auc
+    test: Mapping[str, Score] | None  # None where there are no test images
+    log_loss: float | None  # of validation, the mean over the findings
+    findings: tuple[FindingResult, ...]
+    counted: tuple[str, ...]  # findings in the mean that is shown
+    validation_rank: int = 0
+    against_chosen: Verdict | None = None
+
+    @property
+    def shown(self) -> Mapping[str, Score]:
+        """Return the means on test images, out of fold where there are none."""
+        return self.test or self.validation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result ready for JSON."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        against = self.against_chosen and asdict(self.against_chosen)
+        findings = [asdict(finding) for finding in self.findings]
+        return own | {"record": self.record.to_json(), "findings": findings, "against_chosen": against}
+
+
+@dataclass(frozen=True)
+class FindingsResult:
+    """What `results.json` holds of runs of several findings."""
+
+    runs: tuple[FindingsRunResult, ...]  # best validation first; the first is the chosen one
+    images: Mapping[str, int]  # validation, test
+    together: Sequence[Sequence[int]]  # images with the finding of the row and of the column; alone on the diagonal
+    settings: Mapping[str, Any]
+    commands: Sequence[str]
+    summary: str = ""
+    protocol: Sequence[str] = ()
+
+    @property
+    def chosen(self) -> FindingsRunResult:
+        """Return the run that validation chose."""
+        return self.runs[0]
+
+    @property
+    def dataset(self) -> RunRecord:
+        """Return a record for what all runs have in common."""
+        return self.chosen.record
+
+    @property
+    def tested(self) -> bool:
+        """Return whether there are test images."""
+        return self.chosen.test is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the results ready for JSON."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        names = list(self.dataset.classes)
+        return own | {
+            "schema": SCHEMA,
+            "task": "findings",
+            "findings": names,
+            "chosen": self.chosen.name,
+            "runs": [run.to_json() for run in self.runs],
+            "firn": firn_version(),
+        }
+
+
+def compare_findings(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> FindingsResult:
+    """Return the results of several runs of the same findings, best validation first.
+
+    The run of highest mean out-of-fold ROC AUC (macro) is chosen; on the test images (out of fold where there are none)
+    every other one is compared with it in simultaneous tests on the mean, by the covariance of a bootstrap in which all
+    runs and findings see the same draws of groups, and on each finding by DeLong's test, Holm-corrected over the
+    findings. Raises CacheError for no runs, and for runs that did not see the same images.
+    """
+    names = run_names(runs)
+    check_same_images(runs, names)
+    draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        rows = list(threads.map(partial(score_run, **draws), runs, names))
+    order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
+    parts = [shown(runs[i]) for i in order]
+    verdicts = [None, *_verdicts(parts, **draws)]
+    first = parts[0]
+    ranked = [
+        replace(rows[i], validation_rank=rank, against_chosen=verdict, findings=_tested(rows[i].findings, part, first))
+        for rank, (i, part, verdict) in enumerate(zip(order, parts, verdicts, strict=True), start=1)
+    ]
+    best = runs[order[0]]
+    result = FindingsResult(
+        tuple(ranked),
+        _images(best),
+        together(first.y),
+        {"choice": "macro roc_auc", "level": LEVEL, "alpha": ALPHA, **draws},
+        commands([row.record for row in ranked], seed),
+    )
+    return replace(result, summary=_summary(result), protocol=_protocol(result))
+
+
+def together(y: NDArray[np.int64]) -> list[list[int]]:
+    """Return the images with both findings, (L, L), from labels (n, L); with the finding, on the diagonal."""
+    present = (y == 1).astype(np.int64)
+    counts: list[list[int]] = (present.T @ present).tolist()
+    return counts
+
+
+def score_run(run: Run, name: str, *, seed: int, n_bootstrap: int) -> FindingsRunResult:
+    """Return all that can be said of one run by itself."""
+    held, tested = (run.predictions.part(test=test) for test in (False, True))
+    part, classes = shown(run), run.record.classes
+    points = [_points(held.finding(k)) for k in range(len(classes))]
+    cuts: list[Any] = [own.get("youden") for own in points]
+    if not len(tested.y):
+        cuts = [_of_other_folds(held, k, run.record.folds) for k in range(len(classes))]
+    how: dict[str, Any] = {"level": LEVEL, "seed": seed, "n_bootstrap": n_bootstrap}
+    found = score_findings(part.y, part.proba, part.groups, folds=part.fold, thresholds=cuts, **how)
+    before = found
+    if len(tested.y):
+        before = score_findings(held.y, held.proba, held.groups, folds=held.fold, **how)
+    findings = [_finding(classes[k], part.y[:, k], found.each[k], points[k]) for k in range(len(classes))]
+    return FindingsRunResult(
+        name,
+        run.record,
+        run.images_per_second,
+        _means(before),
+        _means(found) if len(tested.y) else None,
+        number(macro_log_loss(held.y, held.proba)),
+        tuple(findings),
+        tuple(name for name, own in zip(classes, found.counted, strict=True) if own),
+    )
+
+
+def _means(found: FindingScores) -> dict[str, Score]:
+    return {name: as_dict(found.macro[name]) for name in AREAS}
+
+
+def _finding(
+    name: str, y: NDArray[np.int64], found: Mapping[str, Interval], points: Mapping[str, float]
+) -> FindingResult:
+    nothing: Score = dict.fromkeys(("value", "low", "high"))
+    scores = {metric: as_dict(found[metric]) if found else nothing for metric in SHOWN}
+    return FindingResult(name, int((y >= 0).sum()), int((y == 1).sum()), scores, points)
+
+
+def _points(held: Predictions) -> dict[str, float]:
+    """Return the thresholds that out-of-fold predictions of one finding choose."""
+    return {name: at for name, at in operating_points(held.y, held.proba[:, 1]).items() if not math.isnan(at)}
+
+
+def _of_other_folds(held: Predictions, k: int, folds: int) -> NDArray[np.float64]:
+    """Return for each image (n,) the Youden threshold of finding k that the other folds of its repeat choose."""
+    cuts = np.full(len(held.y), 0.5)
+    for fold in np.unique(held.fold).tolist():
+        own = held.fold == fold
+        others = held.take((held.fold // folds == fold // folds) & ~own).finding(k)
+        cuts[own] = _points(others).get("youden", 0.5)
+    return cuts
+
+
+def _choice_key(row: FindingsRunResult) -> tuple[float, float, str]:
+    area = row.validation["roc_auc"]["value"]
+    return (math.inf if area is None else -area, math.inf if row.log_loss is None else row.log_loss, row.name)
+
+
+def _verdicts(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[Verdict]:
+    """Compare the mean area of the first predictions with that of each of the others, in simultaneous tests."""
+    first = parts[0]
+    means = [Means.of(p.y, p.proba, p.groups, p.fold, n_bootstrap=n_bootstrap, seed=seed) for p in parts]
+    areas, evidence = np.array([own.mean("roc_auc") for own in means]), means[0].freedom("roc_auc")
+    covariance = np.full((len(parts), len(parts)), np.nan)
+    if n_bootstrap > 1 and means[0].counted.any():
+        covariance = np.atleast_2d(np.cov(np.stack([own.replicates("roc_auc") for own in means])))
+        covariance *= evidence / max(evidence - 1, 1e-9)
+    others = [(j, 0) for j in range(1, len(parts))]
+    family = list(combinations(range(len(parts)), 2)) if (first.fold >= 0).all() else others
+    tests = compare_areas(Areas(areas, covariance, evidence, means[0].groups), others, family, LEVEL, seed)
+    return [verdict_of(test) for test in tests]
+
+
+def _tested(rows: Sequence[FindingResult], part: Predictions, chosen: Predictions) -> tuple[FindingResult, ...]:
+    """Return each finding with DeLong's test against the chosen run, Holm-corrected over the findings."""
+    if part is chosen:
+        return tuple(rows)
+    tests = [_paired(part.finding(k), chosen.finding(k)) for k in range(len(rows))]
+    adjusted = holm([test.p_value for test in tests]).tolist()
+    return tuple(
+        replace(
+            row,
+            against_chosen={
+                "difference": number(test.difference.value),
+                "p_value": number(test.p_value),
+                "p_adjusted": number(p),
+            },
+        )
+        for row, test, p in zip(rows, tests, adjusted, strict=True)
+    )
+
+
+def _paired(own: Predictions, chosen: Predictions) -> PairedTest:
+    """Test the difference own - chosen in the ROC AUC of one finding, on the same images."""
+    if not len(own.y):
+        return PairedTest(Interval(math.nan, math.nan, math.nan), math.nan)
+    pair = own.proba[:, 1], chosen.proba[:, 1]
+    folds = np.stack([own.fold, chosen.fold])
+    return delong_test(own.y, *pair, own.groups, folds=folds, level=LEVEL)
+
+
+def _images(run: Run) -> dict[str, int]:
+    test = int((run.predictions.fold < 0).sum())
+    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test}
+
+
+def _summary(results: FindingsResult) -> str:
+    """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
+    chosen = results.chosen
+    area, count = with_interval(chosen.shown["roc_auc"]), len(chosen.counted)
+    where = "test" if results.tested else "cross-validated"
+    what = f"mean {where} ROC AUC of {count} finding{'s' * (count != 1)} {area}"
+    return f"{chosen.name} is chosen by validation, {what}{others_in_words(results.runs[1:])}."
+
+
+def _protocol(results: FindingsResult) -> list[str]:
+    """Return in plain sentences how the numbers were made."""
+    data, unit = results.dataset, results.dataset.grouped_by or "image"
+    again = f", {data.repeats} times over with other folds" if data.repeats > 1 else ""
+    left = [name for name in data.classes if name not in results.chosen.counted]
+    rare = f"; too rare there to count in it: {', '.join(left)}" if left else ""
+    where = "test images" if results.tested else "images left out"
+    draws = f"{results.settings['n_bootstrap']:,} bootstrap draws of {plural(unit)}"
+    return [
+        f"Each head was trained {data.folds} times, each time on all but one of {data.folds} folds, with each finding "
+        f"present and absent in the folds alike and no {unit} in two of them{again}. An image without the label of a "
+        "finding has no part in that finding.",
+        "The run of the highest mean validation ROC AUC over the findings (macro) was chosen.",
+        "Decisions are made for each finding, from the threshold of highest sensitivity + specificity (Youden) up; it "
+        "comes from out-of-fold predictions.",
+        f"Intervals of a mean come from {draws}, the same for all findings and runs, on the {where}{rare}; those of a "
+        f"finding's ROC AUC are DeLong's, by {unit}.",
+        "Differences of the mean are tested together, with simultaneous intervals; those of each finding by DeLong's "
+        "test, Holm-corrected over the findings of a run.",
+    ]
