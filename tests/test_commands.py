@@ -229,6 +229,7 @@ WRONG = [
     (f"cache-pack {S} MAPS=3", "no maps/features.5"),
     (f"cache-pack {S} OUT={{file}}/x.h5", "a folder has to be there"),
     ("report DATASET={images} PROTOCOL=loo", "unknown protocol 'loo'"),
+    ("figures DATASET={images} PROTOCOL=loo", "unknown protocol 'loo'"),
     ("cache-repair DATASET={nowhere}", "unknown data set"),
     ("fly", "unknown command 'fly'"),
 ]
