@@ -6,6 +6,7 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
+MOST_NAMES = 200  # listed in a message; more are counted
 PROGRAM = "firn" if __name__.startswith("firn.") else "make"  # what a user types: installed, or in a checkout
 
 
@@ -46,11 +47,12 @@ class ConstantFeatures(FirnError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
-    """Say that `name` is no `kind`, list the `known` ones and guess what was meant."""
+    """Say that `name` is no `kind`, list the `known` ones (of very many their number) and guess what was meant."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    return UnknownName(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")
+    every = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names):,} names"
+    return UnknownName(f"unknown {kind} {name!r}; known: {every}{hint}")
 
 
 def command(verb: str, **options: object) -> str:

@@ -342,7 +342,7 @@ def test_hugging_faces_cache_and_no_network(weights: Path) -> None:
 
 def test_names_that_timm_does_not_have(weights: Path) -> None:
     """A typing error is answered with a guess; a network that cannot be cut, or has no order, with a word."""
-    with pytest.raises(UnknownName, match=r"did you mean timm/resnet50"):
+    with pytest.raises(UnknownName, match=r"known: [\d,]+ names \(did you mean timm/resnet50"):
         load_spec("timm/resnet05")
     with pytest.raises(FirnError, match=r"CrossVit of timm cannot be cut at its blocks"):
         load_spec("timm/crossvit_tiny_240")
