@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -111,17 +111,28 @@ def _anew(part: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def layouts(line: Row, part: nn.Module) -> dict[str, Layout]:
+def layouts(line: Row, part: fx.GraphModule) -> dict[str, Layout]:
     """Return how each block of a traced part lies in memory. FirnError for one that has no place for every patch."""
-    side, channels = side_and_channels(line)
-    found = {block: layout_of(shape) for block, shape in _shapes(part, side, channels).items()}
+    found = {block: layout_of(shape) for block, shape in _shapes(line, part).items()}
     if lost := [block for block, layout in found.items() if layout is None]:
         raise FirnError(f"{lost[0]} of {line.architecture} does not end in maps or tokens; take another backbone")
     return {block: layout for block, layout in found.items() if layout}
 
 
-def _shapes(part: nn.Module, side: int, channels: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of all that a part gives for one square image, without computing it."""
+_SHAPES: dict[Hashable, dict[str, tuple[int, ...]]] = {}  # a transformer takes half a second to go through
+
+
+def _shapes(line: Row, part: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+    """Return the shape of all that a part of a row's network gives for one square image, without computing it."""
+    side, channels = side_and_channels(line)
+    ends = [(block, node, *node.all_input_nodes) for block, node in part.graph.output_node().args[0].items()]  # type: ignore[union-attr]
+    key = line.library, line.architecture, repr(line.options), side, channels, repr(ends)
+    if key not in _SHAPES:
+        _SHAPES[key] = _computed_shapes(part, side, channels)
+    return _SHAPES[key]
+
+
+def _computed_shapes(part: nn.Module, side: int, channels: int) -> dict[str, tuple[int, ...]]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     on_meta = any(parameter.is_meta for parameter in part.parameters())
@@ -131,9 +142,9 @@ def _shapes(part: nn.Module, side: int, channels: int) -> dict[str, tuple[int, .
         return {block: tuple(map(int, tensor.shape)) for block, tensor in out.items()}
 
 
-def block_shapes(model: nn.Module, size: int, channels: int = 3) -> dict[str, tuple[int, int, int]]:
-    """Return (C, H, W) of each block of a cut network for square images of a side."""
-    shapes = _shapes(model, size, channels)
+def block_shapes(line: Row, part: fx.GraphModule) -> dict[str, tuple[int, int, int]]:
+    """Return (C, H, W) of each block of a part of a row's network."""
+    shapes = _shapes(line, part)
     return {block: (shape[1], shape[2], shape[3]) for block, shape in shapes.items() if len(shape) == 4}
 
 
@@ -231,7 +242,7 @@ def truncated(spec: BackboneSpec, block: str) -> BackboneSpec:
     line, node = row(spec.name), _node(spec, block)
     whole = network(line, "meta")
     module = cut(line, whole, {block: node})
-    shapes = block_shapes(module, spec.size, len(spec.mean))
+    shapes = block_shapes(line, module)
     digest = weights.digest(load_weights(line, module, whole, spec.file))
     return replace(spec, blocks=shapes, weights=digest, class_token=has_class_token(module))
 

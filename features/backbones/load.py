@@ -40,10 +40,10 @@ def make_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
     preset = line.preset
     assert preset is not None
     file = weights.find(name, line.file, given) or build.LIBRARIES[line.library].download(name, line)
-    size, channels = build.side_and_channels(line)
+    size, _ = build.side_and_channels(line)
     whole = build.network(line, "meta")
     module = build.cut(line, whole, line.blocks)
-    shapes = build.block_shapes(module, size, channels)
+    shapes = build.block_shapes(line, module)
     digest = weights.digest(build.load_weights(line, module, whole, file))
     build.check_maps(line, whole, module)
     blocks = {block: shapes[block] for block in line.blocks}
