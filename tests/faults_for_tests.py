@@ -18,12 +18,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from conftest import SHARED, draw
 
+from features.backbones import BackboneSpec, load_spec
 from features.cache import Entry, Key
 from features.cache.verify import verify
 from features.errors import CacheError
@@ -31,6 +33,7 @@ from features.views import map_view, pooled_view
 
 ROOT = Path(__file__).parents[1]
 BATCH, ROWS, MAPS = 4, 8, "features.12"
+NETWORK = "squeezenet1_1@128"  # on small images, for there are many trials
 CALLS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "flush")  # of os, and the last of h5py
 Reading = tuple[np.ndarray, ...]
 
@@ -68,6 +71,12 @@ def images(folder: Path) -> Path:
 
 
 # The child -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def network() -> BackboneSpec:
+    """Return the network of all trials; a nursery knows it before it forks."""
+    return load_spec(NETWORK)
 
 
 class _Saboteur:
@@ -132,7 +141,6 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
     """Run one extraction as ordered, under sabotage; return what it did."""
     import h5py
 
-    from features.backbones import load_spec
     from features.cache import open_entry
     from features.datasets import load_dataset
     from features.extraction import shard_writer as writer
@@ -146,7 +154,7 @@ def _extract(order: Mapping[str, Any]) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_REAL, fault.at / 1000)  # not handled, so it ends the process as SIGKILL does
     if order["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_size"],) * 2)
-    spec = load_spec("squeezenet1_1")
+    spec = network()
     dataset = load_dataset(order["images"])
     entry = open_entry(dataset.name, spec.key(preprocess="squash", precision="float32"))
     saboteur = _Saboteur(fault, Path(order["journal"]))
@@ -189,11 +197,11 @@ def _nursery() -> None:
     """Answer orders until standard input ends."""
     import torch
 
+    import features.datasets
     import features.extraction.loop  # noqa: F401
-    from features.backbones import load_spec
 
     torch.set_num_threads(1)  # no threads before the fork; and the same sums in every child
-    load_spec("squeezenet1_1")  # remembered, so that the children need not digest the weights
+    network()
     for line in sys.stdin:
         order = json.loads(line)
         if not (child := os.fork()):

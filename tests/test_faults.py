@@ -145,10 +145,10 @@ def test_interrupted_from_the_keyboard(nurseries: list[Nursery], like: Undisturb
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a disk of 2 MB; skip where this user may not mount one."""
+    """Return a disk of 1 MB; skip where this user may not mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
     if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a disk of its own can be mounted by root only")
     yield place
