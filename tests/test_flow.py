@@ -13,8 +13,6 @@ import h5py
 import pytest
 from conftest import draw, stored
 
-from models.heads import HEADS
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -39,21 +37,22 @@ def test_the_road(tmp_path: Path) -> None:
     assert again.stdout == first.stdout
     assert "forward" not in again.stderr, "ready means that nothing is done"
 
-    trained = pipeline("train-heads", *on).stdout.splitlines()
-    assert [line.split()[1] for line in trained] == [*HEADS]
+    heads = ("logistic", "lightgbm", "map", "stack")  # `make demo`, run by another test, trains them all
+    trained = pipeline("train-heads", *on, "--heads", " ".join(heads)).stdout.splitlines()
+    assert tuple(line.split()[1] for line in trained) == heads
     runs = [Path(line.split()[-1]) for line in trained]
     stamps = [(run / "run.json").stat().st_mtime_ns for run in runs]
-    pipeline("train-heads", *on)
+    pipeline("train-heads", *on, "--heads", " ".join(heads))
     assert [(run / "run.json").stat().st_mtime_ns for run in runs] == stamps, "runs that are there are not repeated"
 
     shown = pipeline("compare", "--dataset", str(folder)).stdout
-    assert all(name in shown for name in ("logistic", "lightgbm", "map", "stack of 10 runs"))
+    assert all(name in shown for name in ("logistic", "lightgbm", "map", "stack of 3 runs"))
     page = Path(shown.split()[-1])
     assert page.is_file()
     results = json.loads((page.parent / "results.json").read_text())
-    assert len(results["runs"]) == len(HEADS)
+    assert len(results["runs"]) == len(heads)
     with (page.parent / "predictions.csv").open() as file:
-        assert len(list(csv.reader(file))) == 1 + len(HEADS) * 64
+        assert len(list(csv.reader(file))) == 1 + len(heads) * 64
     for name in ("roc.svg", "roc.png", "pr.svg", "pr.png"):
         assert (page.parent / name).stat().st_size > 1000
 
