@@ -368,11 +368,14 @@ def _reach(run: Run, everyone: Mapping[str, Any], judged: int) -> Iterator[str]:
     """Say how many groups of each class the scores rest on, how many it would take, and how often they have judged."""
     unit, record = run.record.grouped_by or "image", run.record
     held = [f"{n:,} of “{name}”" for n, name in zip(everyone["groups"], record.classes, strict=True)]
-    scarce = min(everyone["groups"])
+    scarce, tested = min(everyone["groups"]), (run.predictions.fold < 0).any()
+    few = f"Small {'test set' if tested else 'data set'}: all figures may change with other {plural(unit)}. "
     verdict = "less than" if scarce < FEWEST_OF_CLASS else "at least"
     words = f"The scores rest on {plural(unit)}: {', '.join(held)}; that is {verdict} the {FEWEST_OF_CLASS} of each "
-    yield words + f"class that a validation asks for (Collins et al. 2016).{_sizes(run, everyone)}"
-    if judged > MANY and (run.predictions.fold < 0).any():
+    yield few * (scarce < FEWEST_OF_CLASS) + (
+        f"{words}class that a validation asks for (Collins et al. 2016).{_sizes(run, everyone)}"
+    )
+    if judged > MANY and tested:
         yield (
             f"These test images have judged {judged:,} runs: the best of so many on them is partly the luckiest. "
             "Whoever picks by them, and not by validation, needs new images to say how good the pick is."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from models.metrics.sample_size import FEWEST_OF_CLASS
 from models.runs.results import ComparisonResult, Score, Verdict
 from models.runs.summary import plural
 
@@ -117,7 +116,7 @@ def missed(results: ComparisonResult) -> str:
         other, sought = map(spoken, data.classes)
         return (
             f"At its threshold ({sought} is called from a probability of {chosen.threshold:.3g} up) it would miss "
-            f"{lost} images with {sought}, and raise a false alarm in {alarms} images of {other}."
+            f"{lost} images of {sought}, and raise a false alarm in {alarms} images of {other}."
         )
     worst = min((row for row in results.classes if row["images"]), key=lambda row: row["recall"], default=None)
     overall = f"It would call {_wrong(chosen.shown['balanced_accuracy'])} images something else than they are"
@@ -144,13 +143,7 @@ def _hundredths(share: float) -> str:
 
 def cautions(results: ComparisonResult) -> Iterator[str]:
     """Yield what to be wary of before any figure is quoted."""
-    data, scarce = results.dataset, min(results.examination.everyone["groups"], default=0)
-    unit = data.grouped_by or "image"
-    if scarce < FEWEST_OF_CLASS:
-        yield (
-            f"Small {'test set' if results.tested else 'data set'}: {scarce:,} {plural(unit)} of the rarest class, "
-            f"and the rule is {FEWEST_OF_CLASS} of each (Collins et al. 2016). All figures may change with other ones."
-        )
+    data = results.dataset
     if (at := results.chosen.threshold) is not None and not EXTREME <= at <= 1 - EXTREME:
         yield (
             f"Extreme threshold: decisions turn at a probability of {at:.3g}, nearer than {EXTREME:g} to an end of the "

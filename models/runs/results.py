@@ -47,6 +47,12 @@ class RunResult:
         """Return the scores on test images, out of fold where there are none."""
         return self.test or self.validation
 
+    @property
+    def again(self) -> str:
+        """Return in words how often each image counts in the confusion matrix; nothing where it is once."""
+        repeats = 1 if self.test else self.record.repeats
+        return f", each image in each of {repeats} repeats" if repeats > 1 else ""
+
     def to_json(self) -> dict[str, Any]:
         """Return the result ready for JSON: the record's fields beside the scores."""
         record = self.record.to_json()

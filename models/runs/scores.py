@@ -109,7 +109,7 @@ def by_class(run: Run, confusion: Sequence[Sequence[int]], *, seed: int, n_boots
     part, counts = shown(run), np.array(confusion)
     if part.proba.shape[1] == 2:
         return []
-    classes = []
+    classes, repeats = [], 1 if (part.fold < 0).any() else run.record.repeats
     for k, name in enumerate(run.record.classes):
         proba = np.stack([1 - part.proba[:, k], part.proba[:, k]], axis=1)
         one = part._replace(y=(part.y == k).astype(np.int64), proba=proba)
@@ -118,7 +118,7 @@ def by_class(run: Run, confusion: Sequence[Sequence[int]], *, seed: int, n_boots
         classes.append(
             {
                 "name": name,
-                "images": true,
+                "images": true // repeats,
                 **area,
                 "recall": right / true if true else None,
                 "precision": right / decided if decided else None,

@@ -224,8 +224,8 @@ def captions(results: ComparisonResult, names: Sequence[str]) -> str:
         "pr": f"Precision-recall curves {where}, as the ROC curves.",
         "calibration": f"Observed share over predicted probability of {chosen} {where}; 95 % intervals by {unit}.",
         "decision-curve": f"Net benefit of acting by {chosen} {where}, with a pointwise 95 % band.",
-        "confusion-matrix": f"Images of each class (rows) by decision of {chosen} (columns) {where}; shade is "
-        "the share of the row.",
+        "confusion-matrix": f"Images of each class (rows) by decision of {chosen} (columns) {where}"
+        f"{results.chosen.again}; shade is the share of the row.",
         "ranking": f"The runs, best validation first, {where}; hollow: lower or higher than the first by the test "
         "adjusted for all comparisons.",
         "subgroups": f"ROC AUC of {chosen} by subgroup {where}; hollow: few {plural(unit)} of a class.",
