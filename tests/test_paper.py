@@ -86,6 +86,26 @@ def test_cautions_follow_their_rules(two: tuple[list[Run], ComparisonResult]) ->
     assert "21 runs are compared at once" in said
 
 
+def test_unlike_test_images_and_shifted_probabilities_are_told(two: tuple[list[Run], ComparisonResult]) -> None:
+    """Validation above all that the test images allow, and a calibration intercept far from 0."""
+    _, results = two
+    assert results.chosen.test is not None
+    area = results.chosen.test["roc_auc"]
+    high = {"value": 0.9995, "low": 0.9991, "high": 0.9998}
+    chosen = replace(results.chosen, validation={**results.chosen.validation, "roc_auc": high})
+    shifted = {"none": {"intercept": {"value": -1.2, "low": -1.6, "high": -0.8}}}
+    said = " ".join(cautions(replace(results, runs=(chosen, *results.runs[1:]), calibration=shifted)))
+    assert area["high"] < high["low"]
+    assert "says AUC 1.000 (95 % CI 0.999 to 1.000); the test images are unlike them" in said
+    assert (
+        f"Probabilities of “{results.dataset.positive}” are too high on the test images (calibration intercept -1.2"
+        in said
+    )
+    near = {"none": {"intercept": {"value": -0.4, "low": -0.6, "high": -0.2}}}
+    said = " ".join(cautions(replace(results, calibration=near)))
+    assert "unlike" not in said and "Probabilities" not in said
+
+
 def test_a_stack_costs_what_its_members_do() -> None:
     a, b, c = (run.record for run in draw_runs(2))
     inner = replace(a, head="stack", view="x", bases=(place_of(a), place_of(b)))

@@ -14,6 +14,7 @@ VERDICTS = (
     ("cannot be tested", "are", "is", "not to be tested against it on these images"),
 )
 EXTREME = 0.05  # a threshold nearer than this to 0 or 1
+MISLED = 0.5  # log odds by which probabilities are too high or too low; a factor of 1.6 in odds
 MANY = 20  # runs, from which on the correction for so many comparisons is worth a word
 NAMED = 3  # classes that a sentence names
 
@@ -134,7 +135,8 @@ def _wrong(score: Score) -> str:
         return "an unknown number of 100"
     if low is None or high is None:
         return f"{_hundredths(1 - value)} of 100"
-    return f"{_hundredths(1 - value)} of 100 (95 % CI {100 * (1 - high):.0f} to {100 * (1 - low):.0f})"
+    digits = 0 if low <= 0.95 else 1  # 1.5 is not 1
+    return f"{_hundredths(1 - value)} of 100 (95 % CI {100 * (1 - high):.{digits}f} to {100 * (1 - low):.{digits}f})"
 
 
 def _hundredths(share: float) -> str:
@@ -149,6 +151,7 @@ def cautions(results: ComparisonResult) -> Iterator[str]:
             f"Extreme threshold: decisions turn at a probability of {at:.3g}, nearer than {EXTREME:g} to an end of the "
             "scale, where small changes of the images (another scanner) move many of them. Calibrate before use."
         )
+    yield from _shifted(results)
     if data.positive_is_guess:
         yield (
             f"Which class is the finding is guessed: “{data.positive}” counts as positive, for no name says so; "
@@ -158,4 +161,22 @@ def cautions(results: ComparisonResult) -> Iterator[str]:
         yield (
             f"{len(results.runs)} runs are compared at once, and the tests are corrected for so many: the more runs, "
             "the likelier that a real difference is told as no detectable one."
+        )
+
+
+def _shifted(results: ComparisonResult) -> Iterator[str]:
+    """Say where the test images are unlike those learned from, by the area, and where probabilities are no risks."""
+    chosen, where = results.chosen, "the test images" if results.tested else "images that were held out"
+    held, seen = chosen.validation["roc_auc"], chosen.shown["roc_auc"]
+    if results.tested and (held["low"] or 0) > (seen["high"] or 1):
+        yield (
+            f"Validation, on images like those learned from, says AUC {in_words(held)}; the test images are unlike "
+            "them, and images from elsewhere may be more so."
+        )
+    line = results.calibration["none"].get("intercept", {})
+    value, low, high = (line.get(name) or 0.0 for name in ("value", "low", "high"))
+    if low * high > 0 and abs(value) >= MISLED:
+        yield (
+            f"Probabilities of “{results.dataset.positive}” are too {'high' if value < 0 else 'low'} on {where} "
+            f"(calibration intercept {value:.1f}, 0 where they fit): they put images in order, and are no risks."
         )

@@ -58,7 +58,8 @@ def train_stack(
         return folder
     found, count = _fitted(runs, data, nest)
     weights = dict(zip((run.name for run in runs), found.head.chosen_["weights"], strict=True))
-    found.head.chosen_ = {"weights": {name: w for name, w in weights.items() if w > 0}}
+    heard = {name: w for name, w in weights.items() if w > 0}
+    found.head.chosen_ = {"weights": heard, "runs_of_no_weight": len(weights) - len(heard)}
     save_head(folder, "stack", found.head)
     facts = {**facts_of("stack", _seen(runs), found), "nested": count}
     save_run(folder, _record(runs, "+".join(named), identity, facts), found.predictions)
