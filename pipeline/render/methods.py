@@ -10,39 +10,40 @@ from models.runs.record import RunRecord
 from models.runs.results import ComparisonResult
 from models.runs.summary import plural
 
-# Items of TRIPOD+AI (Collins et al. 2024, BMJ 385:e078378) and of CLAIM (Mongan, Moy & Kahn 2020, Radiology: Artificial
-# Intelligence 2:e200029) by their numbers there: what of this file answers each.
+# Items of TRIPOD+AI (Collins et al. 2024, BMJ 385:e078378) and of CLAIM's 2024 update (Tejani et al. 2024, Radiology:
+# Artificial Intelligence 6:e240300) by their numbers there: what of this file answers each.
 ANSWERED = (
-    ("6a, 20a", "33", "images and patients in each split", "Data"),
-    ("7, 9b", "9, 11", "preprocessing and features, exactly", "Features"),
-    ("10", "19", "number of images and patients, with the rule for a validation's size", "Results"),
-    ("12a", "20, 21", "partitions, and what is kept together", "Data"),
+    ("20a", "35", "images and patients in each split", "Data"),
+    ("7, 9b, 12b", "9", "preprocessing and features, exactly", "Features"),
+    ("10", "21", "number of images and patients, with the rule for a validation's size", "Results"),
+    ("12a", "19, 20", "partitions, and what is kept together", "Data"),
     ("12c", "22, 24, 25", "kind of model, hyperparameters, training", "Models"),
     ("12c", "26, 27", "choice of the final model, ensembles", "Models"),
-    ("12e", "28, 29", "measures, intervals, tests", "Statistics"),
+    ("12e", "28, 29, 32", "measures, intervals, tests; on which images", "Statistics"),
     ("12g, 15", "", "probabilities, operating points", "Statistics"),
     ("18f", "23", "software with versions; the commands that make it again", "Again"),
-    ("21", "34", "images of each class in each split", "Data"),
-    ("22", "", "the model itself: make bundle", "Again"),
-    ("23a", "35, 36", "performance with intervals, calibration, subgroups where there are columns", "Results"),
-    ("", "31, 37", "class activation maps, most confident errors: make report", "Again"),
+    ("21", "", "images of each class in each split", "Data"),
+    ("22", "43", "the model itself: make bundle", "Again"),
+    ("23a", "37, 38", "performance with intervals, calibration, subgroups where there are columns", "Results"),
+    ("12d, 23b", "", "differences between sites, where there is a column", "Results"),
+    ("", "31, 39", "class activation maps, most confident errors: make report", "Again"),
 )
 OF_AUTHORS = (
     ("1, 2", "1, 2", "title and abstract"),
-    ("3, 4", "3, 4, 6", "background, rationale, objectives"),
-    ("5", "5, 7", "where and when the images were taken, prospectively or not"),
-    ("6b, 6c", "8, 10, 12", "eligibility, treatments, selection, de-identification"),
-    ("8, 9c", "14, 15, 16, 17, 18", "reference standard: who labelled, blinded to what, how far readers agreed"),
-    ("11", "13", "missing data before the images came here"),
+    ("3a to 3c, 4", "3, 4, 6", "background, rationale, objectives"),
+    ("5a, 5b", "5, 7, 13", "where, when and how the images were taken, prospectively or not"),
+    ("6a to 6c", "8, 10, 11", "setting, eligibility, treatments, selection, de-identification"),
+    ("8a to 8c, 9a, 9c", "14 to 18", "reference standard: who labelled, blinded to what, how far readers agreed"),
+    ("11", "12", "missing data before the images came here"),
     ("13, 14", "30", "class imbalance and fairness: why subgroups were chosen; robustness"),
-    ("16, 24", "32", "external validation: make validate on images from elsewhere"),
+    ("12f, 16, 24", "33", "images from elsewhere, recalibration: make validate"),
     (
         "17, 18a to 18e, 19",
-        "40, 41, 42",
+        "34, 42, 44",
         "ethics, funding, conflicts, registration, protocol, data, public involvement",
     ),
-    ("20b, 20c", "34", "age, sex and other characteristics of the patients"),
-    ("25, 26, 27", "38, 39", "interpretation, limitations, use in practice"),
+    ("20b, 20c", "36", "age, sex and other characteristics of the patients"),
+    ("25, 26, 27a to 27c", "40, 41", "interpretation, limitations, use in practice"),
 )
 
 
@@ -146,8 +147,8 @@ def _again(results: ComparisonResult) -> Iterator[str]:
 
 def _items() -> Iterator[str]:
     yield (
-        "TRIPOD+AI: Collins et al. 2024, BMJ 385:e078378. CLAIM: Mongan, Moy & Kahn 2020, Radiology: Artificial "
-        "Intelligence 2:e200029. Numbers are those of the checklists."
+        "TRIPOD+AI: Collins et al. 2024, BMJ 385:e078378. CLAIM, 2024 update: Tejani et al. 2024, "
+        "Radiology: Artificial Intelligence 6:e240300. Numbers are those of the checklists."
     )
     yield "Answered here:"
     yield _table(("TRIPOD+AI", "CLAIM", "item", "section"), ANSWERED)
