@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from features.views import grid
 from models.heads.head import Array, Head, silent, tensor_on, train_until_stale
 from models.heads.linear import Logistic, probabilities
+from models.logistic_path import one_thread
 
 SIDE = 7  # positions a side that heads look at; the last maps of most backbones
 ROWS = 256  # images converted to float32 at once
@@ -32,6 +33,7 @@ class Channels(NamedTuple):
             pieces.append(Z.reshape(*Z.shape[:2], -1))
         return np.concatenate(pieces)
 
+    @one_thread()  # a product for each image
     def project(self, X: Array) -> NDArray[np.float32]:
         """Return X (n, C, H, W) of any precision as (n, c, H * W), float32."""
         n, channels = X.shape[:2]
@@ -51,6 +53,7 @@ def coarse(maps: Array) -> Array:
     return grid(maps, SIDE).reshape(*maps.shape[:2], SIDE, SIDE)
 
 
+@one_thread()
 def principal_channels(X: Array, most: int, *, seed: int = 0) -> Channels:
     """Return at most `most` principal directions of the channels of X (n, C, H, W), scaled to a mean variance of 1.
 
