@@ -22,17 +22,21 @@ from models.logistic_path import sweep
 from models.runs.record import load_record
 
 NET = "squeezenet1_1"
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = ["torch-cpu", pytest.param("cuda", marks=on_gpu)]
 USE_ONE = ("logistic", "ridge", "map", "attention", "spatial")  # heads that can be computed on a GPU
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", USE_ONE)
-def test_a_gpus_code_learns_the_same(name: str) -> None:
+def test_a_gpus_code_learns_the_same(name: str, device: str) -> None:
     """Probabilities, choices and nested folds are those of the CPU, and it is said where they were computed."""
     X, y, groups = drawn(HEADS[name].input, 3, n=240)
     folds = np.arange(240) // 4 % 4
-    on_cpu, other = (make_head(name, device=device).fit(X, y, groups) for device in ("cpu", "torch-cpu"))
-    assert (on_cpu.device_, other.device_) == ("cpu", "torch-cpu")
-    np.testing.assert_allclose(other.predict_proba(X), on_cpu.predict_proba(X), atol=2e-3)
+    on_cpu, other = (make_head(name, device=where).fit(X, y, groups) for where in ("cpu", device))
+    assert (on_cpu.device_, other.device_) == ("cpu", device)
+    trained = name in ("map", "attention") and device == "cuda"  # epochs of steps, each rounded otherwise
+    np.testing.assert_allclose(other.predict_proba(X), on_cpu.predict_proba(X), atol=2e-2 if trained else 2e-3)
     if isinstance(on_cpu, Nested) and isinstance(other, Nested):
         nested = [head.fit_folds(X, y, folds, lambda done, total: None) for head in (on_cpu, other)]
         np.testing.assert_allclose(*nested, atol=2e-3)
@@ -47,15 +51,17 @@ def test_other_heads_stay_on_the_cpu(name: str) -> None:
     assert np.array_equal(*(head.predict_proba(X) for head in heads))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["logistic", "ridge", "mlp", "lda"])
-def test_several_findings(name: str) -> None:
+def test_several_findings(name: str, device: str) -> None:
     """Heads of several findings go the same way, those of a head for each finding included."""
     X, y, groups = drawn("pooled", n=240)
     matrix = np.stack([y, (X[:, 2] > 0).astype(np.int64), np.where(np.arange(240) % 7, y, -1)], axis=1)
-    heads = [make_head(name, findings=True, device=device).fit(X, matrix, groups) for device in ("cpu", "torch-cpu")]
-    assert [head.device_ for head in heads] == ["cpu", "cpu" if name == "lda" else "torch-cpu"]
+    heads = [make_head(name, findings=True, device=where).fit(X, matrix, groups) for where in ("cpu", device)]
+    assert [head.device_ for head in heads] == ["cpu", "cpu" if name == "lda" else device]
     proba = [head.predict_proba(X) for head in heads]
-    np.testing.assert_allclose(proba[1], proba[0], atol=2e-3)
+    trained = name == "mlp" and device == "cuda"
+    np.testing.assert_allclose(proba[1], proba[0], atol=2e-2 if trained else 2e-3)
 
 
 def test_a_gpu_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
