@@ -38,7 +38,7 @@ $(VERBS): $(SET_UP)
 doctor: ## what is there, what the network will see, time, disk   DATASET BACKBONE MAPS
 extract: ## stage one: images -> cached features       DATASET BACKBONE MAPS PREPROCESS PRECISION DEVICE ENGINE
 audit: ## duplicates, leaks, doubtful labels, odd images   DATASET BACKBONE LABELS
-train-heads: ## stage two: cached features -> heads        DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL FOLDS SEEDS BUDGET
+train-heads: ## stage two: cached features -> heads        DATASET BACKBONE HEADS BLOCKS POOL PROTOCOL FOLDS SEEDS BUDGET DEVICE
 finetune: ## train the last blocks too, or the whole network   DATASET BACKBONE BLOCKS RECIPE AUGMENT NETWORKS SEEDS EPOCHS
 transfer: ## does a detour over a source domain help?  SOURCE TARGET SHARED BACKBONE HEADS THAW=1
 compare: ## all runs -> ranked table, HTML page       DATASET BACKBONE LABELS PROTOCOL MARGIN, or A and B

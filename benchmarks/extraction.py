@@ -1,9 +1,11 @@
 """How fast is extraction, against the loop that everyone writes and against the machine itself?
 
-    python -m benchmarks.extraction [--quick] [--only loop limit large several memory fidelity gpu projection]
+    python -m benchmarks.extraction [--quick] [--only processes loop limit large several memory fidelity gpu projection]
 
 Needs real images below FIRN_DATA (pneumonia, radiographs_fullsize, for fidelity colon and cervical) and weights in
-FIRN_WEIGHTS. Every ratio is the median of several, each of two things done in turn in this one process. The loop keeps
+FIRN_WEIGHTS. Every ratio is the median of several, each of two things done in turn in this one process, but for
+"processes", whose programs are started anew. The loop has 2, 8 or as many workers as cores, whichever is quickest, and
+runs in Firn's precision, half precision with channels last. It keeps
 only the average of the last block; Firn keeps average and maximum of every block, digests each image, and syncs. The
 stage limit is what the stages take when each is done alone on the same images: their sum on a CPU, where they share
 the cores, the slowest with a GPU. "wall" is time; "cores" is the processor time of all threads and processes, which is
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
@@ -26,19 +29,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 import numpy as np
 
 from benchmarks import stages
+from benchmarks.loop import loop
 from benchmarks.stages import Spent, median, spent
 
 BACKBONES = ["alexnet", "resnet18", "resnet50", "mobilenet_v3_small", "squeezenet1_1"]
 SEVERAL = ["alexnet", "resnet18", "squeezenet1_1"]
 LIGHT = "alexnet"
-BARS = {"float32": 1.4, "bfloat16": 3.0, "float16": 3.0}
-GPU_BARS = {"resnet18": 36_000, "resnet50": 12_400, "resnet101": 7_600}
+BARS = {"float32": 1.4, "bfloat16": 1.3, "float16": 6.0}  # of a CPU, of a CPU, of a GPU
+WHOLE, START_UP = "resnet18", 4.0  # of whole processes: the backbone, and the bar of seconds before the first image
+GPU_BARS = {"resnet18": 65_000, "resnet50": 25_000, "resnet101": 14_000}
 LIMIT_BARS = {"cpu": 0.95, "cuda": 0.8}
 STAGES = ("decode", "forward", "write")
 OF_LOOP = "| backbone | precision | images/s | the loop's | ratio, wall | cores | bar |\n|---|---|---|---|---|---|---|"
 OF_LIMIT = """| backbone | images/s | decode alone | forward alone | write alone | of the limit, wall | cores | bar \
 | shares of decode, forward, write |\n|---|---|---|---|---|---|---|---|---|"""
 GPUS, TEN_MILLION = 8, 10_000_000
+ON_GPU = 20_000  # images, or starting would be most of the time
 
 
 class Bench:
@@ -51,7 +57,9 @@ class Bench:
         self.device = choose_device("auto")
         self.half = choose_precision("auto", self.device)
         self.repeats, self.images = (1, 64) if quick else (3, 256)
-        self.some, self.many = images or self.images, images or 4 * self.images  # for the loop, for the limit
+        usual = (self.images, 4 * self.images, 1_000) if quick or self.device == "cpu" else (ON_GPU,) * 3
+        self.some, self.many, self.whole = (images or n for n in usual)  # for the loop, the limit, whole processes
+        self.asked = images  # for fidelity: of each set, 0 is all
         self.rates: dict[str, float] = {}  # of the projection
 
     def in_turn(self, works: dict[str, Callable[[], object]], images: int) -> dict[str, list[Spent]]:
@@ -76,28 +84,69 @@ def ratio(of: list[Spent], to: list[Spent]) -> str:
 def against_loop(bench: Bench) -> None:
     """Print (a): end to end against the loop that everyone writes."""
     folder = stages.some_images(bench.folder / "pneumonia", bench.some)
-    print(f"\n## Against the loop that everyone writes, {bench.some} pneumonia images of 224 x 224\n\n{OF_LOOP}")
+    print(f"\n## Against the loop that everyone writes, {bench.some} pneumonia images of 224 x 224\n")
+    workers = loop_workers(bench, folder, bench.backbones[0])
+    print(f"\n{OF_LOOP}")
     ratios: dict[str, list[float]] = {}
     for name in bench.backbones:
-        for precision, wall in to_loop(bench, folder, name).items():
+        for precision, wall in to_loop(bench, folder, name, workers).items():
             ratios.setdefault(precision, []).append(wall)
     for precision, values in ratios.items():
         print(f"median of the {len(values)}, {precision}: {np.median(values):.2f} (bar {BARS[precision]})")
 
 
-def to_loop(bench: Bench, folder: Path, name: str) -> dict[str, float]:
-    """Print a row per precision; return the ratios to the loop by wall."""
+def loop_workers(bench: Bench, folder: Path, name: str) -> int:
+    """Return with how many workers the loop is quickest, each number tried once, in half precision."""
+    out, taken = bench.folder / "loop.h5", {}
+    for workers in sorted({2, 8, os.cpu_count() or 1}):
+        how = stages.loop_of(folder, name, out, bench.device, workers=workers, precision=bench.half)
+        taken[workers] = spent(lambda how=how: loop(**how), 1).wall
+    print("seconds of the loop by workers:", ", ".join(f"{n}: {seconds:.1f}" for n, seconds in taken.items()))
+    return min(taken, key=taken.__getitem__)
+
+
+def to_loop(bench: Bench, folder: Path, name: str, workers: int) -> dict[str, float]:
+    """Print a row per precision; return the ratios by wall to the loop in that precision."""
     out, wall = bench.folder / "loop.h5", {}
-    works: dict[str, Callable[[], object]] = {"loop": lambda: stages.everyones_loop(folder, name, out, bench.device)}
-    works |= {p: lambda p=p: stages.firn(folder, [name], p, bench.device) for p in bench.precisions()}
+    works: dict[str, Callable[[], object]] = {}
+    for p in bench.precisions():
+        how = stages.loop_of(folder, name, out, bench.device, workers=workers, precision=p)
+        works[f"loop {p}"] = lambda how=how: loop(**how)
+        works[p] = lambda p=p: stages.firn(folder, [name], p, bench.device)
     taken = bench.in_turn(works, len(list(folder.glob("*/*"))))
-    loop = taken["loop"]
     for precision in bench.precisions():
-        ours = taken[precision]
-        wall[precision] = float(np.median([a.wall / b.wall for a, b in zip(loop, ours, strict=True)]))
-        rates = f"{1 / median(ours).wall:,.0f} | {1 / median(loop).wall:,.0f}"
-        print(f"| {name} | {precision} | {rates} | {ratio(loop, ours)} | {BARS[precision]} |", flush=True)
+        ours, theirs = taken[precision], taken[f"loop {precision}"]
+        wall[precision] = float(np.median([a.wall / b.wall for a, b in zip(theirs, ours, strict=True)]))
+        rates = f"{1 / median(ours).wall:,.0f} | {1 / median(theirs).wall:,.0f}"
+        print(f"| {name} | {precision} | {rates} | {ratio(theirs, ours)} | {BARS[precision]} |", flush=True)
     return wall
+
+
+def processes(bench: Bench) -> None:
+    """Print whole processes, the interpreter's start included: `extract` against the loop as a script."""
+    few, count = 16, 64 if bench.quick else bench.whole
+    folders = {n: stages.some_images(bench.folder / f"whole{n}", n) for n in (few, count)}
+    workers = loop_workers(bench, folders[count], WHOLE)
+    print(f"\n## Whole processes, {count} images of 224 x 224, {WHOLE}\n")
+    print("| precision | images | Firn, s | the loop, s | ratio, wall | cores | bar |\n" + "|---" * 7 + "|")
+    for precision in bench.precisions():
+        for n, folder in folders.items():
+            taken = bench.in_turn(started(bench, folder, precision, workers), 1)
+            seconds = f"{median(taken['firn']).wall:.1f} | {median(taken['loop']).wall:.1f}"
+            bar = BARS[precision] if n == count else f"{START_UP:.0f} s"
+            print(f"| {precision} | {n} | {seconds} | {ratio(taken['loop'], taken['firn'])} | {bar} |", flush=True)
+
+
+def started(bench: Bench, folder: Path, precision: str, workers: int) -> dict[str, Callable[[], object]]:
+    """Return what starts Firn's command, and the loop, as programs of their own."""
+    options = ["--dataset", str(folder), "--backbone", WHOLE, "--precision", precision, "--device", bench.device]
+    how = stages.loop_of(folder, WHOLE, bench.folder / "loop.h5", bench.device, workers=workers, precision=precision)
+    commands = {"firn": ["-m", "pipeline", "extract", *options], "loop": ["-m", "benchmarks.loop", json.dumps(how)]}
+
+    def start(arguments: list[str]) -> None:
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+    return {name: partial(start, arguments) for name, arguments in commands.items()}
 
 
 def against_limit(bench: Bench) -> None:
@@ -143,8 +192,10 @@ def large(bench: Bench) -> None:
     """Print (a) and (b) for full-size radiographs and a light network, and decoding alone against the loop's loader."""
     count = 40 if bench.quick else 120
     folder = stages.large_images(bench.folder / "large", count)
-    print(f"\n## Full-size radiographs, {count} images of about 1,700 x 1,400\n\n{OF_LOOP}")
-    to_loop(bench, folder, LIGHT)
+    print(f"\n## Full-size radiographs, {count} images of about 1,700 x 1,400\n")
+    workers = loop_workers(bench, folder, LIGHT)
+    print(f"\n{OF_LOOP}")
+    to_loop(bench, folder, LIGHT, workers)
     print(f"\n{OF_LIMIT}")
     bench.rates["decode full-size"] = to_limit(bench, folder, [LIGHT], bench.half)["decode"]
     alone = stages.Alone(folder, [LIGHT], bench.half, bench.device)
@@ -202,33 +253,43 @@ def drawn_run(folder: str, count: int) -> None:
 
 
 def fidelity(bench: Bench) -> None:
-    """Print (e): half precision against float32, by image at the last block and by the score of a head."""
+    """Print (e): lower precisions against float32, by image at the last block and by the score of a head."""
     from benchmarks.fidelity import compare
 
-    print(f"\n## Fidelity: {bench.half} against float32, resnet18, last block, logistic head on the test images\n")
-    print("| set | images | least cosine | bar | AUC float32 | AUC half | difference | bar |\n" + "|---" * 8 + "|")
+    print("\n## Fidelity against float32, resnet18, last block, logistic head on the test images\n")
+    print(
+        "| set | precision | images | least cosine | bar | AUC float32 | AUC | difference | bar |\n" + "|---" * 9 + "|"
+    )
     for name in ("pneumonia", "colon", "cervical"):
         with stages.artifacts(bench.folder / "artifacts"):
-            found = compare(name, "resnet18", bench.half, bench.device, most=200 if bench.quick else 0)
-        areas = f"{found.full:.4f} | {found.half:.4f} | {found.half - found.full:+.4f} | 0.002"
-        print(f"| {name} | {found.images:,} | {found.cosine:.5f} | 0.999 | {areas} |", flush=True)
+            for precision in ("bfloat16", "float16", *["tf32"] * (bench.device != "cpu")):
+                most = 200 if bench.quick else bench.asked
+                found = compare(name, "resnet18", precision, bench.device, most=most)
+                areas = f"{found.full:.4f} | {found.half:.4f} | {found.half - found.full:+.4f} | 0.002"
+                row = f"{name} | {precision} | {found.images:,} | {found.cosine:.5f} | 0.999 | {areas}"
+                print(f"| {row} |", flush=True)
 
 
 def gpu(bench: Bench) -> None:
     """Print the forward pass alone on a GPU, in half precision, and what the bars are."""
-    print("\n## Forward alone at 224 on a GPU, float16, channels-last\n")
+    print("\n## Forward alone at 224 on a GPU, float16, channels-last; with torch.compile too\n")
     if bench.device == "cpu":
         print("no GPU at hand: not measured yet")
         return
     import torch
 
     from benchmarks.fidelity import forward_rate
+    from features.extraction.cuda_graph import compiling_pays
 
-    print(f"{torch.cuda.get_device_name()}\n\n| backbone | images/s | bar |\n|---|---|---|")
+    print(
+        f"{torch.cuda.get_device_name()}\n\n| backbone | way | images/s | first call, s | bar |\n|---|---|---|---|---|"
+    )
+    ways = {"recorded": False} | ({"compiled": True} if compiling_pays(bench.device, TEN_MILLION) else {})
     for name, bar in GPU_BARS.items():
-        rate = forward_rate(name, bench.device)
-        bench.rates[f"gpu {name}"] = rate
-        print(f"| {name} | {rate:,.0f} | {bar:,} |", flush=True)
+        for way, compiled in ways.items():
+            found = forward_rate(name, bench.device, compiled=compiled)
+            bench.rates[f"gpu {name}"] = max(found.rate, bench.rates.get(f"gpu {name}", 0.0))
+            print(f"| {name} | {way} | {found.rate:,.0f} | {found.first:.1f} | {bar:,} |", flush=True)
 
 
 def projection(bench: Bench) -> None:
@@ -257,6 +318,7 @@ def projection(bench: Bench) -> None:
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "processes": processes,
     "loop": against_loop,
     "limit": against_limit,
     "large": large,
@@ -274,7 +336,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few images, one repeat: does it run, not how fast")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=BACKBONES)
-    parser.add_argument("--images", type=int, default=0, help="of loop and limit; 256 and 1,024 without")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        help="of processes, loop, limit, fidelity; else 1,000, 256, 1,024, all; on a GPU 20,000",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), options.quick, options.backbones, options.images)

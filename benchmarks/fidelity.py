@@ -60,22 +60,34 @@ def area(view: View) -> float:
     return float(roc_auc_score(view.y[test], of_classes, multi_class="ovr"))
 
 
-def forward_rate(backbone: str, device: str, seconds: float = 5.0) -> float:
-    """Return images per second of the forward stage alone, from pixels in memory to features on the device."""
+class Forwarded(NamedTuple):
+    """How fast the forward stage is alone."""
+
+    rate: float  # images per second, from pixels in memory to features on the device
+    first: float  # seconds of the first call, in which kernels are chosen or compiled and the graph is recorded
+
+
+def forward_rate(
+    backbone: str, device: str, *, precision: str = "float16", compiled: bool = False, seconds: float = 5.0
+) -> Forwarded:
+    """Run the forward stage alone for some seconds, after a first call that is told apart."""
     import torch
 
     from features.backbones import load_spec
     from features.extraction.forward import Forward
 
     spec = load_spec(backbone)
-    network = Forward(spec, device=device, precision="float16", batch_size=BATCH[device])
+    network = Forward(spec, device=device, precision=precision, batch_size=BATCH[device], compiled=compiled)
     shape = (network.batch_size, 3, spec.size, spec.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
+    start = time.perf_counter()
     network(pixels)
-    torch.cuda.synchronize()
+    wait()
+    first = time.perf_counter() - start
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         network(pixels)
         done += len(pixels)
-        torch.cuda.synchronize()
-    return done / (time.perf_counter() - start)
+    wait()
+    return Forwarded(done / (time.perf_counter() - start), first)

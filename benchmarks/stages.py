@@ -70,13 +70,23 @@ def give_weights(folder: Path, names: list[str]) -> None:
 
 
 def some_images(folder: Path, count: int) -> Path:
-    """Return class folders with copies of `count` pneumonia images of the training split, half of each class."""
+    """Return class folders with copies of `count` pneumonia images of the training split, half of each class.
+
+    Where they are too few they are repeated, with a comment in the JPEG that makes another content of it.
+    """
     for name in ("NORMAL", "PNEUMONIA"):
         (folder / name).mkdir(parents=True)
-        for image in sorted((data_root() / "pneumonia" / "train" / name).iterdir())[: count // 2]:
-            shutil.copy(image, folder / name)
+        images = sorted((data_root() / "pneumonia" / "train" / name).iterdir())
+        for i in range(count // 2):
+            again, at = divmod(i, len(images))
+            (folder / name / f"{again}-{images[at].name}").write_bytes(commented(images[at].read_bytes(), again))
     time.sleep(_TELLING)
     return folder
+
+
+def commented(jpeg: bytes, number: int) -> bytes:
+    """Return a JPEG with a number in a comment (ITU T.81, B.2.4.5); for 0 as it is."""
+    return jpeg[:2] + b"\xff\xfe\x00\x06" + number.to_bytes(4) + jpeg[2:] if number else jpeg
 
 
 def large_images(folder: Path, count: int) -> Path:
@@ -91,33 +101,20 @@ def large_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def everyones_loop(folder: Path, name: str, file: Path, device: str, workers: int = 2) -> None:
-    """Do what everybody writes for features of the last block: one batch after the other, in float32, then HDF5."""
-    import h5py
-    import torch
-    import torchvision
-    from torchvision.models.feature_extraction import create_feature_extractor
-
+def loop_of(folder: Path, name: str, file: Path, device: str, *, workers: int, precision: str) -> dict[str, Any]:
+    """Return what `benchmarks.loop.loop` takes for the last block of a backbone."""
     line, spec = _row(name), load_spec(name)
-    model = torchvision.models.get_model(line.architecture, weights=None, **line.options)
-    model.load_state_dict(torch.load(spec.file, weights_only=True), strict=False)
-    model = create_feature_extractor(model.eval(), {list(line.blocks.values())[-1]: "last"}).to(device)
-    rows = []
-    with torch.no_grad():
-        for x, _ in everyones_loader(folder, name, workers):
-            rows.append(model(x.to(device))["last"].mean((2, 3)).cpu().numpy())
-    with h5py.File(file, "w") as out:
-        out.create_dataset("features", data=np.concatenate(rows))
+    network = {"network": line.architecture, "options": line.options, "node": list(line.blocks.values())[-1]}
+    weights = {"weights": str(spec.file), "preprocessing": line.weights}
+    how = {"device": device, "workers": workers, "precision": precision}
+    return {"folder": str(folder), "file": str(file)} | network | weights | how
 
 
-def everyones_loader(folder: Path, name: str, workers: int = 2) -> Any:
-    """Return ImageFolder and DataLoader with the preprocessing that torchvision's weights bring."""
-    import torchvision
-    from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
+def everyones_loader(folder: Path, name: str) -> Any:
+    """Return the loop's loader with two workers."""
+    from benchmarks.loop import loader
 
-    transforms = torchvision.models.get_weight(_row(name).weights).transforms()
-    return DataLoader(ImageFolder(str(folder), transforms), batch_size=32, num_workers=workers)
+    return loader(str(folder), _row(name).weights)
 
 
 def _row(name: str) -> Any:

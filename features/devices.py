@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from features.errors import FirnError, unknown
@@ -10,6 +11,7 @@ from features.errors import FirnError, unknown
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 _FLOAT16_MAX = 65504.0
+_PAYS_FROM = 4_000_000  # numbers: below, a CPU is done with them while torch and the GPU start (some seconds)
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
 
@@ -18,13 +20,16 @@ def choose_device(wanted: str) -> str:
 
     "auto" is the GPU where the NVIDIA driver's device file is there and CUDA_VISIBLE_DEVICES does not hide it.
     """
-    if wanted.partition(":")[0] not in DEVICES:
+    if wanted not in DEVICES and not re.fullmatch(r"cuda:\d+", wanted):
         raise unknown("device", wanted, DEVICES)
     if wanted != "auto":
         return wanted
-    driver = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg"))
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    return "cuda" if driver and not hidden else "cpu"
+    return "cuda" if _has_driver() and not hidden else "cpu"
+
+
+def _has_driver() -> bool:
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg"))
 
 
 def checked(name: str) -> str:
@@ -33,7 +38,26 @@ def checked(name: str) -> str:
 
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise FirnError("no usable CUDA device (torch.cuda.is_available() is False); run again with DEVICE=cpu")
+    if name.startswith("cuda:") and int(name[5:]) >= (count := torch.cuda.device_count()):
+        raise FirnError(f"expected DEVICE= to name one of {count} GPUs, got {name}; run again with DEVICE=cuda")
     return name
+
+
+def device_for(wanted: str, numbers: int) -> str:
+    """Return where arrays of so many numbers are computed with, asking torch only where a GPU may be meant.
+
+    "auto" is a GPU where torch finds one and they are enough to pay for its start; "torch-cpu" runs a GPU's code on the
+    CPU, in tests. FirnError for a GPU that was named and is not there.
+    """
+    if wanted in ("cpu", "torch-cpu"):
+        return wanted
+    if wanted != "auto":
+        return checked(choose_device(wanted))
+    if numbers < _PAYS_FROM or choose_device(wanted) == "cpu":
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gpu_utilisation(device: str) -> list[int]:

@@ -74,7 +74,9 @@ class FeatureOptions:
     backbone: str = option("", "Backbones separated by blanks, a+b for a joined view; empty is resnet18.")
     preprocess: str = option("", "squash, pad (whole image) or crop (torchvision's centre crop); empty is squash.")
     precision: str = option("auto", "auto, float32, tf32 (a GPU), bfloat16 or float16: the arithmetic of the network.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:1.")
+    device: str = option(
+        "auto", "auto, cpu, cuda or cuda:1, of networks and heads; auto is a GPU, for heads where it pays."
+    )
     weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
     size: int = option(0, "Side of the images that backbones see, in pixels; 0 is that of their weights.", min=0)
 

@@ -43,7 +43,8 @@ def learning_curve(features: FeatureOptions, view: View, run: Labels) -> list[st
             if HEADS[name].input != "runs":
                 described, seen = stage.view(name, view.blocks, view.pool)
                 dev = seen.take(seen.splits != "test")
-                make, words = partial(make_head, name, seed=seed), f"learning curve of {name} on {described}"
+                make = partial(make_head, name, seed=seed, device=features.device)
+                words = f"learning curve of {name} on {described}"
                 with shown(words, "fits") as progress:
                     points = learning.learning_curve(make, dev, seed=seed, progress=progress)
                 curves.append(_curve(f"{name} on {described}", points, seed))

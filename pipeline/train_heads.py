@@ -52,7 +52,8 @@ def train_heads(
         raise FirnError("SEEDS= trains each run several times, BUDGET= as many runs as it can; leave one of them away")
     until = time.monotonic() + how.budget if how.budget else math.inf
     dataset, names = features.data.load(), _of_features(view.names)
-    stages = [Stage(open_features(dataset, features, term), features.data, run, until=until) for term in features.terms]
+    entries = [open_features(dataset, features, term) for term in features.terms]
+    stages = [Stage(some, features.data, run, until=until, device=features.device) for some in entries]
     if how.budget:
         return search(dataset.name, stages, view.names)
     with heard():  # what is left out is said below

@@ -153,7 +153,7 @@ class _How:
         """Return the features of a data set from a backbone, extracted where missing."""
         asked = self.asked(dataset, backbone)
         extract(asked, ExtractOptions())
-        return Stage(open_features(asked.data.load(), asked), asked.data, run)
+        return Stage(open_features(asked.data.load(), asked), asked.data, run, device=asked.device)
 
     def finetuned_on(self, dataset: str, backbone: str) -> DetourStep:
         """Fine-tune a backbone on one domain; return the new backbone's name and how well it does there."""

@@ -27,9 +27,10 @@ from features.backbones.build import load_backbone
 from features.cache import Entry, open_entry
 from features.datasets import load_dataset
 from features.datasets.image_folder import FileSource
-from features.devices import choose_precision
+from features.devices import choose_precision, gpu_utilisation
 from features.errors import BadImage, FirnError
 from features.extraction import prefetch
+from features.extraction.engine import _told
 from features.extraction.forward import Forward, float32_products, to_arrays
 from features.extraction.job import Job, Outcome
 from features.extraction.loop import extract
@@ -376,6 +377,17 @@ def test_the_limit_where_decoding_has_threads_of_its_own() -> None:
         outcome.waits = defaultdict(float, waits)
         assert outcome.limit() == limit
     assert outcome.busy() == {"read": 0.1, "decode": 0.75, "forward": 0.9, "write": 0.1}
+
+
+def test_the_last_line_tells_how_busy_a_gpu_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver says through torch, on average; nothing of a CPU, or where nvidia-ml-py is not installed."""
+    monkeypatch.setattr("torch.cuda.utilization", {"cuda:1": 37}.__getitem__)
+    assert gpu_utilisation("cuda:1") == [37]
+    assert gpu_utilisation("cuda:0") == gpu_utilisation("cpu") == []
+    outcome = Outcome(images=8, seconds=defaultdict(float, {"wall": 2.0}), gpu=[37, 60, 80])
+    assert _told(outcome, 8).split("; ")[2].endswith(", GPU 59%")
+    outcome.gpu = []
+    assert "GPU" not in _told(outcome, 8)
 
 
 def spawn(folder: Path) -> subprocess.Popen[str]:

@@ -7,15 +7,18 @@ import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from features.errors import FirnError
-from models.logistic_path import Sweep, balanced, out_of_fold, predicted, strengths, sweep
+from models.logistic_path import Sweep, balanced, one_thread, out_of_fold, predicted, strengths, sweep
+from models.logistic_path.arrays import Numpy, in_turn
 from models.logistic_path.loss import losses
 
 REAL = Path("../shared/data/colon/train")
@@ -326,3 +329,34 @@ def test_real_images() -> None:
         assert found.objective[3, s] <= minimum * (1 + 1e-6)
     accuracy = (out_of_fold(X, found, folds).argmax(-1) == y).mean(1)
     assert accuracy.max() > 0.7
+
+
+def blas_threads() -> set[int]:
+    """Return how many threads each library of linear algebra has."""
+    import scipy.linalg  # noqa: F401 - that it is among them
+
+    return {int(each["num_threads"]) for each in ThreadpoolController().select(user_api="blas").info()}
+
+
+def test_the_linear_algebra_has_one_thread() -> None:
+    """In a block, in blocks inside it and in a decorated function; as many as before when they end, by an error too."""
+    with threadpool_limits(3, user_api="blas"):
+        before = blas_threads()
+        with pytest.raises(KeyError), one_thread():
+            assert blas_threads() == one_thread()(blas_threads)() == {1}
+            assert list(in_turn(Numpy(), lambda x: x * x, range(7))) == [0, 1, 4, 9, 16, 25, 36]
+            raise KeyError
+        assert blas_threads() == before
+
+
+def test_bits_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads go through the rows of a large matrix and factor the Hessians."""
+    monkeypatch.setattr("models.logistic_path.design._LARGE", 1)
+    X, y = features(1200, 30, 3)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr("models.logistic_path.arrays._threads", ContextVar("threads", default=threads))
+        found.append(sweep(X.astype(np.float32), y, strengths=[1e-3, 1.0], folds=masks(1200, 3)))
+    assert np.array_equal(found[0].coef, found[1].coef)
+    plain = sweep(X, y, strengths=[1e-3, 1.0], folds=masks(1200, 3), tol=1e-9)
+    np.testing.assert_allclose(found[0].objective, plain.objective, rtol=1e-6)

@@ -43,11 +43,10 @@ def make_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
     size, _ = build.side_and_channels(line)
     whole = build.network(line, "meta")
     module = build.cut(line, whole, line.blocks)
-    shapes = build.block_shapes(line, module)
     digest = weights.digest(build.load_weights(line, module, whole, file))
     build.check_maps(line, whole, module)
+    largest, shapes = build.tried(module, preset.mean, preset.std, size)
     blocks = {block: shapes[block] for block in line.blocks}
-    largest = build.largest_value(module, preset.mean, preset.std, size)
     return BackboneSpec(
         name=name,
         file=file,

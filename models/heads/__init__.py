@@ -82,8 +82,8 @@ HEADS: dict[str, HeadRow] = {
 }
 
 
-def make_head(name: str, *, seed: int = 0, findings: bool = False) -> Head:
-    """Return an unfitted head, for several findings per image if asked for.
+def make_head(name: str, *, seed: int = 0, findings: bool = False, device: str = "cpu") -> Head:
+    """Return an unfitted head, for several findings per image if asked for; `device` as in `Head`.
 
     Raises UnknownName for a name that is no row of HEADS, FirnError for a head that knows one finding alone.
     """
@@ -91,14 +91,14 @@ def make_head(name: str, *, seed: int = 0, findings: bool = False) -> Head:
         raise unknown("head", name, HEADS)
     row = HEADS[name]
     if not findings:
-        return row.make(seed=seed)
+        return row.make(seed=seed, device=device)
     if row.findings is None:
         able = " ".join(known for known, other in HEADS.items() if other.findings)
         raise FirnError(
             f"{name} knows one finding at a time; run: {command('train-heads', HEADS=able)} for all of them, or "
             f"{command('train-heads', HEADS=name, LABELS='finding:NAME')} for one"
         )
-    return row.findings(seed=seed)
+    return row.findings(seed=seed, device=device)
 
 
 def choose_heads(wanted: str) -> tuple[str, ...]:

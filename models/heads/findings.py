@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from features.cache.reader import subset
 from features.progress import say
 from models.folds import grouped_folds
-from models.heads.head import FEWEST_FOLDS, Array, Head, log_loss, silent, standardisation, train_until_stale
+from models.heads.head import FEWEST_FOLDS, Array, Head, log_loss, silent, standardisation, tensor_on, train_until_stale
 from models.heads.linear import at_strength
 from models.logistic_path import Sweep, out_of_fold, predicted, strengths, sweep_findings
 
@@ -48,9 +48,9 @@ class PerFinding(Findings):
 
     heads_: list[Head]
 
-    def __init__(self, make: Callable[..., Head], *, seed: int = 0) -> None:
-        """Store the class of the heads and the seed."""
-        super().__init__(seed=seed)
+    def __init__(self, make: Callable[..., Head], *, seed: int = 0, device: str = "cpu") -> None:
+        """Store the class of the heads, the seed and the device."""
+        super().__init__(seed=seed, device=device)
         self._make = make
 
     def fit(self, X: Any, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
@@ -58,9 +58,9 @@ class PerFinding(Findings):
         self.heads_ = []
         for labels in y.T:
             own = labels >= 0
-            head = self._make(seed=self.seed)
+            head = self._make(seed=self.seed, device=self.device)
             self.heads_.append(head.fit(subset(X, own), labels[own], None if groups is None else groups[own]))
-        self.classes_ = np.arange(y.shape[1])
+        self.classes_, self.device_ = np.arange(y.shape[1]), self.heads_[-1].device_
         self.chosen_ = {str(k): head.chosen_ for k, head in enumerate(self.heads_)}
         return self
 
@@ -130,7 +130,8 @@ class LogisticFindings(Findings):
         self, X: Any, y: NDArray[np.int64], grid: Any, masks: NDArray[np.bool_], tol: float = 1e-6
     ) -> list[Sweep]:
         """Return the solutions of each finding; those that are not certified to the tolerance are counted, and said."""
-        found = sweep_findings(X, y, strengths=grid, folds=masks, tol=tol)
+        settings: Any = {"strengths": grid, "folds": masks, "tol": tol}
+        found = self.on_device(int(np.prod(X.shape)), lambda device: sweep_findings(X, y, **settings, device=device))
         if missed := sum(int((~one.converged).sum()) for one in found):
             self.chosen_["not_certified"] = self.chosen_.get("not_certified", 0) + missed
             worst = max(float(one.gap.max()) for one in found)
@@ -208,15 +209,27 @@ class PerceptronFindings(Findings):
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train epoch by epoch and keep the weights of the best one."""
+        mean, std = standardisation(X)
+        Z = ((X - mean) / std).astype(np.float32)
+        w0, b0, self.w1, self.b1 = self.on_device(Z.size, lambda device: self._trained(Z, y, groups, device))
+        self.w0 = w0 / std[:, None]
+        self.b0 = b0 - mean @ self.w0
+        self.classes_ = np.arange(y.shape[1])
+        return self
+
+    def _trained(
+        self, features: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None, device: str
+    ) -> list[Array]:
+        """Return both layers' weights and biases, learned from standardised features (n, d)."""
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
-        mean, std = standardisation(X)
-        Z, target = torch.from_numpy(((X - mean) / std).astype(np.float32)), torch.from_numpy(y.astype(np.float32))
+        Z, target = tensor_on(device, features), tensor_on(device, y.astype(np.float32))
         random = torch.Generator().manual_seed(self.seed)
         sizes = (Z.shape[1], self.units, y.shape[1])
         layers = [torch.randn(a, b, generator=random) * (2 / a) ** 0.5 for a, b in pairwise(sizes)]
-        parameters = [layers[0], torch.zeros(self.units), layers[1], torch.zeros(y.shape[1])]
+        drawn = [layers[0], torch.zeros(self.units), layers[1], torch.zeros(y.shape[1])]
+        parameters = [p.to(Z.device) for p in drawn]
         optimiser = torch.optim.AdamW([p.requires_grad_() for p in parameters], self.rate, weight_decay=self.decay)
 
         def loss(rows: NDArray[np.intp]) -> torch.Tensor:
@@ -226,12 +239,8 @@ class PerceptronFindings(Findings):
             summed = binary_cross_entropy_with_logits(logits[known], target[at][known], reduction="sum")
             return summed / max(1, int(known.sum()))
 
-        epochs = train_until_stale(optimiser, loss, parameters, y, groups, seed=self.seed)
-        w0, b0, self.w1, self.b1 = (p.detach().numpy() for p in parameters)
-        self.w0 = w0 / std[:, None]
-        self.b0 = b0 - mean @ self.w0
-        self.classes_, self.chosen_ = np.arange(y.shape[1]), {"epochs": epochs}
-        return self
+        self.chosen_ = {"epochs": train_until_stale(optimiser, loss, parameters, y, groups, seed=self.seed)}
+        return [p.detach().cpu().numpy() for p in parameters]
 
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         """Return probabilities, (n, L)."""

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from features.devices import device_for
 from features.errors import ConstantFeatures
+from features.progress import say
 from features.storage import write_whole
 from models.folds import held_out
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Array = NDArray[Any]
+Made = TypeVar("Made")
 Form: TypeAlias = Literal["linear", "votes", "attention", "pyramid", "neighbours", "perceptron", "trees", "stack"]
 _BLOCK = 512  # rows compared at once
 FEWEST_FOLDS = 4  # that still leave half of the rows when two are left out
@@ -33,10 +36,11 @@ class Head(ABC):
     saved: ClassVar[Mapping[str, str]] = {}  # name in the file -> attribute, of each learned array
     classes_: NDArray[np.int64]  # (K,)
     chosen_: dict[str, Any]  # what inner folds or early stopping chose
+    device_: str = "cpu"  # where it was computed
 
-    def __init__(self, *, seed: int = 0) -> None:
-        """Store the seed."""
-        self.seed, self.chosen_ = seed, {}
+    def __init__(self, *, seed: int = 0, device: str = "cpu") -> None:
+        """Store the seed, and the device for heads that can use one: "cpu", "cuda[:n]", or "auto" where it pays."""
+        self.seed, self.device, self.chosen_ = seed, device, {}
 
     @abstractmethod
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
@@ -48,6 +52,24 @@ class Head(ABC):
     @abstractmethod
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         """Return probabilities, (n, K), rows summing to 1."""
+
+    def on_device(self, numbers: int, work: Callable[[str], Made]) -> Made:
+        """Return work(device) on the device for so many numbers; on the CPU, and say so, where they do not fit a GPU.
+
+        FirnError for a GPU that was named and is not there.
+        """
+        self.device_ = device_for(self.device, numbers)
+        if self.device_ == "cpu":
+            return work("cpu")  # without torch
+        import torch
+
+        try:
+            return work(self.device_)
+        except torch.OutOfMemoryError:
+            say(f"{numbers:,} numbers and what is made of them do not fit the memory of {self.device_}; on the CPU now")
+        torch.cuda.empty_cache()
+        self.device = self.device_ = "cpu"
+        return work("cpu")
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return what was learned: plain values and arrays."""
@@ -132,6 +154,13 @@ def log_loss(y: NDArray[np.int64], proba: NDArray[np.float64]) -> float:
 
 
 MOST_EPOCHS, PATIENCE, BATCH = 60, 5, 128
+
+
+def tensor_on(device: str, array: Array) -> Tensor:
+    """Return an array as a tensor on a device, as `Head.on_device` names it."""
+    import torch
+
+    return torch.from_numpy(array).to(device.removeprefix("torch-"))
 
 
 def train_until_stale(

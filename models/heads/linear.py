@@ -14,7 +14,7 @@ from features.cache.reader import subset
 from features.progress import say
 from models.folds import grouped_folds
 from models.heads.head import FEWEST_FOLDS, Array, Head, log_loss, silent, standardisation
-from models.logistic_path import Sweep, out_of_fold, predicted, strengths, sweep
+from models.logistic_path import Sweep, one_thread, out_of_fold, predicted, strengths, sweep
 
 _BLOCK = 4096  # rows read at once from features on the disk
 _ENOUGH = 1e-4  # gap of models that only take part in a choice
@@ -71,7 +71,7 @@ class Logistic(Linear):
 
     def _solved(self, X: Any, y: NDArray[np.int64], **settings: Any) -> Sweep:
         """Return the solutions; those whose duality gap is above the tolerance are counted, and said."""
-        found = sweep(X, y, **settings)
+        found = self.on_device(int(np.prod(X.shape)), lambda device: sweep(X, y, **settings, device=device))
         if missed := int((~found.converged).sum()):
             self.chosen_["not_certified"] = self.chosen_.get("not_certified", 0) + missed
             say(
@@ -136,6 +136,7 @@ def at_strength(found: Sweep, strength: int) -> Sweep:
 class Discriminant(Linear):
     """Fisher's linear discriminant with a Ledoit-Wolf covariance (scikit-learn's `lsqr` solver)."""
 
+    @one_thread()
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Solve in closed form; there is nothing to choose, so groups play no part."""
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis

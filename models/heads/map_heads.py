@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.views import grid
-from models.heads.head import Array, Head, silent, train_until_stale
+from models.heads.head import Array, Head, silent, tensor_on, train_until_stale
 from models.heads.linear import Logistic, probabilities
+from models.logistic_path import one_thread
 
 SIDE = 7  # positions a side that heads look at; the last maps of most backbones
 ROWS = 256  # images converted to float32 at once
@@ -32,6 +33,7 @@ class Channels(NamedTuple):
             pieces.append(Z.reshape(*Z.shape[:2], -1))
         return np.concatenate(pieces)
 
+    @one_thread()  # a product for each image
     def project(self, X: Array) -> NDArray[np.float32]:
         """Return X (n, C, H, W) of any precision as (n, c, H * W), float32."""
         n, channels = X.shape[:2]
@@ -51,6 +53,7 @@ def coarse(maps: Array) -> Array:
     return grid(maps, SIDE).reshape(*maps.shape[:2], SIDE, SIDE)
 
 
+@one_thread()
 def principal_channels(X: Array, most: int, *, seed: int = 0) -> Channels:
     """Return at most `most` principal directions of the channels of X (n, C, H, W), scaled to a mean variance of 1.
 
@@ -102,13 +105,23 @@ class MapHead(Head):
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train on X (n, C, H, W) and keep the weights of the best epoch."""
-        import torch
-
         self.classes_ = np.arange(int(y.max()) + 1)
         found = principal_channels(X, self.channels, seed=self.seed)
-        Z, labels = torch.from_numpy(found.positions(X)), torch.from_numpy(y)
-        weights = torch.zeros(len(self.classes_), Z.shape[1], requires_grad=True)
-        bias = torch.zeros(len(self.classes_), requires_grad=True)
+        Z = found.positions(X)
+        weights, bias = self.on_device(Z.size, lambda device: self._trained(Z, y, groups, device))
+        self._weights = (weights @ found.basis.T).astype(np.float64)
+        self._bias = bias - self._weights @ found.mean
+        return self
+
+    def _trained(
+        self, positions: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None, device: str
+    ) -> tuple[Array, Array]:
+        """Return weights (K, c) and bias (K,), learned from the channels at positions (n, c, P)."""
+        import torch
+
+        Z, labels, k = tensor_on(device, positions), tensor_on(device, y), len(self.classes_)
+        weights = torch.zeros(k, Z.shape[1], device=Z.device, requires_grad=True)
+        bias = torch.zeros(k, device=Z.device, requires_grad=True)
         decayed = [{"params": [weights], "weight_decay": self.decay}, {"params": [bias], "weight_decay": 0.0}]
         optimiser = torch.optim.AdamW(decayed, lr=self.rate)
 
@@ -117,11 +130,8 @@ class MapHead(Head):
             pooled = torch.logsumexp(votes * self.sharpness, 2) / self.sharpness
             return torch.nn.functional.cross_entropy(pooled, labels[at])
 
-        epochs = train_until_stale(optimiser, loss, [weights, bias], y, groups, seed=self.seed)
-        self._weights = (weights.detach().numpy() @ found.basis.T).astype(np.float64)
-        self._bias = bias.detach().numpy() - self._weights @ found.mean
-        self.chosen_ = {"epochs": epochs}
-        return self
+        self.chosen_ = {"epochs": train_until_stale(optimiser, loss, [weights, bias], y, groups, seed=self.seed)}
+        return weights.detach().cpu().numpy(), bias.detach().cpu().numpy()
 
     def class_maps(self, X: Array) -> NDArray[np.float32]:
         """Return the votes of every position, (n, K, H, W): the evidence for each class where it lies."""
@@ -156,12 +166,21 @@ class Attention(Head):
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train on X (n, C, H, W) and keep the weights of the best epoch."""
-        import torch
-
         self.classes_ = np.arange(int(y.max()) + 1)
         self._channels = principal_channels(X, self.channels, seed=self.seed)
-        Z, labels = torch.from_numpy(self._channels.positions(X)), torch.from_numpy(y)
-        layers = [torch.from_numpy(a).requires_grad_() for a in self._drawn(Z.shape[1])]
+        Z = self._channels.positions(X)
+        layers = self.on_device(Z.size, lambda device: self._trained(Z, y, groups, device))
+        self._layers = dict(zip(_NAMES, layers, strict=True))
+        return self
+
+    def _trained(
+        self, positions: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None, device: str
+    ) -> list[Array]:
+        """Return the layers, in the order of their names, learned from the channels at positions (n, c, P)."""
+        import torch
+
+        Z, labels = tensor_on(device, positions), tensor_on(device, y)
+        layers = [tensor_on(device, a).requires_grad_() for a in self._drawn(Z.shape[1])]
         optimiser = torch.optim.AdamW(layers, lr=self.rate, weight_decay=self.decay)
 
         def loss(at: NDArray[np.intp]) -> torch.Tensor:
@@ -172,10 +191,8 @@ class Attention(Head):
             pooled = (maps @ share[..., None])[..., 0]
             return torch.nn.functional.cross_entropy(pooled @ weights.T + bias, labels[at])
 
-        epochs = train_until_stale(optimiser, loss, layers, y, groups, seed=self.seed)
-        self._layers = {name: a.detach().numpy() for name, a in zip(_NAMES, layers, strict=True)}
-        self.chosen_ = {"epochs": epochs}
-        return self
+        self.chosen_ = {"epochs": train_until_stale(optimiser, loss, layers, y, groups, seed=self.seed)}
+        return [a.detach().cpu().numpy() for a in layers]
 
     def _drawn(self, channels: int) -> list[NDArray[np.float32]]:
         """Return the first weights: attention drawn small, so that it starts near the plain mean, the rest zero."""
@@ -224,16 +241,21 @@ class Spatial(Head):
 
     _channels: Channels
 
-    def __init__(self, *, seed: int = 0) -> None:
-        super().__init__(seed=seed)
-        self._linear = Logistic(seed=seed)
+    def __init__(self, *, seed: int = 0, device: str = "cpu") -> None:
+        super().__init__(seed=seed, device=device)
+        self._linear = Logistic(seed=seed, device=device)
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Learn the channels from X (n, C, H, W), then the linear head on the pyramid."""
         self._channels = principal_channels(X, self.channels, seed=self.seed)
         self._linear.fit(self._pyramid(X), y, groups)
-        self.classes_, self.chosen_ = self._linear.classes_, self._linear.chosen_
+        self._take_over()
         return self
+
+    def _take_over(self) -> None:
+        """Say of itself what the linear head says."""
+        linear = self._linear
+        self.classes_, self.chosen_, self.device_ = linear.classes_, linear.chosen_, linear.device_
 
     def fit_folds(
         self, X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
@@ -245,7 +267,7 @@ class Spatial(Head):
         self._channels = principal_channels(X, self.channels, seed=self.seed)
         held = self._linear.fit_folds(self._pyramid(X), y, folds, progress)
         if held is not None:
-            self.classes_, self.chosen_ = self._linear.classes_, self._linear.chosen_
+            self._take_over()
         return held
 
     def _pyramid(self, X: Array) -> NDArray[np.float32]:

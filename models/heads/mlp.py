@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from models.folds import held_out
 from models.heads.head import Array, Head, log_loss, standardisation
 from models.heads.linear import probabilities
+from models.logistic_path import one_thread
 
 
 class Perceptron(Head):
@@ -19,6 +20,7 @@ class Perceptron(Head):
     units, most_epochs, patience = 128, 100, 8
     _layers: list[Array]  # weights and biases in turn, in the units of X
 
+    @one_thread()
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Train epoch by epoch and keep the weights of the best one."""
         from sklearn.neural_network import MLPClassifier

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from models.folds import grouped_folds
 from models.heads.head import FEWEST_FOLDS, Array, silent, standardisation
 from models.heads.linear import Linear, probabilities
+from models.logistic_path.arrays import Arrays, arrays_on, in_turn, one_thread
 from models.metrics.calibration import Platt, fit_platt
 
 Floats = NDArray[np.float64]
@@ -28,21 +29,30 @@ class Ridge(Linear):
 
     def fit(self, X: Array, y: NDArray[np.int64], groups: NDArray[np.str_] | None = None) -> Self:
         """Choose the penalty by grouped folds, solve on all rows, scale the scores to log odds."""
-        rows = _rows(X, y, grouped_folds(y, groups, 5, seed=self.seed))
-        return self._settle(rows, {f: _solve(rows.without(f), self.penalties) for f in rows.parts})
+        folds = grouped_folds(y, groups, 5, seed=self.seed)
+        return self.on_device(X.size, lambda device: self._fitted(_rows(X, y, folds, device)))
+
+    @one_thread()
+    def _fitted(self, rows: _Rows) -> Self:
+        solved = in_turn(rows.arrays, lambda f: _solve(rows.without(f), self.penalties), [*rows.parts])
+        return self._settle(rows, dict(zip(rows.parts, solved, strict=True)))
 
     def fit_folds(
         self, X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], progress: Callable[[int, int], None] = silent
     ) -> Floats | None:
         """Fit on all rows and return probabilities without each fold (F, n, K); the inner folds are the other folds."""
-        rows = _rows(X, y, folds)
-        if len(rows.parts) < FEWEST_FOLDS:
+        if len(np.unique(folds)) < FEWEST_FOLDS:
             return None
+        return self.on_device(X.size, lambda device: self._fitted_folds(_rows(X, y, folds, device), progress))
+
+    @one_thread()
+    def _fitted_folds(self, rows: _Rows, progress: Callable[[int, int], None]) -> Floats:
         done, pairs = 0, list(combinations(rows.parts, 2))
-        proba = np.zeros((len(rows.parts), len(y), int(y.max()) + 1))
+        proba = np.zeros((len(rows.parts), len(rows.y), int(rows.y.max()) + 1))
         inner = {}
-        for pair in pairs:
-            inner[frozenset(pair)] = _solve(rows.without(*pair), self.penalties)
+        solved = in_turn(rows.arrays, lambda pair: _solve(rows.without(*pair), self.penalties), pairs)
+        for pair, model in zip(pairs, solved, strict=True):
+            inner[frozenset(pair)] = model
             done += 1
             progress(done, len(pairs) + len(rows.parts))
         singles = {}
@@ -52,7 +62,7 @@ class Ridge(Linear):
             best, platt, _ = self._chosen(rows, others)
             for f, model in {**others, fold: singles[fold]}.items():
                 at = rows.folds == f
-                proba[i, at] = platt(probabilities(_scores(rows.Z[at], model)[best]))
+                proba[i, at] = platt(probabilities(rows.scores(at, model)[best]))
             done += 1
             progress(done, len(pairs) + len(rows.parts))
         self._settle(rows, singles)
@@ -64,7 +74,7 @@ class Ridge(Linear):
         held = np.zeros((len(self.penalties), *rows.targets.shape))
         for fold, model in models.items():
             own = rows.folds == fold
-            held[:, own] = _scores(rows.Z[own], model)
+            held[:, own] = rows.scores(own, model)
         errors = np.square(held[:, at] - rows.targets[at]).mean(axis=(1, 2))
         best = int(errors.argmin())
         return best, fit_platt(rows.y[at], probabilities(held[best, at])), float(errors[best])
@@ -84,19 +94,21 @@ class Ridge(Linear):
 
 
 class _Sums(NamedTuple):
-    """Sums over rows, from which a ridge solution follows; those of some rows can be taken away."""
+    """Sums over rows, in float64 on the device, from which a ridge solution follows."""
 
+    arrays: Arrays
     n: int
-    x: Floats  # (d,)
-    t: Floats  # (K',)
-    xx: Floats  # (d, d)
-    xt: Floats  # (d, K')
+    x: Array  # (d,)
+    t: Array  # (K',)
+    xx: Array  # (d, d)
+    xt: Array  # (d, K')
 
 
 class _Rows(NamedTuple):
     """All rows, standardised as a whole, and the sums over each fold."""
 
-    Z: NDArray[np.float32]  # (n, d)
+    arrays: Arrays
+    Z: Array  # (n, d) float32, on the device
     mean: NDArray[np.float32]  # (d,)
     std: NDArray[np.float32]  # (d,)
     y: NDArray[np.int64]  # (n,)
@@ -106,9 +118,15 @@ class _Rows(NamedTuple):
 
     def without(self, *folds: int) -> _Sums:
         """Return the sums over the rows of all other folds."""
-        kept = [part for fold, part in self.parts.items() if fold not in folds]
+        kept = [part[1:] for fold, part in self.parts.items() if fold not in folds]
         sums: Any = [sum(columns) for columns in zip(*kept, strict=True)]
-        return _Sums(*sums)
+        return _Sums(self.arrays, *sums)
+
+    def scores(self, at: NDArray[np.bool_], model: _Model) -> Floats:
+        """Return the scores (S, m, K') of some rows (n,) for every penalty."""
+        arrays = self.arrays
+        x, weights = arrays.cast(self.Z[np.flatnonzero(at)], "float64"), arrays.put(model.weights)
+        return arrays.get(x @ weights) + model.intercepts[:, None]
 
 
 class _Model(NamedTuple):
@@ -118,42 +136,37 @@ class _Model(NamedTuple):
     intercepts: Floats  # (S, K')
 
 
-def _rows(X: Array, y: NDArray[np.int64], folds: NDArray[np.int64]) -> _Rows:
-    mean, std = standardisation(X)
-    Z, k = ((X - mean) / std).astype(np.float32), int(y.max()) + 1
+def _rows(X: Array, y: NDArray[np.int64], folds: NDArray[np.int64], device: str) -> _Rows:
+    (mean, std), arrays, k = standardisation(X), arrays_on(device), int(y.max()) + 1
+    Z = arrays.put(((X - mean) / std).astype(np.float32))
     targets = 2 * np.eye(k)[y] - 1
     targets = targets[:, 1:] if k == 2 else targets
-    parts = {f: _summed(Z[folds == f], targets[folds == f]) for f in np.unique(folds).tolist()}
-    return _Rows(Z, mean, std, y, targets, folds, parts)
+    own = {f: np.flatnonzero(folds == f) for f in np.unique(folds).tolist()}
+    parts = {f: _summed(arrays, Z[at], targets[at]) for f, at in own.items()}
+    return _Rows(arrays, Z, mean, std, y, targets, folds, parts)
 
 
-def _summed(Z: NDArray[np.float32], targets: Floats) -> _Sums:
+def _summed(arrays: Arrays, Z: Array, targets: Floats) -> _Sums:
     """Return the sums over rows, in float64: a feature that only some folds have must cancel in the others."""
-    x = Z.astype(np.float64)
-    return _Sums(len(x), x.sum(axis=0), targets.sum(axis=0), x.T @ x, x.T @ targets)
+    x, t = arrays.cast(Z, "float64"), arrays.put(targets)
+    return _Sums(arrays, len(x), x.sum(0), t.sum(0), x.T @ x, x.T @ t)
 
 
 def _solve(sums: _Sums, penalties: Floats) -> _Model:
     """Return the solutions for every penalty, features standardised on these very rows, intercepts not penalised."""
-    from scipy.linalg import solve
-
+    arrays, xp = sums.arrays, sums.arrays.xp
     mean, middle = sums.x / sums.n, sums.t / sums.n
-    centred = sums.xx - sums.n * np.outer(mean, mean)
+    centred = sums.xx - sums.n * (mean[:, None] * mean)
     variance = centred.diagonal() / sums.n
-    scale = np.where(variance > 1e-8, 1 / np.sqrt(np.maximum(variance, 1e-8)), 0)
+    scale = xp.where(variance > 1e-8, 1 / xp.sqrt(xp.clip(variance, 1e-8, None)), 0)
     centred *= scale
     centred *= scale[:, None]
-    right = (sums.xt - sums.n * np.outer(mean, middle)) * scale[:, None]
-    weights = []
-    for penalty in penalties:
-        regular = centred.copy()
-        np.fill_diagonal(regular, centred.diagonal() + penalty * sums.n)
-        found = solve(regular, right, assume_a="pos", overwrite_a=True, check_finite=False)
-        weights.append(found * scale[:, None])
+    right = (sums.xt - sums.n * (mean[:, None] * middle)) * scale[:, None]
+    weights, place = [], np.arange(len(mean))
+    for penalty in penalties.tolist():
+        regular = centred + 0
+        regular[place, place] += penalty * sums.n
+        found = arrays.solve(arrays.cholesky(regular), right)
+        weights.append(arrays.get(found * scale[:, None]))
     W = np.stack(weights)
-    return _Model(W, middle - mean @ W)
-
-
-def _scores(Z: NDArray[np.float32], model: _Model) -> Floats:
-    """Return the scores (S, m, K') of rows (m, d) for every penalty."""
-    return np.asarray(Z.astype(np.float64) @ model.weights + model.intercepts[:, None])
+    return _Model(W, arrays.get(middle) - arrays.get(mean) @ W)

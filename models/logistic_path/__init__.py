@@ -11,7 +11,8 @@ out_of_core     the same for features larger than memory, all problems with one 
 solution        the public interface: `sweep`, `sweep_findings`, `Sweep`, out-of-fold probabilities
 """
 
+from models.logistic_path.arrays import one_thread
 from models.logistic_path.solution import Sweep, balanced, out_of_fold, predicted, sweep, sweep_findings
 from models.logistic_path.strengths import strengths
 
-__all__ = ["Sweep", "balanced", "out_of_fold", "predicted", "strengths", "sweep", "sweep_findings"]
+__all__ = ["Sweep", "balanced", "one_thread", "out_of_fold", "predicted", "strengths", "sweep", "sweep_findings"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeAlias, TypeVar, final
 
 import numpy as np
@@ -133,14 +136,43 @@ def arrays_on(device: str) -> Arrays:
     return Torch(torch, "cpu" if name == "torch-cpu" else devices.checked(name))
 
 
-def in_turn(function: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
-    """Yield function(g) for each g, in order, from as many threads as the linear algebra may use, with one each.
+_threads: ContextVar[int] = ContextVar("threads", default=0)  # of the linear algebra outside of `one_thread`; 0 there
 
-    Small products gain nothing from two threads at one of them, and lose much where other programs are running.
-    """
+
+@cache
+def _libraries() -> Any:
+    """Return numpy's and scipy's linear algebra, each of which has threads of its own."""
+    import scipy.linalg  # noqa: F401 - or it would be loaded later, with all its threads
     from threadpoolctl import ThreadpoolController
 
-    pools = ThreadpoolController().select(user_api="blas")
-    workers = max((int(info["num_threads"]) for info in pools.info()), default=1)
-    with pools.limit(limits=1), ThreadPoolExecutor(workers) as executor:
+    return ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have the linear algebra use one thread in a block or, as a decorator, a function; `in_turn` has the others there.
+
+    Its threads wait for one another in a loop. Where other programs are running, a product of a millisecond then takes
+    as long as the other thread waits for a core: on two cores at a load of 8 a sweep took 8 to 40 times as long.
+    """
+    libraries = _libraries()
+    threads = _threads.get() or max((int(each["num_threads"]) for each in libraries.info()), default=1)
+    before = _threads.set(threads)
+    try:
+        with libraries.limit(limits=1):
+            yield
+    finally:
+        _threads.reset(before)
+
+
+def in_turn(arrays: Arrays, function: Callable[[Given], Made], given: Sequence[Given]) -> Iterator[Made]:
+    """Yield function(g) for each g, in order: in `one_thread` from as many threads as the linear algebra may use.
+
+    On a GPU they would only wait for one another, so that there it is the calling one.
+    """
+    count = min(_threads.get(), len(given)) if isinstance(arrays, Numpy) else 1
+    if count <= 1:
+        yield from map(function, given)
+        return
+    with ThreadPoolExecutor(count) as executor:
         yield from executor.map(function, given)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.logistic_path.arrays import ROWS, Array, Arrays
+from models.logistic_path.arrays import ROWS, Array, Arrays, Numpy, in_turn
+
+_LARGE = 2_000_000  # numbers in the matrix, from which on blocks of its rows are worth a thread each
 
 
 class Moments(NamedTuple):
@@ -38,7 +40,7 @@ class Design:
         v = theta[..., :-1] * self.scale[fold][:, None]
         shift = theta[..., -1] - (v * self.mean[fold][:, None]).sum(-1)
         flat = self.arrays.packed(v.reshape(problems * classes, -1).T)
-        parts = [block @ flat for _, block in self._blocks()]
+        parts = list(self._by_rows(lambda rows, block: block @ flat))
         z = parts[0] if len(parts) == 1 else self.arrays.xp.concatenate(parts)
         return self.arrays.packed(z.T).reshape(problems, classes, -1) + shift[..., None]
 
@@ -48,8 +50,8 @@ class Design:
         flat = residual.reshape(problems * classes, n)
         total = residual.sum(-1)[..., None]
         g = self.arrays.put(np.zeros((problems * classes, self.matrix.shape[1]), self.dtype))
-        for rows, block in self._blocks():
-            g += flat[:, rows] @ block
+        for part in self._by_rows(lambda rows, block: flat[:, rows] @ block):
+            g += part
         g = g.reshape(problems, classes, -1)
         g = (g - total * self.mean[fold][:, None]) * self.scale[fold][:, None]
         return self.arrays.xp.concatenate([g, total], -1)
@@ -64,13 +66,20 @@ class Design:
         block = self.arrays.put(self.matrix[rows], self.dtype)
         return replace(self, matrix=block, weight=self.weight[:, rows])
 
-    def _blocks(self) -> Iterator[tuple[slice, Array]]:
-        """Yield all rows at once where the matrix has the right precision, else converted block by block."""
-        n = self.matrix.shape[0]
-        step = n if self.matrix.dtype == getattr(self.arrays.xp, self.dtype) else ROWS
-        for start in range(0, n, step):
-            rows = slice(start, start + step)
-            yield rows, self.arrays.cast(self.matrix[rows], self.dtype)
+    def _by_rows(self, function: Callable[[slice, Array], Array]) -> Iterable[Array]:
+        """Return function(rows, matrix[rows]) for all rows, block by block where they are many or have to be converted.
+
+        Many are gone through in threads. Blocks are the same, and so is what they add up to, however many there are.
+        """
+        n, d = self.matrix.shape
+        large, right = n * d >= _LARGE, self.matrix.dtype == getattr(self.arrays.xp, self.dtype)
+        step = n if right and not (large and isinstance(self.arrays, Numpy)) else ROWS
+        blocks = [slice(start, start + step) for start in range(0, n, step)]
+
+        def over(rows: slice) -> Array:
+            return function(rows, self.arrays.cast(self.matrix[rows], self.dtype))
+
+        return in_turn(self.arrays, over, blocks) if large else map(over, blocks)
 
 
 @final

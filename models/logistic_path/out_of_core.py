@@ -82,7 +82,7 @@ class _Stream:
         given = arrays.cast(theta, self.design.dtype)
         value, gradient, bend = self.penalty * squared(theta[..., :-1]) / 2, theta * self.penalty[:, None, None], 0.0
         gradient[..., -1] = 0
-        for v, g, h in in_turn(lambda rows: self._over(rows, given), self._rows(theta.shape[1])):
+        for v, g, h in in_turn(arrays, lambda rows: self._over(rows, given), self._rows(theta.shape[1])):
             value, gradient, bend = value + v, gradient + g, bend + arrays.cast(h, "float64")
         return _At(theta, value, gradient, bend)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.logistic_path.arrays import ROWS, Array, Arrays
+from models.logistic_path.arrays import ROWS, Array, Arrays, in_turn
 from models.logistic_path.design import Design
 
 _REST = 0.05  # share of D that may be left out
@@ -150,18 +150,26 @@ def _bordered(design: Design, rows: NDArray[np.int64]) -> Array:
 
 def _hessians(design: Design, rows: NDArray[np.int64], curvature: Array, strength: float) -> list[list[Array]]:
     """Return the factors of the Hessians (d + 1, d + 1) for curvatures (F, K, m), summed over blocks of the rows."""
-    arrays, (folds, classes, m), d = design.arrays, curvature.shape, design.matrix.shape[1]
-    h = arrays.put(np.zeros((folds, classes, d + 1, d + 1), design.dtype))
-    trained = arrays.get(curvature[:, 0]) > 0
+    ridge = np.append(np.full(design.matrix.shape[1], 1 / strength), 0)
+
+    def factors(of_fold: Array) -> list[Array]:
+        return [_factor(design, each, ridge) for each in _hessian(design, rows, of_fold)]
+
+    return list(in_turn(design.arrays, factors, list(curvature)))
+
+
+def _hessian(design: Design, rows: NDArray[np.int64], curvature: Array) -> Array:
+    """Return the Hessians (K, d + 1, d + 1) of a fold for its curvatures (K, m)."""
+    arrays, (classes, m), d = design.arrays, curvature.shape, design.matrix.shape[1]
+    h = arrays.put(np.zeros((classes, d + 1, d + 1), design.dtype))
+    trained = arrays.get(curvature[0]) > 0
     for i in range(0, m, 2 * ROWS):
-        x = _bordered(design, rows[i : i + 2 * ROWS])
-        for f, own in enumerate(trained[:, i : i + 2 * ROWS]):
-            at = np.flatnonzero(own)
-            for k in range(classes):
-                half = x[at] * curvature[f, k, i + at, None] ** 0.5
-                h[f, k] += half.T @ half
-    ridge = np.append(np.full(d, 1 / strength), 0)
-    return [[_factor(design, each, ridge) for each in own] for own in h]
+        at = i + np.flatnonzero(trained[i : i + 2 * ROWS])
+        x = _bordered(design, rows[at])
+        for k in range(classes):
+            half = x * curvature[k, at, None] ** 0.5
+            h[k] += half.T @ half
+    return h
 
 
 def _joint(design: Design, p: Array, weight: Array, strength: float) -> _Primal:
@@ -201,7 +209,8 @@ def _dual(design: Design, rows: NDArray[np.int64], curvature: Array, strength: f
     kernel = _gram(x * p**0.5)
     training = float((design.weight > 0).sum()) / (design.weight.shape[0] * design.weight.shape[1])
     shared = _shared(curvature, (training * len(rows)) ** 2)
-    return _Dual(arrays, x, p, [[_part(design, kernel, w) for w in own] for own in shared])
+    parts = in_turn(arrays, lambda own: [_part(design, kernel, w) for w in own], list(shared))
+    return _Dual(arrays, x, p, list(parts))
 
 
 def _gram(half: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.errors import FirnError
-from models.logistic_path.arrays import ROWS, arrays_on
+from models.logistic_path.arrays import ROWS, arrays_on, one_thread
 from models.logistic_path.design import Moments, Standardised, exact_design, fast_design, moments
 from models.logistic_path.out_of_core import sample_size, solve_out_of_core
 from models.logistic_path.strengths import Task, solve_path
@@ -47,6 +47,7 @@ def balanced(y: NDArray[np.int64], folds: NDArray[np.bool_]) -> NDArray[np.float
     return weights
 
 
+@one_thread()
 def sweep(
     X: Features,
     y: NDArray[np.int64],
@@ -78,6 +79,7 @@ def sweep(
     return _assembled(task, grid, found)
 
 
+@one_thread()
 def sweep_findings(
     X: Features,
     matrix: NDArray[np.int64],
@@ -174,6 +176,7 @@ def _folds_first(a: NDArray[Any], folds: int) -> NDArray[Any]:
     return a.reshape(-1, folds, *a.shape[1:]).swapaxes(0, 1)
 
 
+@one_thread()
 def out_of_fold(X: Features, result: Sweep, folds: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return probabilities (S, n, K) of every row, by the models that have not seen it, for every strength.
 
@@ -192,6 +195,7 @@ def out_of_fold(X: Features, result: Sweep, folds: NDArray[np.bool_]) -> NDArray
     return total
 
 
+@one_thread()
 def predicted(X: Features, result: Sweep, fold: int) -> NDArray[np.float64]:
     """Return probabilities (S, n, K) of X (n, d) under one fold's models, for every strength."""
     _, s, scores, d = result.coef.shape

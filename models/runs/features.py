@@ -53,10 +53,19 @@ class Stage:
     """Features of one or several entries of the same images; a view is read when a head first needs it."""
 
     def __init__(
-        self, entries: Sequence[Cached], data: DatasetOptions, run: RunOptions, *, until: float = np.inf
+        self,
+        entries: Sequence[Cached],
+        data: DatasetOptions,
+        run: RunOptions,
+        *,
+        until: float = np.inf,
+        device: str = "cpu",
     ) -> None:
-        """Take the entries, how they were asked for, and the `time.monotonic()` after which no fold is begun."""
-        self.entries, self.data, self.run, self.until = tuple(entries), data, run, until
+        """Take the entries, how they were asked for, the `time.monotonic()` after which no fold is begun, the device.
+
+        The device is where heads are computed that can use one; it changes no number by more than their tolerance.
+        """
+        self.entries, self.data, self.run, self.until, self.device = tuple(entries), data, run, until, device
         self.name = "+".join(entry.key.backbone for entry in entries)
         self._manifests = [load_manifest(entry) for entry in entries]
         self._classes, self._merged = self._labels()
@@ -160,7 +169,8 @@ class Stage:
         """Fit a head with a seed, which is also that of the folds where the head draws nothing at random."""
         what = f"{name} on {self.name} {described}" + (f", seed {seed}" if seed != self.data.seed else "")
         folds = self.data.seed if HEADS[name].random else seed
-        return fitted(name, view, what, seed=seed, folds=folds, protocol=self.run.rules, until=self.until)
+        how: Any = {"protocol": self.run.rules, "until": self.until, "device": self.device}
+        return fitted(name, view, what, seed=seed, folds=folds, **how)
 
     def _add_spread(self, run: Run, view: View, seeds: int) -> None:
         """Train a run with the seeds after its own and record how far its scores spread."""
@@ -369,10 +379,12 @@ def lacks_seeds(folder: Path, identity: str, seeds: int) -> bool:
     return seeds > 1 and (record.spread is None or len(record.spread["seeds"]) < seeds)
 
 
-def fitted(name: str, view: View, what: str, *, seed: int, folds: int, protocol: Protocol, until: float) -> Fitted:
+def fitted(
+    name: str, view: View, what: str, *, seed: int, folds: int, protocol: Protocol, until: float, device: str
+) -> Fitted:
     """Fit a head of a seed in the folds of another, with a progress bar that says `what`. Raises OutOfTime."""
     with shown(what, "fits") as progress:
-        make = partial(make_head, name, seed=seed, findings=view.y.ndim == 2)
+        make = partial(make_head, name, seed=seed, findings=view.y.ndim == 2, device=device)
         return fit(make, [view], protocol, seed=folds, progress=progress, until=until)
 
 
@@ -387,6 +399,7 @@ def facts_of(name: str, view: View, found: Fitted, *, about: str = "") -> dict[s
         "repeats": repeats,
         "seconds": dict(found.seconds),
         "features": int(np.prod(view.X.shape[1:2])),
+        "device": found.head.device_,
     }
 
 

@@ -45,7 +45,8 @@ def _computed(run: Run, view: View) -> Floats32 | None:
     order, plan = np.argsort(part.ids, kind="stable"), folds_of(part.y, part.groups, rules, seed=seed)
     if not np.array_equal(np.concatenate([folds[order] for folds in plan]), held.fold):
         return None
-    make, each = partial(make_head, run.record.head, seed=seed), []
+    device = "cpu" if run.record.device == "cpu" else "auto"
+    make, each = partial(make_head, run.record.head, seed=seed, device=device), []
     for folds in plan:
         with shown(f"{run.name}, for a stack", "fits") as progress:
             found = without_pairs(make, part, folds, progress)

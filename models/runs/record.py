@@ -63,6 +63,7 @@ class RunRecord:
     finetuning: Mapping[str, Any] | None = None  # of a fine-tuned network: its options and settings
     spread: Mapping[str, Any] | None = None  # over seeds, where there were several: `models.runs.seeds.spread`
     history: tuple[Any, ...] = ()  # of each training: the epochs, each epoch, loss, roc_auc, loss, seconds, images
+    device: str = "cpu"  # on which the head was computed
     firn: str = field(default_factory=firn_version)
 
     @property

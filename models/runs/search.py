@@ -123,7 +123,8 @@ def _joined(known: _Search) -> Iterator[Trial]:
     several += [list(best.values())] if len(best) > 2 else []
     for stages in several:
         first = stages[0]
-        stage = Stage([entry for one in stages for entry in one.entries], first.data, first.run, until=first.until)
+        entries = [entry for one in stages for entry in one.entries]
+        stage = Stage(entries, first.data, first.run, until=first.until, device=first.device)
         known.stages.append(stage)
         yield from (Trial(stage, blocks, "avg", known.scout) for blocks in ("1", "2"))
 
