@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from features.storage import artifacts_root
+from models.runs.results import UNDECIDED
 
 
 def interval(score: dict[str, float | None]) -> str:
@@ -41,7 +42,7 @@ def table(name: str) -> None:
     print("|---|---|---|---|---|---|")
     for run in results["runs"]:
         against, scores = run["against_chosen"], judged(run)
-        verdict = "chosen" if against is None else "tie" if not against["distinguishable"] else against["verdict"]
+        verdict = "chosen" if against is None else against["verdict"]
         seconds = run["seconds"]["oof"] + run["seconds"]["fit"]
         print(
             f"| {run['name']} | {run['validation']['roc_auc']['value']:.4f} | {interval(scores['roc_auc'])} | "
@@ -51,18 +52,20 @@ def table(name: str) -> None:
 
 def short(names: list[str]) -> None:
     """Print a row per comparison."""
-    print("| set | runs | chosen by validation | its ROC AUC | not distinguishable from it | highest of all runs |")
+    print(
+        "| set | runs | chosen by validation | its ROC AUC | no detectable difference from it | highest of all runs |"
+    )
     print("|---|---|---|---|---|---|")
     for name in names:
         results = load(name)
         chosen, *others = results["runs"]
-        ties = sum(run["against_chosen"]["verdict"] == "tie" for run in others)
+        undecided = sum(run["against_chosen"]["verdict"] == UNDECIDED for run in others)
         area = interval(judged(chosen)["roc_auc"])
         if results["corrected"]:
             area += f", corrected for the choice {interval(results['corrected'])}"
         best = max(results["runs"], key=lambda run: judged(run)["roc_auc"]["value"])
         print(
-            f"| {name} | {len(results['runs'])} | {chosen['name']} | {area} | {ties} of {len(others)} | "
+            f"| {name} | {len(results['runs'])} | {chosen['name']} | {area} | {undecided} of {len(others)} | "
             f"{judged(best)['roc_auc']['value']:.3f} ({best['name']}) |"
         )
 

@@ -22,7 +22,7 @@ from models.metrics import METRICS, Interval, bootstrap_test, claim, compare_wit
 from models.runs.compare import compare_runs, run_names
 from models.runs.pair import compare_two
 from models.runs.record import Run, load_runs
-from models.runs.results import ComparisonResult
+from models.runs.results import UNDECIDED, ComparisonResult
 from models.runs.scores import as_dict
 from models.validation.predictions import Predictions
 from pipeline.render.terminal import print_table
@@ -117,7 +117,7 @@ def test_paired_delong_in_simultaneous_tests(two: tuple[list[Run], dict[str, Any
         assert (versus["p_value"], versus["p_adjusted"]) == (test.p_value, test.p_adjusted)
         assert test.p_value == pytest.approx(alone.p_value)
         assert versus["distinguishable"] == (test.p_adjusted < 0.05)
-    assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
+    assert [row["against_chosen"]["verdict"] for row in others] == [UNDECIDED, "lower"]
     assert "; 1 of 2 others shows no detectable difference." in results["summary"]
 
 
@@ -168,7 +168,7 @@ def test_without_test_images_only_validation() -> None:
     results = compared(runs, n_bootstrap=DRAWS)
     first, *others = results["runs"]
     assert [row["test"] for row in results["runs"]] == [None] * 3
-    assert [row["against_chosen"]["verdict"] for row in others] == ["tie", "lower"]
+    assert [row["against_chosen"]["verdict"] for row in others] == [UNDECIDED, "lower"]
     assert first["validation"]["roc_auc"]["low"] < first["validation"]["roc_auc"]["value"]
     assert results["corrected"]["value"] < first["validation"]["roc_auc"]["value"], "choosing flatters"
     assert "when corrected for the choice" in results["summary"]

@@ -17,7 +17,7 @@ from runs_for_tests import draw_predictions, draw_runs, make_run
 
 from models.runs.compare import compare_runs, run_names
 from models.runs.record import Run
-from models.runs.results import ComparisonResult
+from models.runs.results import UNDECIDED, ComparisonResult
 from pipeline.render.html_page import predictions_csv, write_report
 from pipeline.render.page_figures import operating_table, sides
 
@@ -157,7 +157,7 @@ def test_page_says_what_matters(two: Written) -> None:
         assert f"[{area['low']:.3f}, {area['high']:.3f}]" in text
         assert row["key_digests"][0] in text
     assert text.count(">no detectable difference<") == 2 + sum(
-        row["against_chosen"]["verdict"] == "tie" for row in two.results["runs"] if row["against_chosen"]
+        row["against_chosen"]["verdict"] == UNDECIDED for row in two.results["runs"] if row["against_chosen"]
     )
 
 

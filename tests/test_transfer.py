@@ -26,7 +26,7 @@ from features.views import load_manifest, pooled_view
 from models.domain_shift import linear_cka
 from models.metrics import compare_pairs, delong_test, score
 from models.runs.record import load_run
-from models.runs.results import DetourRow, TransferResult, Verdict
+from models.runs.results import UNDECIDED, DetourRow, TransferResult, Verdict
 from models.runs.scores import number, shown
 from models.runs.seeds import difference_over_seeds
 from pipeline.render.transfer_report import detour_lines
@@ -163,11 +163,11 @@ def row(head: str, difference: float, verdict: str) -> DetourRow:
     score_ = {"value": 0.8, "low": 0.7, "high": 0.9}
     way = {"folder": "x", "roc_auc": score_, "balanced_accuracy": score_}
     interval = {"value": difference, "low": difference - 0.1, "high": difference + 0.1}
-    return DetourRow(head, "layer4 avg", way, way, Verdict(interval, 0.02, 0.04, verdict != "tie", verdict))
+    return DetourRow(head, "layer4 avg", way, way, Verdict(interval, 0.02, 0.04, verdict != UNDECIDED, verdict))
 
 
 def test_a_difference_must_exceed_the_spread_over_seeds_too() -> None:
-    """Its mean over the seeds both runs share, with Student's interval; a tie of the images stays one."""
+    """Its mean over the seeds both runs share, with Student's interval; what the images leave open stays so."""
     plain, narrow, wide = (
         make_run(draw_predictions(2, strength=1), spread={"seeds": [0, 1, 2], "test": {"values": values}}).record
         for values in ([0.8, 0.81, 0.79], [0.84, 0.85, 0.83], [0.84, 0.95, 0.73])
@@ -182,7 +182,7 @@ def test_a_difference_must_exceed_the_spread_over_seeds_too() -> None:
     helped = row("lda", 0.04, "higher").test
     assert [steady(helped, told).verdict for told in (over, gaps, None)] == ["higher", "within seeds", "higher"]
     assert steady(row("lda", -0.04, "lower").test, over).verdict == "within seeds", "the seeds say the contrary"
-    assert steady(row("lda", 0.04, "tie").test, over).verdict == "tie"
+    assert steady(row("lda", 0.04, UNDECIDED).test, over).verdict == UNDECIDED
     assert difference_over_seeds(plain, replace(narrow, spread=None)) is None
 
 
@@ -191,7 +191,7 @@ def test_a_difference_must_exceed_the_spread_over_seeds_too() -> None:
     [
         ("higher", "helped"),
         ("lower", "hurt"),
-        ("tie", "made no difference that these images"),
+        (UNDECIDED, "made no difference that these images"),
         ("within seeds", "made a difference that other seeds may turn"),
     ],
 )

@@ -26,7 +26,7 @@ from models.metrics.findings import macro_auc, macro_log_loss
 from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, examine, examined
 from models.runs.headline import headline
 from models.runs.record import Run
-from models.runs.results import ComparisonResult, RunResult, Verdict, ranked, stamped
+from models.runs.results import UNDECIDED, ComparisonResult, RunResult, Verdict, ranked, stamped
 from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
 from models.runs.summary import commands, protocol
 from models.validation.predictions import Predictions
@@ -58,7 +58,7 @@ def choose(runs: Sequence[Run]) -> Run:
 
 
 ALPHA = 0.05  # of the corrected tests
-UNTESTED = "cannot be tested"  # the verdict where there is no p-value, which is no tie
+UNTESTED = "cannot be tested"  # the verdict where there is no p-value, which leaves nothing to decide
 
 
 def against_the_first(
@@ -101,7 +101,7 @@ def verdict_of(test: SimultaneousTest, margin: float = 0.0) -> Verdict:
         number(test.p_value),
         number(test.p_adjusted),
         distinguishable,
-        side if distinguishable else UNTESTED if math.isnan(test.p_adjusted) else "tie",
+        side if distinguishable else UNTESTED if math.isnan(test.p_adjusted) else UNDECIDED,
         claim(test.difference, margin) if margin else "",
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from models.runs.results import ComparisonResult, Score, Verdict
+from models.runs.results import UNDECIDED, ComparisonResult, Score, Verdict
 from models.runs.summary import plural
 
 VERDICTS = (
-    ("tie", "show", "shows", "no detectable difference"),
+    (UNDECIDED, "show", "shows", UNDECIDED),
     ("higher", "are", "is", "better on the test images, which had no part in the choice"),
     ("cannot be tested", "are", "is", "not to be tested against it on these images"),
 )

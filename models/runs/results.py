@@ -12,6 +12,7 @@ from models.runs.record import RunRecord
 Score: TypeAlias = Mapping[str, float | None]  # value, low, high; None for what the images cannot tell
 Scores: TypeAlias = Mapping[str, Score]  # metric -> its score
 SCHEMA = 3
+UNDECIDED = "no detectable difference"  # the verdict of a test that the images leave open
 _OF_DATA = ("dataset", "asked", "counts", "groups", "grouped_by", "split_by", "note", "manifest", "classes", "labels")
 
 
@@ -23,7 +24,7 @@ class Verdict:
     p_value: float | None
     p_adjusted: float | None
     distinguishable: bool
-    verdict: str  # "tie" (no detectable difference), "higher", "lower", "cannot be tested", "within seeds" (transfer)
+    verdict: str  # UNDECIDED, "higher", "lower", "cannot be tested", "within seeds" (transfer)
     claim: str = ""  # against a stated margin: equivalent within it, or not worse by more than it
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from features.progress import printable
 from models.runs.headline import cautions, missed, technical
-from models.runs.results import ComparisonResult, RunResult, Score, Verdict
+from models.runs.results import UNDECIDED, ComparisonResult, RunResult, Score, Verdict
 from models.runs.summary import with_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WORDS = {"tie": "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
+WORDS = {UNDECIDED: "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
 TIES = "open: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
 CLAIMS = "equivalent: the interval of the difference lies within ±{0:g}; not worse: it lies above −{0:g}."

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from features.progress import printable
-from models.runs.results import DetourRow, DetourStep, TransferResult
+from models.runs.results import UNDECIDED, DetourRow, DetourStep, TransferResult
 from models.runs.summary import with_interval
 
 WORDS = {
     "higher": "helps",
     "lower": "hurts",
-    "tie": "no detectable difference",
+    UNDECIDED: UNDECIDED,
     "within seeds": "within seeds",
     "cannot be tested": "untestable",
 }
@@ -69,13 +69,13 @@ def _verdict(results: TransferResult) -> str:
     said = {
         "higher": "helped",
         "lower": "hurt",
-        "tie": "made no difference that these images can tell",
+        UNDECIDED: "made no difference that these images can tell",
         "within seeds": "made a difference that other seeds may turn round",
         "cannot be tested": "cannot be tested on these images",
     }[first.test.verdict]
     counts = {word: sum(row.test.verdict == word for row in rows) for word in WORDS}
     heads = f"{len(rows)} head{'s' if len(rows) > 1 else ''}"
-    alike = counts["tie"] + counts["within seeds"]
+    alike = counts[UNDECIDED] + counts["within seeds"]
     tally = f"Of {heads} it helped {counts['higher']}, hurt {counts['lower']}, and {alike} cannot be told apart."
     return (
         f"**The detour over {' and '.join(results.passed)} {said}**: {first.head} on {results.target} went "
