@@ -14,7 +14,7 @@ from features.progress import printable
 from features.storage import write_whole
 from models.metrics import Band, pr_curve_band, roc_curve_band
 from models.runs.compare import run_names
-from models.runs.findings import FindingsResult, FindingsRunResult
+from models.runs.findings_results import FindingsResult, FindingsRunResult
 from models.runs.record import Run
 from models.runs.scores import LEVEL, shown
 from models.runs.summary import with_interval
