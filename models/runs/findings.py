@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from models.metrics import Interval, PairedTest, delong_test, holm, operating_points
 from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, score_findings
 from models.metrics.significance import Areas, compare_areas
-from models.runs.compare import ALPHA, check_same_images, run_names, verdict_of
+from models.runs.compare import ALPHA, check_same_images, images_of, run_names, verdict_of
+from models.runs.findings_headline import headline
 from models.runs.findings_results import SHOWN, FindingResult, FindingsResult, FindingsRunResult
-from models.runs.headline import others_in_words
 from models.runs.record import Run
 from models.runs.results import Score, Verdict
 from models.runs.scores import LEVEL, as_dict, number, shown
-from models.runs.summary import commands, plural, with_interval
+from models.runs.summary import commands, plural
 from models.validation.predictions import Predictions
 
 
@@ -51,12 +51,12 @@ def compare_findings(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2
     best = runs[order[0]]
     result = FindingsResult(
         tuple(ranked),
-        _images(best),
+        images_of(best),
         together(first.y),
         {"choice": "macro roc_auc", "level": LEVEL, "alpha": ALPHA, **draws},
         commands([row.record for row in ranked], seed),
     )
-    return replace(result, summary=_summary(result), protocol=_protocol(result))
+    return replace(result, summary=headline(result), protocol=_protocol(result))
 
 
 def together(y: NDArray[np.int64]) -> list[list[int]]:
@@ -165,20 +165,6 @@ def _paired(own: Predictions, chosen: Predictions) -> PairedTest:
     pair = own.proba[:, 1], chosen.proba[:, 1]
     folds = np.stack([own.fold, chosen.fold])
     return delong_test(own.y, *pair, own.groups, folds=folds, level=LEVEL)
-
-
-def _images(run: Run) -> dict[str, int]:
-    test = int((run.predictions.fold < 0).sum())
-    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test}
-
-
-def _summary(results: FindingsResult) -> str:
-    """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
-    chosen = results.chosen
-    area, count = with_interval(chosen.shown["roc_auc"]), len(chosen.counted)
-    where = "test" if results.tested else "cross-validated"
-    what = f"mean {where} ROC AUC of {count} finding{'s' * (count != 1)} {area}"
-    return f"{chosen.name} is chosen by validation, {what}{others_in_words(results.runs[1:])}."
 
 
 def _protocol(results: FindingsResult) -> list[str]:
