@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import io
 import os
 import pickle
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from features.datasets import DATASETS, SPLITS, Dataset, load_dataset
 from features.datasets.dataset import class_order
+from features.datasets.findings import label_matrix
 from features.datasets.image_folder import class_folders
 from features.datasets.listing import IMAGES, FileSource
 from features.datasets.load import name_of_path
+from features.datasets.registry import published
 from features.datasets.splits import split_by_group, straddling
-from features.errors import BadDataset, BadImage, UnknownName
+from features.errors import BadDataset, BadDownload, BadImage, UnknownName
 from features.options import DatasetOptions, make_command
 from features.storage import slug
 
 REAL = Path("../shared/data")
 real_data = pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data: the real images are not here")
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serve a folder without a word."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent."""
 
 
 def put(root: Path, *paths: str) -> Path:
@@ -731,6 +746,33 @@ def test_pneumoniamnist_has_named_classes(tmp_path: Path, monkeypatch: pytest.Mo
     archive(tmp_path / "pneumoniamnist_224.npz", arrays() | {"val_labels": np.full((6, 1), 2)})
     with pytest.raises(BadDataset, match=r"labels \[0, 1, 2\]; expected two or more of \[0, 1\]"):
         load_dataset("pneumoniamnist")
+
+
+def test_chestmnist_is_downloaded_and_has_named_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small archive of the published layout comes from a server on this machine, under a checksum of its own."""
+    rng, made, names = np.random.default_rng(0), arrays(40), DATASETS["chestmnist"].classes
+    for split in SPLITS:
+        made[f"{split}_labels"] = (rng.random((40, len(names))) < 0.4).astype(np.uint8)
+    (tmp_path / "there").mkdir()
+    content = archive(tmp_path / "there/chestmnist.npz", made).read_bytes()
+    monkeypatch.setenv("FIRN_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda seconds: None))
+    handler = partial(QuietHandler, directory=str(tmp_path / "there"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        url = f"http://127.0.0.1:{server.server_port}/chestmnist.npz"
+        for digest, fault in (("0" * 32, "cannot download"), (hashlib.md5(content).hexdigest(), "")):
+            row = replace(DATASETS["chestmnist"], prepare=published(url, f"md5:{digest}"))
+            monkeypatch.setitem(DATASETS, "chestmnist", row)
+            with pytest.raises(BadDownload, match=fault) if fault else nullcontext():
+                dataset = load_dataset("chestmnist")
+        server.shutdown()
+    assert (dataset.findings, len(dataset), dataset.split_by) == (names, 120, "publisher")
+    assert "not marked" in dataset.note
+    matrix = label_matrix(dataset.classes)[dataset.labels]
+    np.testing.assert_array_equal(matrix[dataset.splits == "test"], made["test_labels"])
+    assert (tmp_path / "data/chestmnist.npz").read_bytes() == content
 
 
 @pytest.mark.parametrize(

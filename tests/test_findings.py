@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -371,6 +372,14 @@ def test_compare_ranks_by_the_mean_area_and_tests_each_finding(place: str) -> No
     assert [row[k] for k, row in enumerate(results["together"])] == (tested == 1).sum(axis=0).tolist()
     text = page.read_text()
     assert "<script" not in text
+    chosen = results["runs"][0]["findings"]
+    least, *_, best = (row["name"] for row in sorted(chosen, key=lambda row: row["scores"]["roc_auc"]["value"]))
+    hardest = min(chosen, key=lambda row: row["scores"]["sensitivity"]["value"])
+    lost = 100 * (1 - hardest["scores"]["sensitivity"]["value"])
+    assert results["summary"].startswith("The best model finds 4 findings (opacity, effusion, nodule, device) with")
+    assert re.search(rf"It knows best {best}, AUC [^;]*, and least {least}, AUC 0\.", text)
+    assert re.search(rf"it would miss {lost:.0f} of 100 \([^)]*\) images with {hardest['name']}, ", text)
+    assert re.search(r"Bear in mind.*Few images with, or without: opacity \(\d+\)", text, re.DOTALL)
     assert all(f"<b>{finding}</b>" in text for finding in FINDINGS)
     assert text.count('<figure class="small">') == 2 * len(FINDINGS)
 
@@ -485,5 +494,8 @@ def test_cross_validation_has_decisions_of_the_other_folds(place: str) -> None:
     verbs.train_heads(place, "squeezenet1_1", heads="knn", protocol="cv")
     result = compare_findings(load_runs(load_dataset(place).name, protocol="cv"), n_bootstrap=50)
     assert not result.tested
-    assert result.images == {"validation": len(load_dataset(place)), "test": 0}
+    every = load_dataset(place)
+    assert result.images == {"validation": len(every), "test": 0, "groups": len(set(every.groups))}
+    assert "The only model finds 4 findings (opacity, effusion, nodule, device) with a mean AUC of 0." in result.summary
+    assert "that it had not learned from (cross-validation; there are no test images)." in result.summary
     assert all(0 < row.scores["sensitivity"]["value"] <= 1 for row in result.chosen.findings)  # type: ignore[operator]

@@ -93,11 +93,18 @@ def _draw_phantom_findings(table: Path) -> None:
     draw_phantom_findings(table.parent)
 
 
-def _fetch_pneumoniamnist(target: Path) -> None:
-    from features.datasets.download import fetch
+def published(url: str, checksum: str) -> Callable[[Path], None]:
+    """Return what downloads a published file to its place and verifies it, `checksum` as in `fetch`."""
 
-    url = "https://zenodo.org/records/10519652/files/pneumoniamnist_224.npz"
-    fetch(url, "md5:d6a3c71de1b945ea11211b03746c1fe1", target)
+    def prepare(target: Path) -> None:
+        from features.datasets.download import fetch
+
+        fetch(url, checksum, target)
+
+    return prepare
+
+
+_MEDMNIST = "https://zenodo.org/records/10519652/files"
 
 
 DATASETS: dict[str, Row] = {
@@ -177,7 +184,30 @@ DATASETS: dict[str, Row] = {
         places=("pneumoniamnist_224.npz",),
         obtain="Yang et al., MedMNIST+, doi:10.5281/zenodo.10519652",
         note="PneumoniaMNIST+ (224 x 224). Yang et al. 2023, doi:10.1038/s41597-022-01721-8. CC BY 4.0.",
-        prepare=_fetch_pneumoniamnist,
+        prepare=published(f"{_MEDMNIST}/pneumoniamnist_224.npz", "md5:d6a3c71de1b945ea11211b03746c1fe1"),
+    ),
+    "chestmnist": Row(
+        classes=(
+            "atelectasis",
+            "cardiomegaly",
+            "effusion",
+            "infiltration",
+            "mass",
+            "nodule",
+            "pneumonia",
+            "pneumothorax",
+            "consolidation",
+            "edema",
+            "emphysema",
+            "fibrosis",
+            "pleural",
+            "hernia",
+        ),
+        places=("chestmnist.npz",),
+        obtain="Yang et al., MedMNIST v2, doi:10.5281/zenodo.10519652",
+        note="ChestMNIST (28 x 28, of NIH ChestX-ray14). Yang et al. 2023, doi:10.1038/s41597-022-01721-8. CC BY 4.0.",
+        ungrouped="Images of one patient are not marked: folds may part them, and intervals count images.",
+        prepare=published(f"{_MEDMNIST}/chestmnist.npz", "md5:02c8a6516a18b556561a56cbdd36c4a8"),
     ),
     "sipakmed": Row(
         classes=(

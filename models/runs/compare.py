@@ -138,7 +138,7 @@ def compare_runs(
     best = runs[order[0]]
     result = ComparisonResult(
         ranked([rows[i] for i in order], verdicts),
-        _images(best),
+        images_of(best),
         by_class(best, rows[order[0]].confusion, **draws),
         _corrected([runs[i] for i in order], rows[order[0]], seed),
         calibrations(best, **draws),
@@ -207,7 +207,7 @@ def _same_images(first: Run, run: Run) -> bool:
     )
 
 
-def _images(run: Run) -> dict[str, int]:
+def images_of(run: Run) -> dict[str, int]:
     """Return how many images validation and test are of, and of how many groups those are that scores are of."""
     test, groups = int((run.predictions.fold < 0).sum()), len(np.unique(shown(run).groups))
     return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test, "groups": groups}

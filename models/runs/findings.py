@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -14,102 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.version import firn_version
 from models.metrics import Interval, PairedTest, delong_test, holm, operating_points
 from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, score_findings
 from models.metrics.significance import Areas, compare_areas
-from models.runs.compare import ALPHA, check_same_images, run_names, verdict_of
-from models.runs.headline import others_in_words
-from models.runs.record import Run, RunRecord
+from models.runs.compare import ALPHA, check_same_images, images_of, run_names, verdict_of
+from models.runs.findings_headline import headline
+from models.runs.findings_results import SHOWN, FindingResult, FindingsResult, FindingsRunResult
+from models.runs.record import Run
 from models.runs.results import Score, Verdict
 from models.runs.scores import LEVEL, as_dict, number, shown
-from models.runs.summary import commands, plural, with_interval
+from models.runs.summary import commands, plural
 from models.validation.predictions import Predictions
-
-SCHEMA = 1
-POINTS = ("youden", "sensitivity>=0.95")
-SHOWN = ("roc_auc", "pr_auc", "sensitivity", "specificity")  # of each finding
-
-
-@dataclass(frozen=True)
-class FindingResult:
-    """What one run makes of one finding."""
-
-    name: str
-    images: int  # with its label, on the part that is shown
-    present: int  # of these
-    scores: Mapping[str, Score]  # of SHOWN; decisions by Youden's threshold of out-of-fold predictions
-    thresholds: Mapping[str, float]
-    against_chosen: Mapping[str, float | None] | None = None  # difference in ROC AUC, p, p adjusted over the findings
-
-
-@dataclass(frozen=True)
-class FindingsRunResult:
-    """All that can be said of one run."""
-
-    name: str
-    record: RunRecord
-    images_per_second: float
-    validation: Mapping[str, Score]  # macro roc_auc and pr_auc
-    test: Mapping[str, Score] | None  # None where there are no test images
-    log_loss: float | None  # of validation, the mean over the findings
-    findings: tuple[FindingResult, ...]
-    counted: tuple[str, ...]  # findings in the mean that is shown
-    validation_rank: int = 0
-    against_chosen: Verdict | None = None
-
-    @property
-    def shown(self) -> Mapping[str, Score]:
-        """Return the means on test images, out of fold where there are none."""
-        return self.test or self.validation
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result ready for JSON."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        against = self.against_chosen and asdict(self.against_chosen)
-        findings = [asdict(finding) for finding in self.findings]
-        return own | {"record": self.record.to_json(), "findings": findings, "against_chosen": against}
-
-
-@dataclass(frozen=True)
-class FindingsResult:
-    """What `results.json` holds of runs of several findings."""
-
-    runs: tuple[FindingsRunResult, ...]  # best validation first; the first is the chosen one
-    images: Mapping[str, int]  # validation, test
-    together: Sequence[Sequence[int]]  # images with the finding of the row and of the column; alone on the diagonal
-    settings: Mapping[str, Any]
-    commands: Sequence[str]
-    summary: str = ""
-    protocol: Sequence[str] = ()
-
-    @property
-    def chosen(self) -> FindingsRunResult:
-        """Return the run that validation chose."""
-        return self.runs[0]
-
-    @property
-    def dataset(self) -> RunRecord:
-        """Return a record for what all runs have in common."""
-        return self.chosen.record
-
-    @property
-    def tested(self) -> bool:
-        """Return whether there are test images."""
-        return self.chosen.test is not None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the results ready for JSON."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        names = list(self.dataset.classes)
-        return own | {
-            "schema": SCHEMA,
-            "task": "findings",
-            "findings": names,
-            "chosen": self.chosen.name,
-            "runs": [run.to_json() for run in self.runs],
-            "firn": firn_version(),
-        }
 
 
 def compare_findings(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> FindingsResult:
@@ -136,12 +51,12 @@ def compare_findings(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2
     best = runs[order[0]]
     result = FindingsResult(
         tuple(ranked),
-        _images(best),
+        images_of(best),
         together(first.y),
         {"choice": "macro roc_auc", "level": LEVEL, "alpha": ALPHA, **draws},
         commands([row.record for row in ranked], seed),
     )
-    return replace(result, summary=_summary(result), protocol=_protocol(result))
+    return replace(result, summary=headline(result), protocol=_protocol(result))
 
 
 def together(y: NDArray[np.int64]) -> list[list[int]]:
@@ -250,20 +165,6 @@ def _paired(own: Predictions, chosen: Predictions) -> PairedTest:
     pair = own.proba[:, 1], chosen.proba[:, 1]
     folds = np.stack([own.fold, chosen.fold])
     return delong_test(own.y, *pair, own.groups, folds=folds, level=LEVEL)
-
-
-def _images(run: Run) -> dict[str, int]:
-    test = int((run.predictions.fold < 0).sum())
-    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test}
-
-
-def _summary(results: FindingsResult) -> str:
-    """Return one sentence: what was chosen, how good it is, and how many others are as good as far as one can tell."""
-    chosen = results.chosen
-    area, count = with_interval(chosen.shown["roc_auc"]), len(chosen.counted)
-    where = "test" if results.tested else "cross-validated"
-    what = f"mean {where} ROC AUC of {count} finding{'s' * (count != 1)} {area}"
-    return f"{chosen.name} is chosen by validation, {what}{others_in_words(results.runs[1:])}."
 
 
 def _protocol(results: FindingsResult) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from models.runs.record import RunRecord
 from models.runs.results import UNDECIDED, ComparisonResult, Score, Verdict
 from models.runs.summary import plural
 
@@ -25,12 +26,11 @@ def headline(results: ComparisonResult) -> str:
     best = "The best model" if others else "The only model"
     area = f"{'AUC' if results.dataset.positive else 'a mean AUC of'} {in_words(score)}"
     if results.tested:
-        return f"{best} {_separates(results)} with {area} on {_images(results)}{others_in_words(others)}."
+        return f"{best} {_separates(results)} with {area} on {of_images(results)}{others_in_words(others)}."
     corrected = f", {in_words(results.corrected)} when corrected for the choice" if results.corrected else ""
     unseen = "that it had not learned from (cross-validation; there are no test images)"
-    return (
-        f"{best} {_separates(results)} with {area}{corrected}, on {_images(results)} {unseen}{others_in_words(others)}."
-    )
+    on = f"on {of_images(results)} {unseen}{others_in_words(others)}"
+    return f"{best} {_separates(results)} with {area}{corrected}, {on}."
 
 
 def in_words(score: Score) -> str:
@@ -61,7 +61,23 @@ def spoken(name: str) -> str:
     return words.lower() if words.isupper() and len(words) > 5 else words
 
 
-def _images(results: ComparisonResult) -> str:
+class Judged(Protocol):
+    """A comparison of runs on the same images."""
+
+    @property
+    def dataset(self) -> RunRecord:
+        """Return a record for what all runs have in common."""
+
+    @property
+    def images(self) -> Mapping[str, int]:
+        """Return how many images validation and test are of, and of how many groups those are that scores are of."""
+
+    @property
+    def tested(self) -> bool:
+        """Return whether there are test images."""
+
+
+def of_images(results: Judged) -> str:
     """Return "624 test images of 402 patients"."""
     unit, counts = results.dataset.grouped_by, results.images
     test, held = counts["test"], counts["validation"]
@@ -113,14 +129,14 @@ def missed(results: ComparisonResult) -> str:
     """Return in one sentence what the best model gets wrong at the operating point that decides, of 100 images."""
     data, chosen = results.dataset, results.chosen
     if data.positive and chosen.threshold is not None:
-        lost, alarms = (_wrong(chosen.shown[name]) for name in ("sensitivity", "specificity"))
+        lost, alarms = (wrong(chosen.shown[name]) for name in ("sensitivity", "specificity"))
         other, sought = map(spoken, data.classes)
         return (
             f"At its threshold ({sought} is called from a probability of {chosen.threshold:.3g} up) it would miss "
             f"{lost} images of {sought}, and raise a false alarm in {alarms} images of {other}."
         )
     worst = min((row for row in results.classes if row["images"]), key=lambda row: row["recall"], default=None)
-    overall = f"It would call {_wrong(chosen.shown['balanced_accuracy'])} images something else than they are"
+    overall = f"It would call {wrong(chosen.shown['balanced_accuracy'])} images something else than they are"
     if worst is None:
         return f"{overall}."
     least = _hundredths(1 - worst["recall"])
@@ -128,7 +144,7 @@ def missed(results: ComparisonResult) -> str:
     return f"{overall}, if every class were as common; {hardest}."
 
 
-def _wrong(score: Score) -> str:
+def wrong(score: Score) -> str:
     """Return how many of 100 are wrong where `score` is the share that is right, "4 of 100 (95 % CI 2 to 7)"."""
     value, low, high = (score[name] for name in ("value", "low", "high"))
     if value is None:

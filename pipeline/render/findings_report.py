@@ -14,7 +14,8 @@ from features.progress import printable
 from features.storage import write_whole
 from models.metrics import Band, pr_curve_band, roc_curve_band
 from models.runs.compare import run_names
-from models.runs.findings import FindingsResult, FindingsRunResult
+from models.runs.findings_headline import cautions, extremes, missed, technical
+from models.runs.findings_results import FindingsResult, FindingsRunResult
 from models.runs.record import Run
 from models.runs.scores import LEVEL, shown
 from models.runs.summary import with_interval
@@ -47,6 +48,10 @@ def print_findings(results: FindingsResult, console: Console) -> None:
     console.print(_runs_table(results), soft_wrap=False)
     console.print(_findings_table(results.chosen), soft_wrap=False)
     console.print(printable(results.summary), style="bold", markup=False, highlight=False)
+    for sentence in filter(None, (extremes(results), missed(results), technical(results))):
+        console.print(printable(sentence), markup=False, highlight=False)
+    for sentence in cautions(results):
+        console.print(printable(sentence), style="dim", markup=False, highlight=False)
     console.print(
         "Ranked by the mean validation (out-of-fold) ROC AUC over the findings; intervals are 95 %.", style="dim"
     )
@@ -121,6 +126,10 @@ def render_findings(results: FindingsResult, runs: Sequence[Run]) -> str:
     parts = [shown(by_name[row.name]) for row in results.runs[:LINES]]
     return environment.get_template("findings.html.j2").render(
         results=results,
+        extremes=extremes(results),
+        missed=missed(results),
+        technical=technical(results),
+        cautions=list(cautions(results)),
         chosen=results.chosen,
         tested=results.tested,
         where="on the test images" if results.tested else "out of fold",
