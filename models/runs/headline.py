@@ -162,6 +162,12 @@ def _hundredths(share: float) -> str:
 def cautions(results: ComparisonResult) -> Iterator[str]:
     """Yield what to be wary of before any figure is quoted."""
     data = results.dataset
+    held, found = results.chosen.validation["roc_auc"], results.chosen.shown["roc_auc"]
+    if results.tested and (held["low"] or 0) > (1 if found["high"] is None else found["high"]):
+        yield (
+            f"Worse on test images: AUC {in_words(found)}, where validation had {in_words(held)}. Test images "
+            "differ from those that the model learned from, and images from elsewhere may differ more."
+        )
     if (at := results.chosen.threshold) is not None and not EXTREME <= at <= 1 - EXTREME:
         yield (
             f"Extreme threshold: decisions turn at a probability of {at:.3g}, nearer than {EXTREME:g} to an end of the "
@@ -181,14 +187,8 @@ def cautions(results: ComparisonResult) -> Iterator[str]:
 
 
 def _shifted(results: ComparisonResult) -> Iterator[str]:
-    """Say where the test images are unlike those learned from, by the area, and where probabilities are no risks."""
-    chosen, where = results.chosen, "the test images" if results.tested else "images that were held out"
-    held, seen = chosen.validation["roc_auc"], chosen.shown["roc_auc"]
-    if results.tested and (held["low"] or 0) > (seen["high"] or 1):
-        yield (
-            f"Validation, on images like those learned from, says AUC {in_words(held)}; the test images are unlike "
-            "them, and images from elsewhere may be more so."
-        )
+    """Say where probabilities are no risks, by the calibration intercept."""
+    where = "the test images" if results.tested else "images that were held out"
     line = results.calibration["none"].get("intercept", {})
     value, low, high = (line.get(name) or 0.0 for name in ("value", "low", "high"))
     if low * high > 0 and abs(value) >= MISLED:

@@ -86,10 +86,13 @@ def _split(data: RunRecord, name: str) -> str:
 
 def _features(results: ComparisonResult) -> Iterator[str]:
     keys = {key.digest(): key for row in results.runs for key in row.record.keys}
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for key in keys.values():
+        named = f"{key.backbone} (weights with SHA-256 {key.weights[:16]}…)"
+        alike.setdefault((str(key.preprocess), key.precision, key.stored), []).append(named)
+    for (seen, precision, stored), backbones in alike.items():
         yield (
-            f"{key.backbone} (weights with SHA-256 {key.weights[:16]}…) saw each image as: {key.preprocess}; "
-            f"arithmetic {key.precision}, features stored as {key.stored}."
+            f"{', '.join(backbones)} saw each image as: {seen}; arithmetic {precision}, features stored as {stored}."
         )
     chosen = results.chosen.record
     if chosen.bases:

@@ -137,13 +137,20 @@ def _confusion(results: ComparisonResult) -> Figure:
     axes = figure.add_subplot(xlabel="called", ylabel="really")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1.3)
     for (row, column), count in np.ndenumerate(counts):
-        told = f"{count:,}\n{100 * share[row, column]:.0f} %" if len(names) == 2 else f"{count:,}"
+        told = f"{count:,}\n{_percent(share[row, column])}" if len(names) == 2 else f"{count:,}"
         axes.text(column, row, told, ha="center", va="center", color="white" if share[row, column] > 0.75 else "black")
     axes.set_xticks(range(len(names)), list(map(printable, names)), rotation=0 if len(names) == 2 else 90)
     axes.set_yticks(range(len(names)), list(map(printable, names)))
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
         label.set_parse_math(False)
     return figure
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent, where 0 and 100 are said of none and of all alone."""
+    if 0 < share < 0.005 or 0.995 < share < 1:
+        return "< 1 %" if share < 0.5 else "> 99 %"
+    return f"{100 * share:.0f} %"
 
 
 def _ranking(results: ComparisonResult) -> Figure:
@@ -218,6 +225,7 @@ def captions(results: ComparisonResult, names: Sequence[str]) -> str:
     """Return what each figure shows, ready for a paper, for the figures that there are."""
     unit, chosen = results.dataset.grouped_by or "image", results.chosen.name
     where = "on the test images" if results.tested else "out of fold"
+    drawn = f"The first {RUNS} of {len(results.runs)} runs" if len(results.runs) > RUNS else "The runs"
     about = {
         "roc": f"ROC curves {where}. The band holds point by point with 95 % confidence (bootstrap over "
         f"{plural(unit)}).",
@@ -226,7 +234,7 @@ def captions(results: ComparisonResult, names: Sequence[str]) -> str:
         "decision-curve": f"Net benefit of acting by {chosen} {where}, with a pointwise 95 % band.",
         "confusion-matrix": f"Images of each class (rows) by decision of {chosen} (columns) {where}"
         f"{results.chosen.again}; shade is the share of the row.",
-        "ranking": f"The runs, best validation first, {where}; hollow: lower or higher than the first by the test "
+        "ranking": f"{drawn}, best validation first, {where}; hollow: lower or higher than the first by the test "
         "adjusted for all comparisons.",
         "subgroups": f"ROC AUC of {chosen} by subgroup {where}; hollow: few {plural(unit)} of a class.",
         "learning-curve": f"Out-of-fold ROC AUC over the number of {plural(unit)} learned from, 95 % intervals.",
