@@ -136,7 +136,7 @@ RECIPES: dict[str, TrainingRecipe] = {
         last=10.0,
     ),
     "article": TrainingRecipe(
-        "SGD 0.9, StepLR(10, 0.1), from a random classifier: the seed article's recipe",
+        "SGD 0.9, StepLR(10, 0.1), from a random classifier: a published recipe",
         _sgd,
         _steps,
         rate=0.01,

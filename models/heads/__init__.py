@@ -1,7 +1,7 @@
 """The table HEADS: light classifiers on cached features, with scikit-learn's interface on plain arrays.
 
 head            the base class of heads, how they are saved without a pickle, early stopping with torch
-linear          logistic (L2 strength by grouped folds), lda, sgd (the seed article's recipe)
+linear          logistic (L2 strength by grouped folds), lda, sgd (a published recipe)
 ridge           least squares with Platt's sigmoid
 lightgbm        gradient-boosted trees
 knn             k-nearest neighbours
@@ -37,9 +37,7 @@ HEADS: dict[str, HeadRow] = {
         on_disk=True,
         findings=LogisticFindings,
     ),
-    "sgd": HeadRow(
-        Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), the seed article's recipe", random=True
-    ),
+    "sgd": HeadRow(Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), a published recipe", random=True),
     "lda": HeadRow(
         Discriminant,
         "linear",

@@ -127,7 +127,9 @@ def _statistics(results: ComparisonResult) -> Iterator[str]:
         "References: DeLong et al. 1988 (Biometrics 44:837), Obuchowski 1997 (Biometrics 53:567) for the ROC AUC and "
         "its tests; Youden 1950 (Cancer 3:32) for the operating point; Dunnett 1955 (JASA 50:1096) for simultaneous "
         "tests; Vickers & Elkin 2006 (Med Decis Making 26:565) for net benefit; Van Calster et al. 2019 (BMC Medicine "
-        "17:230) for calibration; Bates, Hastie & Tibshirani 2021 (arXiv:2104.00673) for intervals out of fold."
+        "17:230) for calibration; Bates, Hastie & Tibshirani 2021 (arXiv:2104.00673) for intervals out of fold; "
+        "Collins, Ogundimu & Altman 2016 (Stat Med 35:214) and Riley et al. 2021 (Stat Med 40:4230) for the size of a "
+        "validation."
     )
 
 
