@@ -78,6 +78,8 @@ def compare(
     found = runs.load_all(several=True)
     folder = artifacts_root() / "compare" / found[0].record.root.name
     if found[0].record.several:
+        if how.ordered:
+            raise FirnError("ORDERED=1 is of classes that are grades, and these runs are of findings; leave it away")
         return [str(findings_page(found, runs.data.seed, folder, out))]
     columns = further_columns(runs.data.load(), how.columns)
     result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)

@@ -23,6 +23,7 @@ from models.metrics.calibration import (
     reliability_curve,
 )
 from models.metrics.delong import DeLong, delong
+from models.metrics.ordered import ordered_metrics
 from models.metrics.registry import METRICS, Metric, score
 from models.metrics.roc import Band, pr_curve_band, roc_curve_band
 from models.metrics.sample import BadPredictions
@@ -97,6 +98,7 @@ __all__ = [
     "in_bins",
     "net_benefit",
     "operating_points",
+    "ordered_metrics",
     "pr_curve_band",
     "predictions_by_group",
     "probabilities_by_group",

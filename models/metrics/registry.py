@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -110,7 +111,8 @@ def _without_bounds(sample: Sample, level: float) -> Interval:
     return Interval(float(_ece(Replicates(sample, np.ones((1, sample.n_groups))))[0]), np.nan, np.nan)
 
 
-def _all_groups(sample: Sample) -> float:
+def all_groups(sample: Sample) -> float:
+    """Return how many groups there are."""
     return float(sample.independent[-1])
 
 
@@ -153,7 +155,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "roc_auc": Metric("ROC AUC", +1, lambda r: _one_number(r.areas[0]), _each_class, analytic=auc_interval),
     "pr_auc": Metric("PR AUC", +1, lambda r: _one_number(r.areas[1]), _each_class, analytic=precision_interval),
-    "accuracy": Metric("Accuracy", +1, lambda r: np.einsum("bkk->b", r.confusion) / r.total, _all_groups),
+    "accuracy": Metric("Accuracy", +1, lambda r: np.einsum("bkk->b", r.confusion) / r.total, all_groups),
     "balanced_accuracy": Metric(
         "Balanced accuracy", +1, lambda r: _mean_defined(_recall(r)), _each_class, analytic=_balanced
     ),
@@ -169,15 +171,15 @@ METRICS: dict[str, Metric] = {
         "Brier score",
         -1,
         lambda r: r.mean(_distances(r.sample)),
-        _all_groups,
+        all_groups,
         analytic=lambda s, level: mean_interval(s, _distances(s), level),
     ),
-    "ece": Metric("Calibration error", -1, _ece, _all_groups, analytic=_without_bounds),
+    "ece": Metric("Calibration error", -1, _ece, all_groups, analytic=_without_bounds),
     "log_loss": Metric(
         "Log loss",
         -1,
         lambda r: r.mean(_surprises(r.sample)),
-        _all_groups,
+        all_groups,
         analytic=lambda s, level: mean_interval(s, _surprises(s), level),
     ),
 }
@@ -191,11 +193,12 @@ def score(
     folds: ArrayLike | None = None,
     threshold: ArrayLike | None = None,
     only: Iterable[str] = (),
+    also: Mapping[str, Metric] = MappingProxyType({}),
     n_bootstrap: int = 2000,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return each metric, or `only` some by name, with its confidence interval.
+    """Return each metric, or `only` some by name, and those that are given `also`, with its confidence interval.
 
     y (n,) class numbers; proba (n, K); groups (n,) patients, slides: what is independent of each other, None where each
     image is; folds (n,) of out-of-fold predictions. The binary ROC AUC has DeLong's interval (Obuchowski's for
@@ -210,7 +213,7 @@ def score(
     """
     whole = make_sample(y, proba, groups, folds=folds, threshold=threshold)
     sample = whole.by_fold()
-    asked = {name: METRICS[name] for name in only or METRICS}
+    asked = {name: METRICS[name] for name in only or METRICS} | dict(also)
     analytic = {name: metric.analytic and metric.analytic(whole, level) for name, metric in asked.items()}
     value, drawn = replicated({name: asked[name] for name in asked if not analytic[name]}, sample, n_bootstrap, seed)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from features.errors import CacheError
 from features.options import make_command, typed
 from models.metrics import (
     METRICS,
+    Metric,
     SimultaneousTest,
     claim,
     compare_pairs,
@@ -27,7 +28,7 @@ from models.runs.examination import NO_COLUMNS, USUAL, ExaminationOptions, exami
 from models.runs.headline import headline
 from models.runs.record import Run
 from models.runs.results import UNDECIDED, ComparisonResult, RunResult, Verdict, ranked, stamped
-from models.runs.scores import LEVEL, as_dict, by_class, calibrations, number, scored, shown
+from models.runs.scores import LEVEL, NO_METRICS, as_dict, by_class, calibrations, grades, number, scored, shown
 from models.runs.summary import commands, protocol
 from models.validation.predictions import Predictions
 
@@ -131,8 +132,9 @@ def compare_runs(
     names = run_names(runs)
     check_same_images(runs, names)
     draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
+    also = grades(runs[0].record.classes) if how.ordered else NO_METRICS
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        rows = list(threads.map(partial(_row, **draws), runs, names))
+        rows = list(threads.map(partial(_row, also=also, **draws), runs, names))
     order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
     verdicts = against_the_first([shown(runs[i]) for i in order], margin=margin, **draws)
     best = runs[order[0]]
@@ -144,7 +146,7 @@ def compare_runs(
         calibrations(best, **draws),
         examine(best, how, columns, judged=len(runs), **draws),
         {"choice": CHOICE, "level": LEVEL, "alpha": ALPHA, "margin": margin or None, "title": title, **draws},
-        {name: {"label": metric.label, "direction": metric.direction} for name, metric in METRICS.items()},
+        {name: {"label": m.label, "direction": m.direction} for name, m in {**METRICS, **also}.items()},
     )
     asked = examined(how) | ({"margin": typed(margin)} if margin else {}) | ({"title": title} if title else {})
     again = commands([row.record for row in result.runs], seed, asked)
@@ -213,9 +215,9 @@ def images_of(run: Run) -> dict[str, int]:
     return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test, "groups": groups}
 
 
-def _row(run: Run, name: str, *, seed: int, n_bootstrap: int) -> RunResult:
+def _row(run: Run, name: str, *, also: Mapping[str, Metric], seed: int, n_bootstrap: int) -> RunResult:
     """Return all that can be said of one run by itself."""
-    found = scored(run, seed=seed, n_bootstrap=n_bootstrap)
+    found = scored(run, also, seed=seed, n_bootstrap=n_bootstrap)
     return RunResult(name, run.record, run.images_per_second, **vars(found))
 
 

@@ -62,6 +62,7 @@ class ExaminationOptions:
     prevalence: str = option("", "Share of the positive class to go by (of more classes, of each), or estimated.")
     bins: str = option("", "Edges of columns of numbers for the subgroups, such as age:18,65; empty chooses.")
     columns: str = option("", "A table with a column of image paths, whose other columns make subgroups too.")
+    ordered: bool = option(False, "Classes are grades, such as 0 to 4: kappa and mean absolute error of every run.")
 
     def __post_init__(self) -> None:
         """Refuse what is in no table and no number, before any work."""
@@ -75,7 +76,7 @@ class ExaminationOptions:
 USUAL = ExaminationOptions()
 
 
-def examined(how: ExaminationOptions) -> dict[str, str]:
+def examined(how: ExaminationOptions) -> dict[str, str | bool]:
     """Return what was asked besides what is usual, by name."""
     return {name: value for name, value in vars(how).items() if value != getattr(USUAL, name)}
 

@@ -80,7 +80,7 @@ class RunResult:
 class Examination:
     """What is said of the chosen run alone, on test images or out of fold; see `models.runs.examination`."""
 
-    asked: Mapping[str, str]  # ExaminationOptions
+    asked: Mapping[str, str | bool]  # ExaminationOptions
     counts: Sequence[Mapping[str, Any]]  # of each class: images and groups, learned from and scored
     everyone: Mapping[str, Any]  # all images, as a row of the subgroups
     subgroups: Sequence[Mapping[str, Any]]  # of each column: rows, tests, images without a value

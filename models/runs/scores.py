@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import CALIBRATIONS, Interval, calibration_line, operating_points, score
+from features.errors import FirnError
+from models.metrics import CALIBRATIONS, Interval, Metric, calibration_line, operating_points, ordered_metrics, score
 from models.runs.record import Run
 from models.validation.predictions import Predictions
 
 LEVEL = 0.95
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+NO_METRICS: Mapping[str, Metric] = MappingProxyType({})
 CALIBRATED = ("brier", "ece", "log_loss")
 
 
@@ -36,11 +41,11 @@ class RunScores:
     thresholds: Mapping[str, Any]
 
 
-def scored(run: Run, *, seed: int, n_bootstrap: int) -> RunScores:
-    """Return thresholds, scores on both parts and the confusion matrix of a run."""
+def scored(run: Run, also: Mapping[str, Metric] = NO_METRICS, *, seed: int, n_bootstrap: int) -> RunScores:
+    """Return thresholds, scores on both parts, by further metrics too, and the confusion matrix of a run."""
     held, tested = (run.predictions.part(test=test) for test in (False, True))
     part, points, applied = shown(run), fixed_thresholds(held), applied_thresholds(run)
-    scores = partial(_scores, seed=seed, n_bootstrap=n_bootstrap)
+    scores = partial(_scores, also=also, seed=seed, n_bootstrap=n_bootstrap)
     at = {name: scores(part, applied[name]) for name in points}
     decided = at.get("youden") or scores(part, None)
     return RunScores(
@@ -88,12 +93,29 @@ def _folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], P
 
 
 def _scores(
-    part: Predictions, threshold: Any, only: Sequence[str] = (), *, seed: int, n_bootstrap: int
+    part: Predictions,
+    threshold: Any,
+    only: Sequence[str] = (),
+    also: Mapping[str, Metric] = NO_METRICS,
+    *,
+    seed: int,
+    n_bootstrap: int,
 ) -> dict[str, Any]:
-    """Return every metric, or only some, with its interval."""
-    draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed, "only": only, "level": LEVEL}
+    """Return every metric, or only some, and further ones, with its interval."""
+    draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed, "only": only, "also": also, "level": LEVEL}
     scores = score(part.y, part.proba, part.groups, folds=part.fold, threshold=threshold, **draws)
     return {name: as_dict(row) for name, row in scores.items()}
+
+
+def grades(classes: Sequence[str]) -> dict[str, Metric]:
+    """Return the further metrics of classes (K,) that are numbers: ordered grades. Raises FirnError for others."""
+    values = [float(name) if _NUMBER.fullmatch(name) else math.nan for name in classes]
+    if any(map(math.isnan, values)):
+        raise FirnError(
+            f"expected classes that are numbers, such as 0 to 4, for ORDERED=1, got {', '.join(classes)}; "
+            "write the grades as numbers in the table of labels, or leave ORDERED=1 away"
+        )
+    return ordered_metrics([sorted(values).index(value) for value in values])
 
 
 def _confusion(part: Predictions, threshold: Any) -> list[list[int]]:

@@ -151,7 +151,9 @@ def _against(margin: float | None) -> str:
 K = TypeVar("K")
 
 
-def commands(records: Sequence[RunRecord], seed: int, asked: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+def commands(
+    records: Sequence[RunRecord], seed: int, asked: Mapping[str, str | bool] = MappingProxyType({})
+) -> list[str]:
     """Return the commands that make the same runs and the same comparison again.
 
     `asked` are further variables of the comparison. A stack combines what is there, so that each comes after its own

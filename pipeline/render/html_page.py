@@ -107,7 +107,10 @@ def audit_command(results: ComparisonResult) -> str:
 
 
 FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy", "f1")}  # shown at once, by "two classes"
+GRADES = ("kappa", "grades_off")  # with ORDERED=1
 HELP = {
+    "kappa": "agreement of true and decided grades beyond chance; a miss by two grades counts four times one by one",
+    "grades_off": "grades between truth and decision, on average; less is better",
     "roc_auc": "area under the ROC curve",
     "pr_auc": "area under the precision-recall curve (average precision)",
     "accuracy": "share of right decisions",
@@ -145,7 +148,8 @@ class Cell(NamedTuple):
 def ranking_columns(results: ComparisonResult) -> list[Column]:
     """Return validation ROC AUC, then every metric on the test images; validation throughout without them."""
     metrics, tested = results.metrics, results.tested
-    first = ("roc_auc", *FIRST[results.dataset.positive is not None], "brier")
+    graded = [name for name in GRADES if name in metrics]
+    first = ("roc_auc", *graded, *FIRST[results.dataset.positive is not None], "brier")
     order = [*first, *(name for name in metrics if name not in first)]
     part, before = ("test", "Test ") if tested else ("validation", "Validation ")
     columns = [
@@ -412,7 +416,7 @@ def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *
 
 def _write_examined(folder: Path, results: ComparisonResult, chosen: Run) -> None:
     """Write the tables of the chosen run; those of an earlier comparison that are of nothing now go."""
-    grouped = grouped_run(chosen, results.examination.asked["aggregate"])
+    grouped = grouped_run(chosen, str(results.examination.asked["aggregate"]))
     for name, lines in (
         ("subgroups.csv", subgroups_csv(results) if results.examination.subgroups else None),
         ("predictions-by-group.csv", predictions_csv([grouped[0]]) if grouped else None),

@@ -48,6 +48,10 @@ def print_table(results: ComparisonResult, console: Console) -> None:
 def examined_lines(results: ComparisonResult) -> Iterator[str]:
     """Yield what is said of the chosen run alone: by patient, the subgroups that differ, remarks."""
     found, unit = results.examination, results.dataset.grouped_by or "group"
+    if graded := [name for name in ("kappa", "grades_off") if name in results.metrics]:
+        scores = results.chosen.shown
+        said = (f"{results.metrics[name]['label']} {with_interval(scores[name])}" for name in graded)
+        yield f"Grades of the chosen run: {', '.join(said)}."
     if found.by_group:
         scores, labels = found.by_group["scores"], results.metrics
         names = ("roc_auc", *FIRST[results.dataset.positive is not None])
