@@ -306,6 +306,9 @@ def test_curves_of_folds_are_drawn_from_pairs_within_folds() -> None:
             [reference.roc_auc_score(y[folds == k], column[folds == k], max_fpr=0.2) for k in range(3)], weights=pairs
         )
     )
+    strict = rates(y, shifted, groups, folds=folds, sensitivity=0.995)
+    assert np.isnan(strict.specificity.low), "not even one patient may be missed"
+    assert not np.isnan(strict.sensitivity.low)
     narrow, wide = (roc_curve_band(y, column, groups, folds=f, n_bootstrap=200) for f in (None, folds))
     assert (wide.high - wide.low).mean() > (narrow.high - narrow.low).mean(), "folds share training images"
 

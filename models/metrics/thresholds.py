@@ -168,10 +168,13 @@ def _beyond(value: float, sample: Sample, score: Floats, of: NDArray[np.bool_], 
 
     Two errors add up as in `linear.difference`: that of the share at this threshold, and that of the threshold, a
     quantile of the others, by inverting the exact interval of their share (Woodruff 1952, J. Am. Statist. Assoc.
-    47:635). Too few others to tell the quantile leave a bound of 0. The `value` may be that of several folds.
+    47:635). Too few others to tell the quantile leave a bound of 0. The `value` may be that of several folds; it has no
+    bounds where less than one independent other may be beyond, for then in no fold one is (of 12 they held 49 to 69 %).
     """
     from scipy.special import betaincinv
 
+    if sample.folds.any() and share * sample.independent[sample.y[~of][0]] < 1 - _ROUNDING:
+        return Interval(value, np.nan, np.nan)
     tail = (1 - level) / 2
     thresholds, others, mine, _ = _curve(score, of)
     at = int(np.flatnonzero(others <= share + _ROUNDING)[-1])
