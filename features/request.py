@@ -12,7 +12,7 @@ from features.cache.pack import Pack
 from features.cache.verify import find_entries
 from features.datasets import Dataset
 from features.datasets.packed import Packed
-from features.devices import choose_device, choose_precision
+from features.devices import checked, choose_device, choose_precision
 from features.errors import CacheError, FirnError, unknown
 from features.images import PREPROCESS
 from features.options import DEFAULT_BACKBONE, FeatureOptions, make_command, names_in, replaced
@@ -92,8 +92,11 @@ def resolve(dataset: Dataset, options: FeatureOptions) -> list[Request]:
 def open_features(dataset: Dataset, options: FeatureOptions, term: str | None = None) -> list[Cached]:
     """Return the features that stage two reads: a pack, or the ready entry of each backbone, of those in `term` alone.
 
-    Raises CacheError, saying why and what to type, where features are not ready.
+    Raises CacheError, saying why and what to type, where features are not ready; FirnError for a GPU that was named
+    and is not there, before anything is said of the entry that it would have made.
     """
+    if options.device not in ("auto", "cpu"):
+        checked(choose_device(options.device))
     asked = options if term is None else replaced(options, backbone=term.replace("+", " "))
     return _OPENERS.get(type(dataset.source), _from_cache)(dataset, asked)
 

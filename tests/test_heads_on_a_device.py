@@ -109,8 +109,9 @@ def test_a_run_records_its_device(spots: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     extract(str(spots), NET, precision="float32", device="cpu")
     train: Any = partial(train_heads, str(spots), NET, heads="logistic lda", precision="float32")
-    with pytest.raises(FirnError, match="no usable CUDA device"):
-        train(device="cuda")
+    for more in ({}, {"precision": "auto"}):  # with a GPU auto would be another entry, which is not what is wrong
+        with pytest.raises(FirnError, match="no usable CUDA device"):
+            train(device="cuda", **more)
     monkeypatch.setattr("models.heads.head.device_for", lambda wanted, numbers: f"torch-{wanted}")
     folders = [Path(line.split()[-1]) for line in train(device="cpu")]
     records = [load_record(folder) for folder in folders]
