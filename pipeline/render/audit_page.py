@@ -16,11 +16,11 @@ from features.storage import artifacts_root, csv_lines
 from models.audit import CHECKS, Finding
 from models.runs.record import runs_root
 from models.runs.summary import with_interval
+from pipeline.render.templates import environment
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FOLDER = Path(__file__).parent
 _SHOWN = 24  # findings of each check whose images are on the page
 _SIDE = 160  # pixels of an image on the page
 
@@ -112,17 +112,12 @@ def findings_page(results: Mapping[str, Any], found: Mapping[str, Sequence[Findi
 
     `source` gives the images, None where there are none. The template escapes every name.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
     sections = [
         (CHECKS[name], len(each), [(finding, _images(finding, source)) for finding in each[:_SHOWN]])
         for name, each in found.items()
         if each
     ]
-    template = environment.get_template("audit_page.html.j2")
+    template = environment().get_template("audit_page.html.j2")
     return template.render(results=results, summary=summary(results), sections=sections)
 
 

@@ -21,6 +21,7 @@ from models.runs.scores import LEVEL, shown
 from models.runs.summary import with_interval
 from models.validation.predictions import Predictions
 from pipeline.render.html_page import predictions_csv
+from pipeline.render.templates import environment
 from pipeline.render.terminal import WORDS
 
 if TYPE_CHECKING:
@@ -112,19 +113,12 @@ def write_findings(results: FindingsResult, runs: Sequence[Run], folder: Path) -
 
 def render_findings(results: FindingsResult, runs: Sequence[Run]) -> str:
     """Return the HTML of the comparison, which needs no network and no script."""
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     by_name = dict(zip(run_names(runs), runs, strict=True))
     parts = [shown(by_name[row.name]) for row in results.runs[:LINES]]
-    return environment.get_template("findings.html.j2").render(
+    template = environment().get_template("findings.html.j2")
+    return template.render(
         results=results,
         extremes=extremes(results),
         missed=missed(results),

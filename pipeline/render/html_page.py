@@ -29,6 +29,7 @@ from pipeline.render.glossary import GLOSSARY, anchor, sorted_terms
 from pipeline.render.page_figures import CURVES, operating_table, sides, training_figures
 from pipeline.render.plots import draw_plots, learning_figure, load_learning
 from pipeline.render.tables import ranking_csv, ranking_latex
+from pipeline.render.templates import environment
 
 GALLERY = "gallery.json"  # beside the page: `report` writes it, and `compare` shows it again
 GALLERY_SCHEMA = 3
@@ -210,22 +211,15 @@ def render(template: str, **context: Any) -> str:
 
     Every name in the context is escaped; the page makes no request and runs no script but its own.
     """
-    import jinja2
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"plural": plural, "lower_first": lambda text: text[:1].lower() + text[1:]}
-    environment.globals |= {"word": _word, "meaning": GLOSSARY.__getitem__}
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    pages = environment()
+    pages.filters |= {"plural": plural, "lower_first": lambda text: text[:1].lower() + text[1:]}
+    pages.globals |= {"word": _word, "meaning": GLOSSARY.__getitem__}
+    pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
-    return environment.get_template(template).render(
+    return pages.get_template(template).render(
         policy=_policy(scripts.values()),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
         **{name: Markup(text) for name, text in scripts.items()},
