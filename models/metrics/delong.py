@@ -39,15 +39,16 @@ def delong(y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, fol
     codes = np.unique(np.stack([of, places[0]]), axis=1, return_inverse=True)[1].ravel()
     n_groups = len(np.unique(of))
     repeats = (int(codes.max()) + 1) / n_groups
-    evidence = effective_groups(*(len(np.unique(codes[own])) / repeats for own in (positive, ~positive)))
+    by_class = [len(np.unique(codes[own])) / repeats for own in (positive, ~positive)]
+    evidence = effective_groups(*by_class)
     wins, opponents = np.stack([_wins(positive, *pair) for pair in zip(columns, places, strict=True)], axis=1)
     pairs = opponents[:, positive].sum(axis=1, keepdims=True)
     if not pairs.all():
         return DeLong(np.full(len(columns), np.nan), np.full((len(columns),) * 2, np.nan), evidence, n_groups)
     auc = wins[:, positive].sum(axis=1) / pairs[:, 0]
     influence = (wins - auc[:, None] * opponents) / pairs
-    covariance = inflation(len(np.unique(places[0])), repeats) * _covariance(positive, influence, codes, repeats)
-    return DeLong(auc, covariance, evidence, n_groups)
+    inflated = inflation(len(np.unique(places[0])), repeats, by_class)
+    return DeLong(auc, inflated * _covariance(positive, influence, codes, repeats), evidence, n_groups)
 
 
 def auc_interval(sample: Sample, level: float) -> Interval | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from features.errors import FirnError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_FEW = 4.0  # groups of a class for which the variance of a cross-validation is doubled
 
 
 class Ranking(NamedTuple):
@@ -75,15 +78,19 @@ def ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
-def inflation(folds: int, repeats: float) -> float:
+def inflation(folds: int, repeats: float, by_class: Iterable[float]) -> float:
     """Return the factor from the variance over groups by fold to that of a cross-validated score.
 
     Folds of other repeats hold the same patients: repeating makes them no more, and the variance is that of one repeat.
     Folds also have training images in common, which no resampling shows: K / (K - 1) for K folds a repeat, by the ratio
-    of test to training images of Nadeau & Bengio 2003 (Machine Learning 52:239). Measured in `benchmarks/coverage.py`.
+    of test to training images of Nadeau & Bengio 2003 (Machine Learning 52:239). And patients who are easy to tell
+    apart make models too sure of themselves, so that estimate and truth part, the more the fewer they are: 1 + 4 / m
+    for a harmonic mean of m groups a class (`by_class`), a number found by trial in `benchmarks/coverage.py`.
     """
     k = folds / repeats
-    return repeats * k / (k - 1) if k > 1 else repeats
+    if not k > 1:
+        return repeats
+    return repeats * k / (k - 1) * (1 + _FEW * float(np.mean([1 / n for n in by_class if n > 0])))
 
 
 def effective_groups(*by_class: float) -> float:
@@ -141,7 +148,7 @@ class Sample:
     @property
     def inflation(self) -> float:
         """Return how much larger the variance is than that over these groups; see `inflation`."""
-        return inflation(int(self.folds.max()) + 1, self.repeats)
+        return inflation(int(self.folds.max()) + 1, self.repeats, self.independent[:-1])
 
     def by_fold(self) -> Sample:
         """Return the sample with a group of its own for each fold that a group is in, as `inflation` expects."""
