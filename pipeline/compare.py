@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from features.datasets.columns import further_columns
 from features.errors import FirnError, unknown
@@ -22,9 +22,6 @@ from pipeline.render.findings_report import print_findings, write_findings
 from pipeline.render.html_page import write_report
 from pipeline.render.pair_table import print_pair, verdict_of_pair
 from pipeline.render.terminal import print_table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -78,20 +75,20 @@ def compare(
     found = runs.load_all(several=True)
     folder = artifacts_root() / "compare" / found[0].record.root.name
     if found[0].record.several:
-        if how.ordered:
-            raise FirnError("ORDERED=1 is of classes that are grades, and these runs are of findings; leave it away")
-        return [str(findings_page(found, runs.data.seed, folder, out))]
+        check_findings(how)
+        several = compare_findings(found, seed=runs.data.seed)
+        print_findings(several, out)
+        return [str(write_findings(several, found, folder))]
     columns = further_columns(runs.data.load(), how.columns)
     result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     print_table(result, out)
     return [str(write_report(result, found, folder))]
 
 
-def findings_page(found: Sequence[Run], seed: int, folder: Path, out: Console) -> Path:
-    """Compare runs of several findings, print the tables, and return the path of the page."""
-    result = compare_findings(found, seed=seed)
-    print_findings(result, out)
-    return write_findings(result, found, folder)
+def check_findings(how: ExaminationOptions) -> None:
+    """Raise FirnError for what runs of several findings cannot be examined by."""
+    if how.ordered:
+        raise FirnError("ORDERED=1 is of classes that are grades, and these runs are of findings; leave it away")
 
 
 def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:

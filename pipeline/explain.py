@@ -20,9 +20,9 @@ from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained
 from models.heads import HEADS
 from models.runs.compare import choose
 from models.runs.options import RUN, ModelSelector
-from models.runs.outcomes import Judged, Outcome, asked_of, judged, origin, outcomes
+from models.runs.outcomes import Part, asked_in, origin, outcomes, parts_of, predicted_in
 from models.runs.record import FINETUNED, Run
-from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet
+from pipeline.render.contact_sheet import Sheet, Strip, Tile, draw_sheet, map_ends
 
 CAUTION = (
     "Grad-CAM averages gradients over the image: compare positions inside an image, never images; before a whole "
@@ -48,7 +48,7 @@ def explain(runs: Explained, sheet: SheetOptions, features: Annotated[FeatureOpt
     """
     named, dataset = _named(runs.heads), runs.data.load()
     dataset.source.stamps([])  # a pack has no images and says so
-    able = [run for run in runs.load_all() if can_be_explained(run.record)]
+    able = [run for run in runs.load_all(several=True) if can_be_explained(run.record)]
     chosen = []
     for some in named:
         fitting = [run for run in able if run.record.head in some]
@@ -73,102 +73,96 @@ def _named(heads: str) -> list[tuple[str, ...]]:
 
 def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     """Write the sheet of one run and the JSON beside it; return a line with their paths."""
-    found, classes = judged(run), run.record.classes
-    lines = outcomes(found, classes, per_row)
-    at = np.array([place for line in lines for place in line.at], dtype=np.intp)
+    parts, classes = parts_of(run, outcomes, per_row), run.record.classes
+    ids = np.concatenate([part.found.ids[part.at] for part in parts])
     spec = load_spec(run.record.backbone, weights or None)
-    case = Case(run, dataset, spec, found.ids[at], asked_of(found.called[at], len(classes)))
-    evidence = evidence_of(case, None if found.seen else found.proba[at])
+    case = Case(run, dataset, spec, ids, asked_in(parts, len(classes)))
+    evidence = evidence_of(case, predicted_in(parts, run))
     geometry = spec.geometry(run.record.keys[0].preprocess_mode)
-    seen = [image_seen(case, i, evidence.sha256[i], geometry) for i in range(len(at))]
+    seen = [image_seen(case, i, evidence.sha256[i], geometry) for i in range(len(ids))]
     root = run.record.root
     stem = slug("-".join(run.folder.relative_to(root).parts))
     png = artifacts_root() / "explain" / root.name / f"{stem}.png"
-    write_whole(png, [draw_sheet(_sheet(run, found, lines, evidence, seen, per_row))])
-    content = _told(run, found, lines, evidence, geometry.size)
+    write_whole(png, [draw_sheet(_sheet(run, parts, evidence, seen, per_row))])
+    content = _told(run, parts, evidence, geometry.size)
     write_whole(png.with_suffix(".json"), [json.dumps(content, indent=1).encode()])
-    if found.seen:
-        say(origin(found))
-    return f"ready: {run.name} explained on {len(at)} images {png.with_suffix('.json')} {png}"
+    if parts[0].found.seen:
+        say(origin(parts[0].found))
+    return f"ready: {run.name} explained on {len(ids)} images {png.with_suffix('.json')} {png}"
 
 
-def _sheet(
-    run: Run,
-    found: Judged,
-    lines: Sequence[Outcome],
-    evidence: Evidence,
-    seen: Sequence[NDArray[np.uint8]],
-    per_row: int,
-) -> Sheet:
-    classes, strips, i = run.record.classes, [], 0
-    for line in lines:
-        tiles = []
-        for place in line.at:
-            maps = [values[i] for values in evidence.maps.values()]
-            wrong = bool(found.y[place] != found.called[place])
-            tiles.append(Tile(seen[i], maps, _caption(found, place, classes), wrong))
-            i += 1
-        strips.append(Strip(line.words, tiles))
-    named = classes[1] if len(classes) == 2 else "what it was called"
-    unit = f"{'log odds' if len(classes) == 2 else 'logit less the mean of all classes'}; one scale for the sheet"
-    ends = (f"against {named}", unit, f"for {named}")
-    return Sheet(f"{run.record.dataset}: {run.name}", _notes(run, found, evidence), strips, per_row, ends)
+def _sheet(run: Run, parts: Sequence[Part], evidence: Evidence, seen: Sequence[NDArray[np.uint8]], most: int) -> Sheet:
+    strips, i = [], 0
+    for part in parts:
+        for line in part.lines:
+            tiles = []
+            for place in line.at:
+                maps = [values[i] for values in evidence.maps.values()]
+                wrong = bool(part.found.y[place] != part.found.called[place])
+                tiles.append(Tile(seen[i], maps, _caption(part, place), wrong))
+                i += 1
+            strips.append(Strip(line.words, tiles))
+    against, unit, favour = map_ends(run.record.classes, several=run.record.several)
+    ends = (against, f"{unit}; one scale for the sheet", favour)
+    return Sheet(f"{run.record.dataset}: {run.name}", _notes(run, parts, evidence), strips, most, ends)
 
 
-def _caption(found: Judged, place: int, classes: Sequence[str]) -> tuple[str, str]:
+def _caption(part: Part, place: int) -> tuple[str, str]:
     """Return the file's name, and the probability with the true class."""
+    found, classes = part.found, part.classes
     called = 1 if len(classes) == 2 else int(found.called[place])
     chance = f"{found.proba[place, called]:.3f}"
     return str(found.ids[place]).rpartition("/")[2], f"{chance}, {classes[found.y[place]]}"
 
 
-def _notes(run: Run, found: Judged, evidence: Evidence) -> list[str]:
+def _notes(run: Run, parts: Sequence[Part], evidence: Evidence) -> list[str]:
     """Return the lines below the title: whose images these are, how was decided, what is seen."""
-    classes, (first, *others) = run.record.classes, evidence.maps
-    rule = "called the most probable class"
-    if found.threshold is not None:
-        rule = f"called {classes[1]} from a probability of {found.threshold:.3f} up (out-of-fold Youden threshold)"
-    below = (
-        f"Below each its probability of {classes[1] if len(classes) == 2 else 'what it was called'}, and what it is."
-    )
+    classes, (first, *others), found = run.record.classes, evidence.maps, parts[0].found
+    rule, named = "called the most probable class", "what it was called"
+    if run.record.several:
+        rule, named = "each finding called from its own out-of-fold Youden threshold up", "the finding"
+    elif found.threshold is not None:
+        named = classes[1]
+        rule = f"called {named} from a probability of {found.threshold:.3f} up (out-of-fold Youden threshold)"
     exact = "their mean is the logit of the image" if evidence.exact else "the strongest positions count most"
     kinds = [f"{first}, the votes of its positions ({exact})", *others]
     notes = [
         origin(found),
-        f"The most confident first, {rule}. {below}",
+        f"The most confident first, {rule}. Below each its probability of {named}, and what it is.",
         f"Downwards: the image; {'; '.join(kinds)}.",
     ]
     return notes + ([CAUTION] if any("Grad-CAM" in kind for kind in others) else [])
 
 
-def _told(run: Run, found: Judged, lines: Sequence[Outcome], evidence: Evidence, size: int) -> dict[str, Any]:
+def _told(run: Run, parts: Sequence[Part], evidence: Evidence, size: int) -> dict[str, Any]:
     """Return what the sheet shows, for JSON."""
-    classes, told, i = run.record.classes, [], 0
+    several, told = run.record.several, []
     (kind, shown), *_ = evidence.maps.items()
-    for line in lines:
-        for place in line.at:
-            told.append(
-                {
-                    "id": str(found.ids[place]),
-                    "line": line.name,
-                    "is": classes[found.y[place]],
-                    "called": classes[found.called[place]],
-                    "proba": dict(zip(classes, found.proba[place].tolist(), strict=True)),
-                    "mean": float(shown[i].mean()),
-                    "highest": _highest(shown[i], size),
-                }
-            )
-            i += 1
+    rows = [(part, line, place) for part in parts for line in part.lines for place in line.at]
+    for i, (part, line, place) in enumerate(rows):
+        found, classes = part.found, part.classes
+        told.append(
+            {
+                "id": str(found.ids[place]),
+                "line": line.name,
+                "is": classes[found.y[place]],
+                "called": classes[found.called[place]],
+                "proba": dict(zip(classes, found.proba[place].tolist(), strict=True)),
+                "mean": float(shown[i].mean()),
+                "highest": _highest(shown[i], size),
+            }
+        )
+    thresholds = {part.classes[1]: part.found.threshold for part in parts} if several else parts[0].found.threshold
     return {
         "schema": 1,
         "run": run.name,
         "folder": str(run.folder),
         **{n: getattr(run.record, n) for n in ("dataset", "labels", "protocol", "classes", "manifest", "identity")},
-        "threshold": found.threshold,
-        "seen_in_training": found.seen,
+        "threshold": thresholds,
+        "seen_in_training": parts[0].found.seen,
         "exact": evidence.exact,
         "map": {"kind": kind, "shape": list(shown.shape[1:]), "side": size},
-        "notes": _notes(run, found, evidence),
+        "notes": _notes(run, parts, evidence),
         "images": told,
     }
 

@@ -6,14 +6,17 @@ import json
 from typing import Annotated
 
 from features.datasets.columns import further_columns
-from features.datasets.findings import ONE
 from features.errors import FirnError
-from features.options import FeatureOptions, Taking, make_command
+from features.options import FeatureOptions, Taking
 from features.progress import say
 from features.storage import artifacts_root, write_whole
 from models.runs.compare import compare_runs
 from models.runs.examination import ExaminationOptions
-from pipeline.compare import Compared, MarginOptions, PageOptions, findings_page
+from models.runs.findings import compare_findings
+from models.runs.findings_results import FindingsResult
+from models.runs.results import ComparisonResult
+from pipeline.compare import Compared, MarginOptions, PageOptions, check_findings
+from pipeline.render.findings_report import write_findings
 from pipeline.render.html_page import GALLERY, write_report
 
 
@@ -29,25 +32,24 @@ def report(
     Where images or their maps are missing the page says which command brings them. Raises CacheError where there is
     no run.
     """
-    from rich.console import Console
-
     from pipeline.render.gallery import make_gallery
 
-    found = runs.load_all(several=True)
+    found, dataset = runs.load_all(several=True), runs.data.load()
+    folder = artifacts_root() / "compare" / found[0].record.root.name
+    result: ComparisonResult | FindingsResult
     if found[0].record.several:
-        labels = f"{ONE}{found[0].record.classes[0]}"
-        again = make_command("extract train-heads report", runs.data, backbone=runs.backbone, labels=labels)
-        say(f"no images of errors: they are of one finding at a time; run: {again}")
-        folder = artifacts_root() / "compare" / found[0].record.root.name
-        return [str(findings_page(found, runs.data.seed, folder, Console(width=100)))]
-    dataset = runs.data.load()
-    columns = further_columns(dataset, how.columns)
-    result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
-    folder, why_not = artifacts_root() / "compare" / found[0].record.root.name, ""
+        check_findings(how)
+        result = compare_findings(found, seed=runs.data.seed)
+    else:
+        columns = further_columns(dataset, how.columns)
+        result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
+    why_not = ""
     try:
         gallery = make_gallery(result, found, dataset, features.weights)
         write_whole(folder / GALLERY, [json.dumps(gallery, indent=1).encode()])
     except FirnError as error:
         why_not = str(error)
         say(f"no gallery: {why_not}")
+    if isinstance(result, FindingsResult):
+        return [str(write_findings(result, found, folder, no_gallery=why_not))]
     return [str(write_report(result, found, folder, no_gallery=why_not))]

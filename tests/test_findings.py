@@ -221,9 +221,10 @@ ABLE = [name for name, row in HEADS.items() if row.findings]
 
 @pytest.mark.parametrize("name", ABLE)
 def test_heads_learn_all_findings_and_are_saved(name: str, tmp_path: Path) -> None:
-    X, y, groups = drawn(seed=1)
+    (X, y, groups), (new, truth, _) = drawn(seed=1), drawn(seed=2, missing=0)
+    if HEADS[name].input == "maps":  # each feature in the upper left of its map
+        X, new = (np.pad(rows[:, :, None, None], [(0, 0), (0, 0), (0, 2), (0, 2)]) for rows in (X, new))
     head = make_head(name, findings=True).fit(X, y, groups)
-    new, truth, _ = drawn(seed=2, missing=0)
     proba = head.predict_proba(new)
     assert proba.shape == truth.shape
     assert ((proba >= 0) & (proba <= 1)).all()
@@ -341,7 +342,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("FIRN_ARTIFACTS", str(root / "artifacts"))
         patch.setattr("features.cache.content.RACY_NS", 0)
         draw_phantom_findings(root / "set", patients=40, seed=0)
-        verbs.extract(str(root / "set/findings.csv"), "squeezenet1_1")
+        verbs.extract(str(root / "set/findings.csv"), "squeezenet1_1", maps="1")
         verbs.train_heads(str(root / "set/findings.csv"), "squeezenet1_1", heads="logistic knn")
     return root
 
@@ -384,6 +385,38 @@ def test_compare_ranks_by_the_mean_area_and_tests_each_finding(place: str) -> No
     assert text.count('<figure class="small">') == 2 * len(FINDINGS)
 
 
+def test_class_maps_of_each_finding(place: str) -> None:
+    """The mean of a map is the log odds of that finding; found ones come first, then missed ones, then false alarms."""
+    (line,) = verbs.explain(place, heads="logistic")
+    told = json.loads(Path(line.split()[-2]).read_text())
+    (run,) = (run for run in load_runs(load_dataset(place).name) if run.record.head == "logistic")
+    test = run.predictions.part(test=True)
+    assert {image["line"] for image in told["images"]} == set(FINDINGS)
+    for image in told["images"]:
+        at, k = test.ids.tolist().index(image["id"]), FINDINGS.index(image["line"])
+        logit = np.log(test.proba[at, k] / (1 - test.proba[at, k]))
+        assert image["mean"] == pytest.approx(logit, abs=0.03 * max(1, abs(logit))), "of maps in float16"
+        assert image["is"] == (FINDINGS[k] if test.y[at, k] else f"no {FINDINGS[k]}")
+        assert (image["called"] == FINDINGS[k]) == (test.proba[at, k] >= told["threshold"][FINDINGS[k]])
+        assert image["proba"][FINDINGS[k]] == test.proba[at, k]
+    for name in FINDINGS:
+        own = [(image["is"], image["called"]) for image in told["images"] if image["line"] == name]
+        kinds = [(name, name), (name, f"no {name}"), (f"no {name}", name)]
+        assert own == sorted(own, key=kinds.index)
+
+
+def test_the_page_has_images_of_each_finding(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "are added by" in Path(verbs.compare(place)).read_text()
+    page = Path(verbs.report(place))
+    gallery = json.loads((page.parent / "gallery.json").read_text())
+    assert [line["title"].partition(":")[0] for line in gallery["lines"]] == list(FINDINGS)
+    tiles = [tile for line in gallery["lines"] for tile in line["images"]]
+    assert all(2 <= len(line["images"]) <= 6 for line in gallery["lines"])
+    assert all(tile["map"] and tile["words"] in page.read_text() for tile in tiles)
+    assert Path(verbs.compare(place)).read_text() == page.read_text()  # what was made is shown again
+    assert "no gallery" not in capsys.readouterr().err
+
+
 def test_two_runs_alone_and_a_search_know_their_limits(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(run.folder) for run in load_runs(load_dataset(place).name)]
     with pytest.raises(FirnError, match=r"4 findings per image, and this takes one at a time; run: make extract"):
@@ -411,7 +444,6 @@ def test_one_finding_alone_is_a_task_of_two_classes(place: str) -> None:
         ("audit", {}),
         ("learning-curve", {"heads": "lda"}),
         ("finetune", {"epochs": 1}),
-        ("explain", {}),
         ("export", {}),
         ("train-heads", {"heads": "stack"}),
     ],

@@ -115,6 +115,17 @@ def asked_maps(maps: Array, asked: Floats) -> Floats:
     return np.asarray(np.einsum("nk,nkhw->nhw", asked, maps.astype(np.float64)))
 
 
+def votes(form: str, head: Any, maps: Array) -> Floats:
+    """Return what each position of maps (n, C, H, W) says for each class, (n, K, H, W), by a head of a form.
+
+    Of several findings those are the log odds of each, (n, L, H, W).
+    """
+    if not head.several:
+        return CLASS_MAPS[form](head, maps)
+    pairs = [CLASS_MAPS[form](one, maps) for one in head.each()]
+    return np.stack([pair[:, 1] - pair[:, 0] for pair in pairs], axis=1)
+
+
 CLASS_MAPS: Mapping[str, Callable[[Any, Array], Floats]] = {  # form of a head -> (head, maps (n, C, H, W)) -> votes
     "linear": lambda head, maps: linear_class_maps(head.coef_, head.intercept_, maps).votes(),
     "votes": lambda head, maps: np.asarray(head.class_maps(maps), dtype=np.float64),

@@ -19,8 +19,9 @@ from features.errors import CacheError
 from features.images import Geometry, pixels
 from features.options import make_command
 from features.views import load_manifest
-from models.explain.class_maps import CLASS_MAPS, asked_maps
+from models.explain.class_maps import CLASS_MAPS, asked_maps, votes
 from models.heads import HEADS, load_head
+from models.heads.findings import sigmoid
 from models.heads.linear import probabilities
 from models.runs.current import manifest_digest
 from models.runs.record import FINETUNED, Run, RunRecord
@@ -59,9 +60,10 @@ def _of_head(case: Case) -> Evidence:
     record = case.run.record
     maps, sha256 = _cached(case, record.keys[0], record.blocks[-1])
     head, form = load_head(case.run.folder), HEADS[record.head].form
-    votes, exact = CLASS_MAPS[form](head, maps), form == "linear"
-    proba = probabilities(votes.mean(axis=(2, 3))) if exact else head.predict_proba(maps)
-    return Evidence({"class map": asked_maps(votes, case.asked)}, proba, sha256, exact)
+    found, exact = votes(form, head, maps), form == "linear"
+    of_logits = sigmoid if head.several else probabilities
+    proba = of_logits(found.mean(axis=(2, 3))) if exact else head.predict_proba(maps)
+    return Evidence({"class map": asked_maps(found, case.asked)}, proba, sha256, exact)
 
 
 def _thawed(case: Case) -> Evidence:
@@ -99,10 +101,11 @@ def can_be_explained(record: RunRecord) -> bool:
 def evidence_of(case: Case, predicted: Floats | None) -> Evidence:
     """Return the evidence in the images of a case.
 
-    CacheError where their maps are not cached, or where the probabilities are not those `predicted` (m, K).
+    CacheError where their maps are not cached, or where the probabilities are not those `predicted` (m, K), NaN for
+    those that do not matter.
     """
     found = EXPLAINERS[case.run.record.head](case)
-    if predicted is not None and np.abs(found.proba - predicted).max(initial=0) > _CLOSE:
+    if predicted is not None and np.nanmax(np.abs(found.proba - predicted), initial=0) > _CLOSE:
         raise CacheError(
             f"{case.run.name} does not give the probabilities again that it once predicted: model and predictions "
             f"in {case.run.folder} do not belong together; remove that folder and run: {train_command(case.run.record)}"

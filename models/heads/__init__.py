@@ -37,7 +37,13 @@ HEADS: dict[str, HeadRow] = {
         on_disk=True,
         findings=LogisticFindings,
     ),
-    "sgd": HeadRow(Sgd, "linear", "linear head by SGD 0.9 with StepLR(10, 0.1), a published recipe", random=True),
+    "sgd": HeadRow(
+        Sgd,
+        "linear",
+        "linear head by SGD 0.9 with StepLR(10, 0.1), a published recipe",
+        random=True,
+        findings=per_finding(Sgd),
+    ),
     "lda": HeadRow(
         Discriminant,
         "linear",
@@ -71,11 +77,29 @@ HEADS: dict[str, HeadRow] = {
         random=True,
         findings=per_finding(Boosted),
     ),
-    "map": HeadRow(MapHead, "votes", "1x1 convolution on feature maps, pooled class maps", input="maps", random=True),
-    "attention": HeadRow(
-        Attention, "attention", "gated attention over map positions, early stopping", input="maps", random=True
+    "map": HeadRow(
+        MapHead,
+        "votes",
+        "1x1 convolution on feature maps, pooled class maps",
+        random=True,
+        findings=per_finding(MapHead),
+        input="maps",
     ),
-    "spatial": HeadRow(Spatial, "pyramid", "logistic on 1x1, 2x2 and 3x3 means of principal channels", input="maps"),
+    "attention": HeadRow(
+        Attention,
+        "attention",
+        "gated attention over map positions, early stopping",
+        random=True,
+        findings=per_finding(Attention),
+        input="maps",
+    ),
+    "spatial": HeadRow(
+        Spatial,
+        "pyramid",
+        "logistic on 1x1, 2x2 and 3x3 means of principal channels",
+        findings=per_finding(Spatial),
+        input="maps",
+    ),
     "stack": HeadRow(Stack, "stack", "a weighted vote of other runs, from out-of-fold predictions", input="runs"),
 }
 

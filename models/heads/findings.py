@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.cache.reader import subset
+from features.errors import FirnError
 from features.progress import say
 from models.folds import grouped_folds
 from models.heads.head import FEWEST_FOLDS, Array, Head, log_loss, silent, standardisation, tensor_on, train_until_stale
-from models.heads.linear import at_strength
+from models.heads.linear import Logistic, at_strength
 from models.logistic_path import Sweep, out_of_fold, predicted, strengths, sweep_findings
 
 _BLOCK = 4096  # rows read at once from features on the disk
@@ -40,6 +41,10 @@ class Findings(Head):
     """The base class of heads for several findings."""
 
     several: ClassVar = True
+
+    def each(self) -> list[Any]:
+        """Return a head of two classes for each finding. FirnError for a head that findings share."""
+        raise FirnError(f"{type(self).__name__} is one model of all findings")
 
 
 @final
@@ -67,6 +72,10 @@ class PerFinding(Findings):
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Return probabilities, (n, L)."""
         return np.stack([head.predict_proba(X)[:, 1] for head in self.heads_], axis=1)
+
+    def each(self) -> list[Any]:
+        """Return the heads."""
+        return self.heads_
 
     def state(self) -> tuple[dict[str, Any], dict[str, Array]]:
         """Return what each head learned."""
@@ -178,6 +187,13 @@ class LogisticFindings(Findings):
         parts = [X[i : i + step] @ weights for i in range(0, len(X), step)]
         scores = np.concatenate(parts or [np.empty((0, len(self.coef_)))])
         return sigmoid(scores.astype(np.float64) + self.intercept_)
+
+    def each(self) -> list[Any]:
+        """Return a head of two classes for each finding."""
+        heads = [Logistic(seed=self.seed) for _ in self.coef_]
+        for k, head in enumerate(heads):
+            head.coef_, head.intercept_ = self.coef_[k : k + 1], self.intercept_[k : k + 1]
+        return heads
 
 
 def _summed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,12 +36,15 @@ class Outcome(NamedTuple):
     at: list[int]  # places in Judged, the most confident first
 
 
-def judged(run: Run) -> Judged:
+def judged(run: Run, finding: int | None = None) -> Judged:
     """Return the test images with the decisions of a run; without test images all, as predicted out of fold.
 
-    A decision is the most probable class, or with two classes the out-of-fold Youden threshold.
+    A decision is the most probable class, or with two classes the out-of-fold Youden threshold. Of several findings
+    those on one of them, by its place, as of two classes, for the images that have its label.
     """
     part, held = shown(run), run.predictions.part(test=False)
+    if finding is not None:
+        part, held = part.finding(finding), held.finding(finding)
     ids, first, place = np.unique(part.ids, return_index=True, return_inverse=True)
     proba = np.zeros((len(ids), part.proba.shape[1]))
     np.add.at(proba, place, part.proba)
@@ -70,6 +73,14 @@ def outcomes(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
         wrong, m = _of(found, None, k, most // 2)
         lines.append(Outcome(name, f"called {name}: {n:,} rightly, {m:,} wrongly", right + wrong))
     return lines
+
+
+def of_finding(found: Judged, name: str, most: int) -> Outcome:
+    """Return at most `most` images of a finding: a third rightly called so, then missed ones, then false alarms."""
+    (right, n), (missed, m), (wrong, k) = (_of(found, *pair, most) for pair in ((1, 1), (1, 0), (0, 1)))
+    share = most // 3
+    words = f"{name}: {n:,} found, {m:,} missed, {k:,} called so wrongly"
+    return Outcome(name, words, right[: most - 2 * share] + missed[:share] + wrong[:share])
 
 
 def errors(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
@@ -108,3 +119,69 @@ def asked_of(called: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
     if classes == 2:
         return np.tile([-1.0, 1.0], (len(called), 1))
     return np.asarray(np.eye(classes)[called] - 1 / classes)
+
+
+class Part(NamedTuple):
+    """Images to look at that are judged alike: of a run, or of one of its several findings."""
+
+    found: Judged
+    classes: tuple[str, ...]
+    lines: list[Outcome]
+    finding: int | None = None
+
+    @property
+    def at(self) -> NDArray[np.intp]:
+        """Return the places of the images in `found`, line after line, (m,)."""
+        return np.array([place for line in self.lines for place in line.at], dtype=np.intp)
+
+    @property
+    def asked(self) -> NDArray[np.float64]:
+        """Return which sum of logits is shown for each image, (m, K); of findings (m, 1), the log odds of this one."""
+        if self.finding is not None:
+            return np.ones((len(self.at), 1))
+        return asked_of(self.found.called[self.at], len(self.classes))
+
+
+def parts_of(run: Run, lines: Callable[[Judged, Sequence[str], int], list[Outcome]], most: int) -> list[Part]:
+    """Return at most `most` images of each outcome of a run by `lines`, or of each of its findings."""
+    classes = run.record.classes
+    if not run.record.several:
+        found = judged(run)
+        return [Part(found, classes, lines(found, classes, most))]
+    each = [judged(run, k) for k in range(len(classes))]
+    return [
+        Part(found, (f"no {name}", name), [of_finding(found, name, most)], k)
+        for k, (name, found) in enumerate(zip(classes, each, strict=True))
+    ]
+
+
+def asked_in(parts: Sequence[Part], classes: int) -> NDArray[np.float64]:
+    """Return which sum of logits is shown for each image of all parts, (m, K), K classes or findings."""
+    return np.concatenate([_in_place(part.asked, part.finding, classes, 0.0) for part in parts])
+
+
+def predicted_in(parts: Sequence[Part], run: Run) -> NDArray[np.float64] | None:
+    """Return the probabilities that a run gave the images of all parts, (m, K), NaN for findings that are not shown.
+
+    None where the model that is kept was fitted on these images.
+    """
+    rows = []
+    for part in parts:
+        opinion = judged(run, part.finding)
+        if opinion.seen:
+            return None
+        there = opinion.proba[np.searchsorted(opinion.ids, part.found.ids[part.at])]
+        own = there if part.finding is None else there[:, 1:]
+        rows.append(_in_place(own, part.finding, len(run.record.classes), np.nan))
+    return np.concatenate(rows)
+
+
+def _in_place(
+    columns: NDArray[np.float64], finding: int | None, findings: int, elsewhere: float
+) -> NDArray[np.float64]:
+    """Return columns (m, K) as they are, or that of one finding (m, 1) among all, (m, L)."""
+    if finding is None:
+        return columns
+    wide = np.full((len(columns), findings), elsewhere)
+    wide[:, [finding]] = columns
+    return wide

@@ -182,10 +182,11 @@ def _write(figure: Figure, left: float, top: float, text: str, **style: Any) -> 
     figure.text(left / across, 1 - top / down, printable(text), parse_math=False, **style)
 
 
-def map_ends(classes: Sequence[str]) -> tuple[str, str, str]:
-    """Return what blue means, the unit of a map, and what red means."""
-    named = classes[1] if len(classes) == 2 else "what it was called"
-    unit = "log odds" if len(classes) == 2 else "logit less the mean of all classes"
+def map_ends(classes: Sequence[str], *, several: bool = False) -> tuple[str, str, str]:
+    """Return what blue means, the unit of a map, and what red means; `several` findings, or classes."""
+    two = len(classes) == 2 and not several
+    named = "the finding" if several else classes[1] if two else "what it was called"
+    unit = "log odds" if two or several else "logit less the mean of all classes"
     return f"against {named}", unit, f"for {named}"
 
 

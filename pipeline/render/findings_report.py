@@ -20,7 +20,7 @@ from models.runs.record import Run
 from models.runs.scores import LEVEL, shown
 from models.runs.summary import with_interval
 from models.validation.predictions import Predictions
-from pipeline.render.html_page import predictions_csv
+from pipeline.render.html_page import Content, kept_gallery, predictions_csv, report_command
 from pipeline.render.templates import environment
 from pipeline.render.terminal import WORDS
 
@@ -98,20 +98,25 @@ def _empty(titles: Sequence[str], *, names: int) -> Any:
     return table
 
 
-def write_findings(results: FindingsResult, runs: Sequence[Run], folder: Path) -> Path:
+def write_findings(results: FindingsResult, runs: Sequence[Run], folder: Path, *, no_gallery: str = "") -> Path:
     """Write results.json, predictions.csv and report.html into `folder`; return the page's path.
 
-    `results` is what compare_findings returned for `runs`. OSError passes through; a file is as before or whole.
+    `results` is what compare_findings returned for `runs`; a gallery that `report` wrote there is on the page, or
+    `no_gallery` says why there is none. OSError passes through; a file is as before or whole.
     """
     text = json.dumps(results.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "results.json", [text.encode()])
     write_whole(folder / "predictions.csv", predictions_csv(runs))
     page = folder / "report.html"
-    write_whole(page, [render_findings(results, runs).encode()])
+    chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
+    gallery = kept_gallery(folder, results, chosen)
+    write_whole(page, [render_findings(results, runs, gallery, no_gallery=no_gallery).encode()])
     return page
 
 
-def render_findings(results: FindingsResult, runs: Sequence[Run]) -> str:
+def render_findings(
+    results: FindingsResult, runs: Sequence[Run], gallery: Content | None = None, *, no_gallery: str = ""
+) -> str:
     """Return the HTML of the comparison, which needs no network and no script."""
     from markupsafe import Markup
 
@@ -133,6 +138,9 @@ def render_findings(results: FindingsResult, runs: Sequence[Run]) -> str:
         shares=_shares(results.together),
         splits=[split for split in SPLITS if split in results.dataset.counts],
         side=SIDE,
+        gallery=gallery,
+        no_gallery=no_gallery,
+        report_command=report_command(results),
     )
 
 

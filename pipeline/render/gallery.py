@@ -18,12 +18,14 @@ from features.options import make_command
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
 from models.explain.run_maps import image_seen as seen_by_network
 from models.runs.compare import rank, run_names
-from models.runs.outcomes import Judged, Outcome, asked_of, errors, judged, origin
+from models.runs.findings_results import FindingsResult
+from models.runs.outcomes import Outcome, Part, asked_in, errors, origin, parts_of, predicted_in
 from models.runs.record import Run
 from models.runs.results import ComparisonResult
 from pipeline.render.contact_sheet import map_ends, overlaid, ramp
 
 MOST = 24  # images
+MOST_OF_FINDING = 6
 SIDE = 224  # pixels at most; with their maps 24 such images take half a megabyte
 QUALITY = 82  # of JPEG
 SCHEMA = 3
@@ -40,45 +42,48 @@ class _Mapped(NamedTuple):
     why_not: str  # where there is no evidence
 
 
-def make_gallery(results: ComparisonResult, runs: Sequence[Run], dataset: Dataset, weights: str = "") -> dict[str, Any]:
+def make_gallery(
+    results: ComparisonResult | FindingsResult, runs: Sequence[Run], dataset: Dataset, weights: str = ""
+) -> dict[str, Any]:
     """Return what the page shows, ready for JSON: {"run", "identity", "manifest", "notes", "ends", "ramp", "lines"}.
 
-    A line has a title and its images, the most confident error first, as data URLs with and without the class map.
-    Without cached maps there are images alone, and a note says which command adds the maps. Raises BadDataset where
-    the data set came without images, CacheError where they are others now, BadWeights, BadImage.
+    A line has a title and its images, the most confident error first, as data URLs with and without the class map; of
+    several findings each has a line, with some that were found and the errors. Without cached maps there are images
+    alone, and a note says which command adds the maps. Raises BadDataset where the data set came without images,
+    CacheError where they are others now, BadWeights, BadImage.
     """
     dataset.source.stamps([])  # a pack has no images and says so
     named = dict(zip(run_names(runs), runs, strict=True))
     run = named[results.chosen.name]
-    found, classes = judged(run), run.record.classes
-    lines = errors(found, classes, MOST)
-    at = np.array([place for line in lines for place in line.at], dtype=np.intp)
-    mapped = _mapped(_case(run, dataset, found, at, weights), named, found, weights)
+    parts = parts_of(run, errors, MOST_OF_FINDING if run.record.several else MOST)
+    mapped = _mapped(_case(run, dataset, parts, weights), named, parts, weights)
     case, evidence = mapped.case, mapped.evidence
     geometry = case.spec.geometry(case.run.record.keys[0].preprocess_mode)
     digests = evidence.sha256 if evidence else digests_of(case)
     images = [seen_by_network(case, i, sha256, geometry) for i, sha256 in enumerate(digests)]
     shown = next(iter(evidence.maps.values())) if evidence else None
     scale = float(np.quantile(np.abs(shown), 0.99)) or 1.0 if shown is not None and shown.size else 1.0
-    tiles = (_tile(found, at[i], classes, image, shown, scale, i) for i, image in enumerate(images))
+    places = [(part, place) for part in parts for place in part.at.tolist()]
+    tiles = (_tile(*places[i], image, shown[i] if shown is not None else None, scale) for i, image in enumerate(images))
     return {
         "schema": SCHEMA,
         "run": results.chosen.name,
         "identity": run.record.identity,
         "manifest": run.record.manifest,
-        "notes": _notes(found, classes, mapped, results.chosen.name),
-        "ends": _ends(classes, scale) if evidence else None,
+        "notes": _notes(parts, mapped, results.chosen.name),
+        "ends": _ends(run, scale) if evidence else None,
         "ramp": _data_url(ramp()),
-        "lines": [_line(line, tiles) for line in lines],
+        "lines": [_line(line, tiles) for part in parts for line in part.lines],
     }
 
 
-def _case(run: Run, dataset: Dataset, found: Judged, at: NDArray[np.intp], weights: str) -> Case:
+def _case(run: Run, dataset: Dataset, parts: Sequence[Part], weights: str) -> Case:
     spec = load_spec(run.record.keys[0].backbone, weights or None)
-    return Case(run, dataset, spec, found.ids[at], asked_of(found.called[at], len(run.record.classes)))
+    ids = np.concatenate([part.found.ids[part.at] for part in parts])
+    return Case(run, dataset, spec, ids, asked_in(parts, len(run.record.classes)))
 
 
-def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -> _Mapped:
+def _mapped(case: Case, named: Mapping[str, Run], parts: Sequence[Part], weights: str) -> _Mapped:
     """Return what spoke for each decision, of the run itself or else of the best one that class maps explain."""
     able = {name: run for name, run in named.items() if can_be_explained(run.record)}
     own = [name for name, run in able.items() if run is case.run]
@@ -91,9 +96,7 @@ def _mapped(case: Case, named: Mapping[str, Run], found: Judged, weights: str) -
     try:
         spec = load_spec(able[name].record.backbone, weights or None)
         other = replace(case, run=able[name], spec=spec)
-        opinion = judged(able[name])
-        there = opinion.proba[np.searchsorted(opinion.ids, case.ids)]
-        return _Mapped(other, name, evidence_of(other, None if found.seen else there), "")
+        return _Mapped(other, name, evidence_of(other, predicted_in(parts, able[name])), "")
     except (CacheError, FirnError) as error:
         return _Mapped(case, "", None, str(error))
 
@@ -102,29 +105,23 @@ def _line(line: Outcome, tiles: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return {"title": line.words, "images": [next(tiles) for _ in line.at]}
 
 
-def _tile(
-    found: Judged,
-    place: int,
-    classes: Sequence[str],
-    image: Pixels,
-    maps: NDArray[np.float64] | None,
-    scale: float,
-    i: int,
-) -> dict[str, Any]:
+def _tile(part: Part, place: int, image: Pixels, values: NDArray[np.float64] | None, scale: float) -> dict[str, Any]:
+    found, classes = part.found, part.classes
     called = int(found.called[place])
     return {
         "id": str(found.ids[place]),
         "is": classes[found.y[place]],
         "called": classes[called],
         "chance": float(found.proba[place, called]),
-        "words": _words(found, place, classes),
+        "words": _words(part, place),
         "image": _data_url(image),
-        "map": _data_url(overlaid(image, maps[i], scale)) if maps is not None else "",
+        "map": _data_url(overlaid(image, values, scale)) if values is not None else "",
     }
 
 
-def _words(found: Judged, place: int, classes: Sequence[str]) -> str:
+def _words(part: Part, place: int) -> str:
     """Return what an image is, what it was called, by which probability and which rule."""
+    found, classes = part.found, part.classes
     true, called = classes[found.y[place]], int(found.called[place])
     said = f"Is {true}, called {classes[called]}: "
     if found.threshold is None:
@@ -146,18 +143,22 @@ def _data_url(square: Pixels) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
 
 
-def _ends(classes: Sequence[str], scale: float) -> dict[str, str]:
+def _ends(run: Run, scale: float) -> dict[str, str]:
     """Return what the colours mean."""
-    against, unit, favour = map_ends(classes)
+    against, unit, favour = map_ends(run.record.classes, several=run.record.several)
     return {"against": against, "for": favour, "scale": f"±{scale:.3g}", "unit": unit}
 
 
-def _notes(found: Judged, classes: Sequence[str], mapped: _Mapped, chosen: str) -> list[str]:
-    rule = "called the most probable class"
-    if found.threshold is not None:
-        rule = f"called {classes[1]} from a probability of {found.threshold:.3f} up"
+def _notes(parts: Sequence[Part], mapped: _Mapped, chosen: str) -> list[str]:
+    found, (first, *_) = parts[0].found, parts
+    which = "The most confident errors of the chosen run first, called the most probable class"
+    if first.finding is not None:
+        which = "Of each finding two images in which the chosen run found it, then its most confident errors"
+    elif found.threshold is not None:
+        which = f"The most confident errors of the chosen run first, called {first.classes[1]} from a probability of "
+        which += f"{found.threshold:.3f} up"
     beside = " Beside each its class activation map: where in it the evidence lies, as the model sees it."
-    notes = [f"{origin(found)} The most confident errors of the chosen run first, {rule}, as the network saw them."]
+    notes = [f"{origin(found)} {which}, as the network saw them."]
     if mapped.evidence is None:
         return [*notes, f"Without class activation maps: {mapped.why_not}."]
     notes[0] += beside

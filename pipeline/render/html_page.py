@@ -16,6 +16,7 @@ from models.audit import CHECKS
 from models.runs.compare import run_names
 from models.runs.costs import costs
 from models.runs.examination import at_stated, first_repeat, grouped_run
+from models.runs.findings_results import FindingsResult
 from models.runs.headline import cautions, missed, technical
 from models.runs.record import Run, RunRecord
 from models.runs.results import ComparisonResult, RunResult
@@ -54,12 +55,13 @@ def load_extras(folder: Path, results: ComparisonResult, chosen: Run) -> Extras:
     data = results.dataset
     return Extras(
         load_learning(folder, data.manifest),
-        _gallery(folder, results, chosen),
+        kept_gallery(folder, results, chosen),
         load_findings(data.dataset, data.labels, data.manifest),
     )
 
 
-def _gallery(folder: Path, results: ComparisonResult, chosen: Run) -> Content | None:
+def kept_gallery(folder: Path, results: ComparisonResult | FindingsResult, chosen: Run) -> Content | None:
+    """Return the gallery that `report` wrote beside a page; None where there is none, or it is of another run."""
     try:
         content: Content = json.loads((folder / GALLERY).read_text(encoding="utf-8"))
         facts = (results.chosen.name, chosen.record.identity, results.dataset.manifest)
@@ -93,7 +95,7 @@ def commands(results: ComparisonResult, extras: Extras) -> Sequence[str]:
     return [*results.commands, *more, report_command(results)]
 
 
-def report_command(results: ComparisonResult) -> str:
+def report_command(results: ComparisonResult | FindingsResult) -> str:
     """Return the command that makes the page with everything on it."""
     return "make report" + results.commands[-1].removeprefix("make compare")
 
