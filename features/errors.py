@@ -49,8 +49,9 @@ class ConstantFeatures(FirnError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     """Say that `name` is no `kind`, list the `known` ones (of very many their number) and guess what was meant."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    folded = {known.casefold(): known for known in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    hint = f" (did you mean {folded[close[0]]}?)" if close else ""
     every = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names):,} names"
     return UnknownName(f"unknown {kind} {name!r}; known: {every}{hint}")
 

@@ -78,7 +78,9 @@ class FeatureOptions:
         "auto", "auto, cpu, cuda or cuda:1, of networks and heads; auto is a GPU, for heads where it pays."
     )
     weights: str = option("", "A weights file of your own (.pth or .safetensors) for the backbone.")
-    size: int = option(0, "Side of the images that backbones see, in pixels; 0 is that of their weights.", min=0)
+    size: int = option(
+        0, "Side of the images that backbones see, in pixels; 0 is that of their weights.", min=0, max=4096
+    )
 
     def __post_init__(self) -> None:
         """Put a size that was given into the names of the backbones, resnet18@320, where all else finds it."""

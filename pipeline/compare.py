@@ -28,7 +28,9 @@ from pipeline.render.terminal import print_table
 class MarginOptions:
     """Against which margin runs may be called equivalent."""
 
-    margin: float = option(0.0, "A difference in ROC AUC too small to matter, such as 0.02; 0 claims nothing.", min=0)
+    margin: float = option(
+        0.0, "A difference in ROC AUC too small to matter, such as 0.02; 0 claims nothing.", min=0, max=0.5
+    )
 
 
 @dataclass(frozen=True)

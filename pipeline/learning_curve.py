@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from features.errors import FirnError
 from features.options import FeatureOptions, Taking, make_command
 from features.progress import shown
 from features.request import open_features
@@ -35,19 +36,21 @@ def learning_curve(features: FeatureOptions, view: View, run: Labels) -> list[st
     """
     from rich.console import Console
 
+    names = [name for name in view.names if HEADS[name].input != "runs"]
+    if not names:
+        raise FirnError(f"expected heads that learn from features, such as HEADS=logistic, got {view.heads}: of runs")
     dataset, seed = features.data.load(), features.data.seed
     curves = []
     for term in features.terms:
         stage = Stage(open_features(dataset, features, term), features.data, run)
-        for name in view.names:
-            if HEADS[name].input != "runs":
-                described, seen = stage.view(name, view.blocks, view.pool)
-                dev = seen.take(seen.splits != "test")
-                make = partial(make_head, name, seed=seed, device=features.device)
-                words = f"learning curve of {name} on {described}"
-                with shown(words, "fits") as progress:
-                    points = learning.learning_curve(make, dev, seed=seed, progress=progress)
-                curves.append(_curve(f"{name} on {described}", points, seed))
+        for name in names:
+            described, seen = stage.view(name, view.blocks, view.pool)
+            dev = seen.take(seen.splits != "test")
+            make = partial(make_head, name, seed=seed, device=features.device)
+            words = f"learning curve of {name} on {described}"
+            with shown(words, "fits") as progress:
+                points = learning.learning_curve(make, dev, seed=seed, progress=progress)
+            curves.append(_curve(f"{name} on {described}", points, seed))
     unit = dataset.grouped_by or "image"
     for curve in curves:
         Console().print(_lines(curve, unit), markup=False, highlight=False)

@@ -11,7 +11,7 @@ from typing import Any
 from features.backbones import weights
 from features.backbones.registry import BACKBONES, architecture, domains, library_of
 from features.backbones.spec import BackboneSpec
-from features.errors import BadWeights
+from features.errors import BadWeights, FirnError
 from features.storage import artifacts_root, write_whole
 
 _FORMAT = 2  # raised when a spec has another field
@@ -44,8 +44,15 @@ def make_spec(name: str, given: str | Path | None = None) -> BackboneSpec:
     whole = build.network(line, "meta")
     module = build.cut(line, whole, line.blocks)
     digest = weights.digest(build.load_weights(line, module, whole, file))
-    build.check_maps(line, whole, module)
-    largest, shapes = build.tried(module, preset.mean, preset.std, size)
+    try:
+        build.check_maps(line, whole, module)
+        largest, shapes = build.tried(module, preset.mean, preset.std, size)
+    except RuntimeError as error:  # of torch: a kernel larger than the maps, no memory for them
+        if not line.size:
+            raise
+        raise FirnError(
+            f"{name} cannot see images of {size} pixels ({str(error).splitlines()[0]}); give another SIZE="
+        ) from None
     blocks = {block: shapes[block] for block in line.blocks}
     return BackboneSpec(
         name=name,

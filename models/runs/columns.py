@@ -61,6 +61,8 @@ def subgroup_columns(
     numbers of rows have, and one that tells the class. Raises UnknownName for bins of a column that is not there.
     """
     for name in bins:
+        if not values:
+            raise FirnError(f"BINS= parts a column, {name}, and the images have none; COLUMNS= names a table of them")
         if name not in values:
             raise unknown("column of BINS=", name, values)
     levels, passed_over = {}, []
