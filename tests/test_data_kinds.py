@@ -259,15 +259,26 @@ def test_missing_labels_leave_rows_out_and_missing_groups_stand_alone(tmp_path: 
     ]
     dataset = load(with_images(tmp_path, ["path,label,patient_id", *lines]))
     assert reasons(dataset) == {"rows without a label": 6}
+    assert dataset.left_out[0].examples[1] == "img/sick3.png: NA"  # a grade may be called None, so the word is shown
     assert len(dataset) == 14
     assert (dataset.grouped_by, group_of(dataset)["img/normal0.png"]) == ("patient", "img/normal0.png")
     assert group_of(dataset)["img/normal8.png"] == group_of(dataset)["img/normal9.png"] == "p4"
 
 
-@pytest.mark.parametrize("twice", [("normal", "Normal"), ("0", "0.0"), ("no finding", "No_Finding")])
+@pytest.mark.parametrize(
+    "twice",
+    [
+        ("normal", "Normal"),
+        ("0", "0.0"),
+        ("no finding", "No_Finding"),
+        ("normal", "normal\u200b"),
+        ("non-small", "non\u2013small"),
+    ],
+)
 def test_a_label_spelled_twice_is_named(tmp_path: Path, twice: tuple[str, str]) -> None:
     lines = [f"{p},{twice[n % 2] if label == 'normal' else '1'}" for n, (p, label) in enumerate(rows())]
-    with pytest.raises(BadDataset, match=rf"list\.csv: {min(twice)!r} and {max(twice)!r} look like one class"):
+    words = re.escape(f"list.csv: {min(twice)!r} and {max(twice)!r} look like one class")
+    with pytest.raises(BadDataset, match=words):
         load(with_images(tmp_path, ["path,label", *lines]))
 
 
@@ -276,6 +287,33 @@ def test_a_group_spelled_as_a_float_is_the_same_group(tmp_path: Path) -> None:
     groups = group_of(load(with_images(tmp_path, ["path,label,group", *lines])))
     assert groups["img/normal0.png"] == groups["img/normal1.png"] == "0"
     assert len(set(groups.values())) == 10
+
+
+def test_a_group_that_a_spreadsheet_rounded_is_refused(tmp_path: Path) -> None:
+    lines = [f"{p},{label},1.2345{n // 2}E+12" for n, (p, label) in enumerate(rows())]
+    with pytest.raises(BadDataset, match=r"line 2: patient_id 1\.23450E\+12 was rounded by a spreadsheet"):
+        load(with_images(tmp_path, ["path,label,Patient_ID", *lines]))
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("phase", ("Train", "valid")),
+        ("Dataset_type", ("TRAIN", "TEST")),
+        ("is_valid", ("False", "True")),
+        ("is_train", ("1", "0")),
+    ],
+)
+def test_a_column_that_names_splits_is_one_whatever_it_is_called(
+    tmp_path: Path, column: str, words: tuple[str, str]
+) -> None:
+    lines = [f"{p},{label},{words[p[-5] in '89']}" for p, label in rows()]
+    dataset = load(with_images(tmp_path, [f"path,label,{column}", *lines]))
+    assert {i[-5] for i, split in split_of(dataset).items() if split == "test"} == {"8", "9"}
+    assert (dataset.split_by.partition(",")[0], list(dataset.columns)) == ("publisher", [])
+    twice = [f"{line},{'train' if n % 2 else 'test'}" for n, line in enumerate(lines)]
+    with pytest.raises(BadDataset, match=rf"the columns {column.lower()} and mine all name splits; call the one"):
+        load(with_images(tmp_path, [f"path,label,{column},mine", *twice]))
 
 
 def test_other_columns_are_kept_by_name(tmp_path: Path) -> None:
@@ -317,8 +355,14 @@ def test_repeated_rows_are_counted_and_contradictions_refused(tmp_path: Path) ->
     path = with_images(tmp_path, ["path,label", *lines, lines[0]])
     assert reasons(load(path)) == {"rows that repeat an image": 1}
     path.write_text("\n".join(["path,label", *lines, "img/normal0.png,sick"]))
-    with pytest.raises(BadDataset, match=r"line 22: img/normal0\.png is on an earlier line already"):
+    with pytest.raises(
+        BadDataset, match=r"line 22: img/normal0\.png is on an earlier line already, with the label 'nor"
+    ):
         load(path)
+    path.write_text(
+        "\n".join(["path,label,group", *(f"{line},{n:02}" for n, line in enumerate(lines)), f"{lines[7]},7"])
+    )
+    assert reasons(load(path)) == {"rows that repeat an image": 1}  # 07 and 7 are one group
 
 
 def test_numbers_with_decimals_are_a_regression(tmp_path: Path) -> None:
@@ -515,6 +559,8 @@ def test_patients_come_from_dicom_headers_where_no_column_tells(tmp_path: Path) 
         ("Normal", "not normal"),
         ("cyst", "malignant"),
         ("nv", "mel"),
+        ("-", "+"),
+        ("0", "1"),
     ],
 )
 def test_the_healthy_class_is_known_by_many_names(negative: str, positive: str) -> None:
@@ -522,7 +568,7 @@ def test_the_healthy_class_is_known_by_many_names(negative: str, positive: str) 
     assert not is_guess((negative, positive))
 
 
-@pytest.mark.parametrize("names", [("mass", "nodule"), ("abnormal", "other"), ("普通", "肺炎")])
+@pytest.mark.parametrize("names", [("mass", "nodule"), ("abnormal", "other"), ("普通", "肺炎"), ("1", "2")])
 def test_a_guess_is_called_one(tmp_path: Path, names: tuple[str, str]) -> None:
     dataset = load(put(tmp_path, *many(names[0], 5), *many(names[1], 5)))
     assert dataset.positive_is_guess

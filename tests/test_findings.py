@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -131,6 +132,41 @@ def test_rare_findings_are_left_out_by_name(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "table.csv"), positive="a")
 
 
+def test_columns_of_who_and_how_are_no_findings_and_odd_values_are_told_of(tmp_path: Path) -> None:
+    lines = ["path,patient_id,Sex,fold,Mass,Edema,Nodule,Male"]
+    lines += [f"{n}.png,p{n},{n % 2},{n // 2 % 2},{n // 4 % 2},{n // 8 % 2},{n % 3},{n % 2}" for n in range(64)]
+    dataset = load_dataset(str(table(tmp_path, lines)))
+    assert (dataset.findings, set(dataset.columns)) == (("mass", "edema"), {"sex", "fold", "nodule", "male"})
+    (gone,) = dataset.left_out
+    assert (gone.reason, gone.examples) == (
+        "columns that are no finding, with values besides 1, 0, -1 and blank",
+        ("nodule (2)",),
+    )
+    lines = ["image,MEL,BCC,male", *(f"{n}.png,{n % 2},{1 - n % 2},{n // 2 % 2}" for n in range(20))]
+    one_hot = load_dataset(str(table(tmp_path, lines)))
+    assert (one_hot.classes, one_hot.findings, set(one_hot.columns)) == (("bcc", "mel"), (), {"male"})
+    lines = ["image,male,female", *(f"{n}.png,{n % 2},{1 - n % 2}" for n in range(20))]
+    assert load_dataset(str(table(tmp_path, lines))).classes == ("female", "male")  # nothing else is asked about
+
+
+@pytest.mark.parametrize("cells", ["a;b b;c a;c", "'b, a' 'c, b' 'a, c'", "a b c 'a and b' 'b and c'", "a;b; b;c a"])
+def test_findings_in_one_cell_are_parted_however_they_are_written(tmp_path: Path, cells: str) -> None:
+    words = shlex.split(cells.replace(";", "\\;"))
+    lines = ["path,label", *(f'{n}.png,"{words[n % len(words)]}"' for n in range(120))]
+    dataset = load_dataset(str(table(tmp_path, lines)))
+    assert dataset.findings == ("a", "b", "c")
+    matrix = label_matrix(dataset.classes)[dataset.labels]
+    for image, row in zip(dataset.ids, matrix.tolist(), strict=True):
+        letters = set(words[int(image.removesuffix(".png")) % len(words)].replace("and", "")) & set("abc")
+        assert row == [int(letter in letters) for letter in "abc"]
+
+
+def test_a_comma_may_be_part_of_a_name(tmp_path: Path) -> None:
+    names = ("normal, left", "normal, right", "tumor, left", "tumor, right")
+    dataset = load_dataset(str(table(tmp_path, ["path,label", *(f'{n}.png,"{names[n % 4]}"' for n in range(40))])))
+    assert (dataset.classes, dataset.findings) == (names, ())
+
+
 def medmnist(path: Path, labels: Ints) -> Path:
     n = len(labels) // 3
     arrays = {f"{s}_images": np.full((n, 8, 8), k, np.uint8) for k, s in enumerate(("train", "val", "test"))}
@@ -149,6 +185,14 @@ def test_an_archive_of_several_labels_is_a_set_of_findings(tmp_path: Path) -> No
     labels[0, 0] = 2
     with pytest.raises(BadDataset, match="expected 0 and 1 for each"):
         load_dataset(str(medmnist(tmp_path / "chest.npz", labels)))
+
+
+def test_an_archive_with_one_of_several_labels_in_each_row_is_a_set_of_classes(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, 90)
+    dataset = load_dataset(str(medmnist(tmp_path / "one.npz", np.eye(3, dtype=np.uint8)[labels])))
+    plain = load_dataset(str(medmnist(tmp_path / "plain.npz", labels.astype(np.uint8))))
+    assert (dataset.classes, dataset.findings) == (("0", "1", "2"), ())
+    assert np.array_equal(dataset.labels, plain.labels)
 
 
 def test_the_phantom_is_the_same_each_time_and_says_what_it_shows(tmp_path: Path) -> None:

@@ -19,10 +19,22 @@ from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, i
 from features.datasets.findings import MISSING
 from features.datasets.listing import FileSource, Listing, list_images, refuse_link, sorted_stamps
 from features.datasets.splits import SPLIT_NAMES, split_names
-from features.datasets.table import LAYOUT, Table, plain_name, read_findings, read_labels, read_table, several_findings
+from features.datasets.table import (
+    LAYOUT,
+    Table,
+    label_columns,
+    nearly_findings,
+    plain_name,
+    read_findings,
+    read_labels,
+    read_table,
+    several_findings,
+)
 from features.errors import BadDataset
 
-_PATIENT = re.compile(r"(?i)(?:^|/)(patient[_-]?\d+|p\d{8})/")  # CheXpert, MIMIC-CXR
+_PATIENT = re.compile(  # CheXpert's patient00001/, MIMIC-CXR's p10000032/ (below p10/), sub-01/, subject_7_left.png
+    r"(?i)(?:^|/)((?:patient|pat|subject|subj|participant|person|case)[ _-]?\d+(?=[/_-])|sub-\d+(?=[/_-])|p\d{3,}(?=/))"
+)
 SPLIT_LISTS = {"test_list.txt": "test", "train_val_list.txt": "train"}  # of ChestX-ray14, beside its table
 
 
@@ -65,7 +77,9 @@ def read_manifest(
         findings, labels = read_findings(table, uncertain)
     else:
         labels = read_labels(table, target, uncertain=uncertain)
-    lines, numbers, gone = _read_rows(table, labels, base)
+    lines, numbers, gone = _read_rows(table, labels, base, bool(findings))
+    if findings and "label" not in table.roles:
+        gone += left_out("columns that are no finding, with values besides 1, 0, -1 and blank", nearly_findings(table))
     of_lines = {line.label for line in lines.values()}
     classes = tuple(sorted(of_lines)) if findings else class_order(of_lines, path)
     if len(classes) < fewest:
@@ -75,7 +89,7 @@ def read_manifest(
     order = sorted(range(len(found)), key=found.__getitem__)
     rank = {label: rank for rank, label in enumerate(classes)}
     rows = [table.rows[lines[image].row][1] for image in ids]
-    of_findings = {plain_name(finding) for finding in findings}
+    of_labels = {plain_name(finding) for finding in findings} or label_columns(table, target)
     groups = _groups([lines[image].group for image in ids])
     unit = _unit(table.header[table.roles["group"]]) if any(groups) else ""
     if "group" not in table.roles and (patients := patients_in(ids)):
@@ -92,7 +106,7 @@ def read_manifest(
         columns={
             name: np.array(["" if is_missing(row[at]) else row[at] for row in rows], np.str_)
             for name, at in table.others().items()
-            if name not in of_findings
+            if name not in of_labels
         },
         left_out=gone,
         positive_is_guess=not findings and is_guess(classes),
@@ -100,7 +114,7 @@ def read_manifest(
     )
 
 
-def _read_rows(table: Table, labels: list[str], folder: Path) -> _Rows:
+def _read_rows(table: Table, labels: list[str], folder: Path, findings: bool) -> _Rows:
     """Find the image of each row that has a label."""
     lines: dict[str, _Line] = {}
     numbers, files = array("q"), _Files(folder)
@@ -108,14 +122,14 @@ def _read_rows(table: Table, labels: list[str], folder: Path) -> _Rows:
     for row, ((number, cells), label) in enumerate(zip(table.rows, labels, strict=True)):
         text = cells[table.roles["path"]]
         if not label:
-            gone["rows without a label"].append(text)
+            gone["rows without a label"].append(_unlabelled(table, text, cells))
             continue
         try:
             if not (found := files.find(text, number)):
                 continue
             line = _line(table, cells, sys.intern(label), row)
-            if found.image in lines and lines[found.image][:3] != line[:3]:
-                raise BadDataset(f"{found.image} is on an earlier line already; expected each image once")
+            if found.image in lines:
+                _require_same(found.image, lines[found.image], line, findings)
         except BadDataset as fault:
             raise BadDataset(f"{table.path}, line {number}: {fault}") from None
         if found.image in lines:
@@ -125,6 +139,21 @@ def _read_rows(table: Table, labels: list[str], folder: Path) -> _Rows:
         numbers.extend((found.stat.st_size, found.stat.st_mtime_ns, found.stat.st_ctime_ns))
     told = [record for reason, names in gone.items() for record in left_out(reason, names)]
     return _Rows(lines, numbers, (*told, *files.left_out(table, set(lines))))
+
+
+def _unlabelled(table: Table, image: str, cells: list[str]) -> str:
+    """Return the name of an image without a label, with the word that says so: `None` is a grade for some."""
+    word = cells[table.roles["label"]] if "label" in table.roles else ""
+    return f"{image}: {word}" if word else image
+
+
+def _require_same(image: str, first: _Line, line: _Line, findings: bool) -> None:
+    """Raise BadDataset where two lines of one image contradict each other."""
+    for what, one, other in zip(_Line._fields[:3], first[:3], line[:3], strict=True):
+        if same_class(one) != same_class(other):
+            came = "with other findings" if findings and what == "label" else f"with the {what} {one!r} for {other!r}"
+            advice = ", and its findings in one cell (a|b)" if what == "label" and not findings else ""
+            raise BadDataset(f"{image} is on an earlier line already, {came}; expected each image once{advice}")
 
 
 def _line(table: Table, cells: list[str], label: str, row: int) -> _Line:
@@ -148,7 +177,7 @@ def _groups(groups: list[str]) -> list[str]:
 
 
 def patients_in(ids: list[str]) -> list[str]:
-    """Return the patient of each image where every path has a folder that names one, as CheXpert's; else none."""
+    """Return the patient of each image where every path names one, as CheXpert's; else none."""
     found = [_PATIENT.search(image) for image in ids]
     return [match[1] for match in found if match] if all(found) else []
 

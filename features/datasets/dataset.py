@@ -102,6 +102,8 @@ _WORD = re.compile(r"normal|negative|neg|benign|healthy|controls?|nevus|nevi|nae
 _NOT = ("without", "non", "not", "no", "un")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphen, zero width, byte order mark: of web pages
+_DASH = re.compile("[\u2010-\u2015\u2212]")
 
 
 def class_order(names: Iterable[str], where: object) -> tuple[str, ...]:
@@ -121,9 +123,12 @@ def class_order(names: Iterable[str], where: object) -> tuple[str, ...]:
 
 
 def is_guess(classes: tuple[str, ...]) -> bool:
-    """Tell whether nothing in the names of two classes says which one is the finding."""
-    if len(classes) != 2 or all(_number(name) is not None for name in classes):
+    """Tell whether nothing in the names of two classes says which one is the finding: not 0 and 1, but 1 and 2."""
+    if len(classes) != 2:
         return False
+    numbers = [number for name in classes if (number := _number(name)) is not None]
+    if len(numbers) == 2:
+        return min(numbers) > 0  # 1 is the finding for some, and the control for others
     return _finding(classes[0], classes[1]) == _finding(classes[1], classes[0])
 
 
@@ -144,8 +149,9 @@ def with_positive(dataset: Dataset, positive: str) -> Dataset:
 
 
 def same_class(name: str) -> str:
-    """Return the key under which two spellings of one class are equal: NFC, casefold, blanks, 1 and 1.0."""
-    plain = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", unicodedata.normalize("NFC", name).casefold().strip())
+    """Return the key under which spellings of one class are equal: case, blanks, dashes, unseen letters, 1 and 1.0."""
+    plain = _DASH.sub("-", unicodedata.normalize("NFKC", _UNSEEN.sub("", name))).casefold().strip()
+    plain = re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", plain)
     whole = re.fullmatch(r"([+-]?\d+)(\.0*)?", plain)
     return str(int(whole[1])) if whole else plain
 
@@ -174,6 +180,8 @@ def _number(name: str) -> float | None:
 
 def _finding(name: str, other: str) -> int:
     """Rank a class among two: 0 healthy by its whole name, 1 by its negation or a word, 2 unknown, 3 a finding."""
+    if sign := re.fullmatch(r"([+-])(ve)?", _DASH.sub("-", name.strip().lower())):
+        return 0 if sign[1] == "-" else 3
     plain, rest = _plain(name), _plain(other)
     words = plain.split("_")
     if plain in _HEALTHY:

@@ -69,7 +69,7 @@ def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Da
 
     Without `classes` a class goes by its number. Raises BadDataset where an array is missing or of another shape than
     images (n, h, w) or (n, h, w, 3) and whole-number labels (n, 1). Labels (n, L) of 0 and 1 are several findings per
-    image, which `classes` names, else their numbers.
+    image, which `classes` names, else their numbers; with one 1 in each row they are classes.
     """
     shapes = _shapes(path)
     labels = {split: _labels(path, split) for split in sorted(SPLITS)}
@@ -80,6 +80,9 @@ def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Da
     splits = np.array([image.partition("/")[0] for image in ids], np.str_)
     plain = Dataset(name, (), ids, np.empty(0, np.int64), splits, np.array(ids, np.str_), NpzSource(path))
     wide = [column.reshape(len(column), -1) for column in labels.values()]
+    if all(map(_is_one_hot, wide)):
+        labels = {split: column.argmax(axis=1) for split, column in zip(labels, wide, strict=True)}
+        wide = []
     if any(column.shape[1] > 1 for column in wide):
         return _with_findings(plain, wide, classes)
     values, codes = np.unique(np.concatenate([column.ravel() for column in labels.values()]), return_inverse=True)
@@ -90,6 +93,11 @@ def read_medmnist(path: Path, name: str, *, classes: tuple[str, ...] = ()) -> Da
         )
     numbers = np.searchsorted(known, values)[codes].astype(np.int64)
     return replace(plain, classes=classes or tuple(map(str, known)), labels=numbers)
+
+
+def _is_one_hot(labels: NDArray[np.int64]) -> bool:
+    """Tell whether labels (n, L) say which one of L classes each image is of."""
+    return labels.shape[1] > 1 and bool(np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def _with_findings(plain: Dataset, labels: list[NDArray[np.int64]], names: tuple[str, ...]) -> Dataset:

@@ -26,12 +26,15 @@ WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".parquet")
 LAYOUT = "path,label[,split][,group][,others]"
 _NAMES = {  # role -> names of its column, the first that is there is taken
     "path": "path image file filename file_name image_path img_path file_path filepath image_name img imagename "
-    "image_file image_id imageid image_index",
-    "label": "label class target diagnosis dx finding_labels category labels label_name class_name",
-    "group": "group patient patient_id patientid subject subject_id subjectid participant participant_id case_id "
-    "lesion_id",
+    "image_file image_id imageid image_index image_filename x_ray_image_name id_code",
+    "label": "label class target diagnosis dx finding_labels category labels label_name class_name ground_truth gt",
+    "group": "group patient patient_id patientid subject subject_id subjectid participant participant_id "
+    "patient_number patient_no patient_name mrn pid person_id case_id lesion_id slide slide_id",
     "split": "split set fold subset partition",
 }
+
+
+Rows = list[tuple[int, list[str]]]  # line and cells, stripped of blanks at either end
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Table:
 
     path: Path
     header: tuple[str, ...]  # names in lower case, words joined by _; empty for the number of a row
-    rows: list[tuple[int, list[str]]]  # line and cells, stripped of blanks at either end
+    rows: Rows
     roles: dict[str, int]  # role -> column
 
     def others(self) -> dict[str, int]:
@@ -61,10 +64,22 @@ def read_table(path: Path) -> Table:
                 rows.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
         raise BadDataset(f"{path}, line {reader.line_num}: {error}; expected {LAYOUT} with commas between") from None
-    return Table(path, header, rows, _roles(header, rows))
+    roles = _roles(header, rows)
+    if "split" not in roles and (named := _named_splits(header, rows, roles)):
+        if len(named) > 1:
+            both = " and ".join(header[at] for at in named)
+            raise BadDataset(f"{path}, line 1: the columns {both} all name splits; call the one that is meant split")
+        roles["split"] = named[0]
+    for line, cells in rows if "group" in roles else ():
+        if _ROUNDED.fullmatch(cells[roles["group"]]):
+            raise BadDataset(
+                f"{path}, line {line}: {header[roles['group']]} {cells[roles['group']]} was rounded by a spreadsheet, "
+                "which makes several patients one; save the table again with that column as text"
+            )
+    return Table(path, header, rows, roles)
 
 
-def _roles(header: Sequence[str], rows: list[tuple[int, list[str]]]) -> dict[str, int]:
+def _roles(header: Sequence[str], rows: Rows) -> dict[str, int]:
     """Return the column of each role that is there; a `fold` or `set` of other words than splits is none."""
     found = {role: next((header.index(n) for n in names.split() if n in header), -1) for role, names in _NAMES.items()}
     if found["path"] < 0 and found["label"] >= 0:  # RSNA: a patient has one image, called after him
@@ -75,13 +90,33 @@ def _roles(header: Sequence[str], rows: list[tuple[int, list[str]]]) -> dict[str
     return {role: at for role, at in found.items() if at >= 0}
 
 
+def _named_splits(header: Sequence[str], rows: Rows, roles: dict[str, int]) -> list[int]:
+    """Return the columns that name splits whatever they are called (`phase`, `dataset_type`).
+
+    A column such as `is_valid` of 0 and 1 is written as splits first: 1 is val there, and 0 is train.
+    """
+    found = []
+    for at, name in enumerate(header):
+        if at in roles.values():
+            continue
+        values = {cells[at].lower() for _, cells in rows}
+        if (asked := SPLIT_NAMES.get(name.removeprefix("is_"))) and name.startswith("is_") and values <= {*_INDICATOR}:
+            names = {1: asked, 0: "train" if asked != "train" else "test"}
+            for _, cells in rows:
+                cells[at] = names[_INDICATOR[cells[at].lower()]]
+            found.append(at)
+        elif values <= SPLIT_NAMES.keys() and len({SPLIT_NAMES[value] for value in values}) > 1:
+            found.append(at)
+    return found
+
+
 def _opened(path: Path) -> tuple[tuple[str, ...], Reader]:
     """Return the header and a reader that stands behind it."""
     text = _text(path)
     first, start = text.partition("\n")[0], 0
     if told := re.fullmatch(r"sep=(.)\s*", first):  # Excel's own first line
         start, first = len(first) + 1, text[len(first) + 1 :].partition("\n")[0]
-    delimiter = told[1] if told else max(",;\t|", key=first.count)
+    delimiter = told[1] if told else max(",;\t|", key=re.sub(r'"[^"]*"', "", first).count)
     reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=delimiter, strict=True)
     try:
         header = tuple(plain_name(cell) for cell in next(reader, []))
@@ -114,7 +149,13 @@ def _text(path: Path) -> str:
 _INDICATOR = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0}
 _UNCERTAIN = {"-1", "-1.0"}  # CheXpert
 _DEVICE = re.compile(r"device|line|tube|pacemaker")  # CheXpert: an image without findings may show one
-_SEPARATORS = ("|", ";", ",", "/", "+", "&")
+_SEPARATORS = ("|", ";", ",", "/", "+", "&", " and ")
+_ALWAYS = "|;"  # in no name of a class
+_ROUNDED = re.compile(r"\d(\.\d+)?E\+\d+")  # Excel's 1.23457E+12
+_OF_THE_IMAGE = re.compile(  # columns of 0 and 1 that are no finding: who was examined, and how
+    r"(is_)?(fe)?males?|(is_)?sex|gender|(is_)?(frontal|lateral|left|right|portable|ap|pa)|view|laterality|fold|set"
+    r"|(is_)?(in|out)patient|age(_.*)?|deceased|died|death|smok(er|ing)|duplicate|quality"
+)
 _FEW = 10  # numbers with decimals that may be names of classes
 
 
@@ -231,8 +272,17 @@ def _of_findings(table: Table, at: int, target: str) -> list[str]:
 
 def _parted(cells: list[str]) -> dict[str, list[str]]:
     """Return the findings in each different cell."""
-    alone = {cell for cell in cells if not any(mark in cell for mark in "|[")}
-    return {cell: _parts(cell, alone) for cell in set(cells)}
+    alone = {cell for cell in cells if not any(mark in cell for mark in f"{_ALWAYS}[")}
+    places: dict[str, set[int]] = {}
+    for cell in alone:
+        for place, part in enumerate(_split(cell, ",")):
+            places.setdefault(part, set()).add(place)
+    listed = any(len(own) > 1 for own in places.values())  # edema, mass and mass, nodule: no class has such names
+    return {cell: _parts(cell, alone, _ALWAYS + "," * listed) for cell in set(cells)}
+
+
+def _split(cell: str, mark: str) -> list[str]:
+    return [part.strip() for part in cell.split(mark)]
 
 
 def _findings_in(table: Table) -> list[list[str]]:
@@ -242,25 +292,45 @@ def _findings_in(table: Table) -> list[list[str]]:
     return [parts[cell] for cell in cells]
 
 
-def _parts(cell: str, alone: set[str]) -> list[str]:
-    """Return the findings in a cell: `a|b`, `['a', 'b']`, or `a;b` where a and b are labels elsewhere."""
+def _parts(cell: str, alone: set[str], always: str) -> list[str]:
+    """Return the findings in a cell: `a|b`, `['a', 'b']`, or `a/b` where a and b are labels elsewhere."""
     if cell.startswith("[") and cell.endswith("]"):
         return sorted({part.strip() for part in re.split(r"""['",]+""", cell[1:-1]) if part.strip()})
     for mark in _SEPARATORS:
-        parts = [part.strip() for part in cell.split(mark)]
-        if len(parts) > 1 and (mark == "|" or alone.issuperset(parts)):
-            return sorted(set(parts))
+        parts = _split(cell, mark)
+        if len(parts) > 1 and (mark in always or alone.issuperset(parts)):
+            return sorted({*parts} - {""})
     return [cell] if cell else []
 
 
 def _indicators(table: Table) -> dict[str, int]:
-    """Return the columns that hold 0 and 1 (or -1, or nothing), by name: one finding each."""
+    """Return the columns that hold 0 and 1 (or -1, or nothing), by name: one finding each, if any tells of one."""
     found = {}
     for name, at in table.others().items():
         values = {row[at].lower() for _, row in table.rows}
-        if values & _INDICATOR.keys() and all(v in _INDICATOR or v in _UNCERTAIN or is_missing(v) for v in values):
+        if values & _INDICATOR.keys() and all(map(_may_indicate, values)):
             found[name] = at
+    return {name: at for name, at in found.items() if not _OF_THE_IMAGE.fullmatch(name)} or found
+
+
+def _may_indicate(cell: str) -> bool:
+    return cell in _INDICATOR or cell in _UNCERTAIN or is_missing(cell)
+
+
+def nearly_findings(table: Table) -> list[str]:
+    """Return the columns that are no findings for a few values other than 1, 0, -1 and blank, with one of those."""
+    found = []
+    for name, at in table.others().items():
+        cells = [row[at].lower() for _, row in table.rows]
+        strange = [cell for cell in cells if not _may_indicate(cell)]
+        if strange and 2 * len(strange) < len(cells) and any(_INDICATOR.get(cell) == 1 for cell in cells):
+            found.append(f"{name} ({strange[0]})")
     return found
+
+
+def label_columns(table: Table, target: str) -> set[str]:
+    """Return the columns beside that of labels which the labels are read from, by name."""
+    return {plain_name(target)} if target else set() if "label" in table.roles else set(_indicators(table))
 
 
 def _of_indicators(table: Table) -> list[str]:
