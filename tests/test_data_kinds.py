@@ -139,6 +139,49 @@ def test_predict_lists_the_same_and_says_what_it_leaves_out(tmp_path: Path) -> N
         find_images(str(put(tmp_path / "only", "x.nii")))
 
 
+def test_splits_may_lie_inside_the_class_folders(tmp_path: Path) -> None:
+    put(tmp_path, *many("normal/train", 6), *many("normal/test", 3), *many("sick/Train", 6), *many("sick/test", 3))
+    dataset = load(tmp_path)
+    assert dataset.classes == ("normal", "sick")
+    assert split_of(dataset) == {i: "test" if "/test/" in i else "train" for i in dataset.ids}
+    assert label_of(dataset) == {i: i.partition("/")[0] for i in dataset.ids}
+
+
+@pytest.mark.parametrize(
+    ("folders", "fault"),
+    [
+        (("normal", "sick", "test"), "holds the folder test beside normal: a split, or a class"),
+        (("train1", "train2", "val"), "holds the folder val beside train1: a split, or a class"),
+        (("Site_A/normal", "Site_A/sick", "Site_B/normal", "Site_B/sick"), "each hold normal and sick: sites"),
+        (
+            ("8863/0", "8863/1", "8864/0", "8864/1"),
+            r"folders \(8863, \.\.\.\) that each hold 0 and 1: sites or patients",
+        ),
+    ],
+)
+def test_folders_beside_or_above_the_classes_are_asked_about(
+    tmp_path: Path, folders: tuple[str, ...], fault: str
+) -> None:
+    put(tmp_path, *(image for folder in folders for image in many(folder, 5)))
+    with pytest.raises(BadDataset, match=rf"{fault}.*; give a table .*make doctor DATASET=.* TARGET=folder"):
+        load(tmp_path)
+    assert set(load(tmp_path, target="folder").classes) == {folder.partition("/")[0] for folder in folders}
+
+
+@pytest.mark.parametrize("inside", ["CC MLO", "left right", "40X 100X", "1 2 3"])
+def test_folders_inside_the_classes_are_part_of_them(tmp_path: Path, inside: str) -> None:
+    put(tmp_path, *(i for c in ("a", "sick") for folder in inside.split() for i in many(f"{c}/{folder}", 5)))
+    assert load(tmp_path).classes == ("a", "sick")
+
+
+@pytest.mark.parametrize("name", ["{c}/p{n:03}/1.png", "train/{c}/Patient {n}/1.png", "{c}/subject_{n}_left.png"])
+def test_patients_are_known_by_the_names_of_folders_and_files(tmp_path: Path, name: str) -> None:
+    put(tmp_path, *(name.format(c=c, n=n).replace("1.png", f"{k}.png") for c in "ab" for n in range(6) for k in "12"))
+    dataset = load(tmp_path)
+    assert (dataset.grouped_by, len(set(dataset.groups.tolist()))) == ("patient", 6)
+    assert not straddling(dataset.groups, dataset.splits)
+
+
 def test_images_beside_the_class_folders_are_counted(tmp_path: Path) -> None:
     put(tmp_path, *TWO, "loose.png")
     assert reasons(load(tmp_path)) == {"images beside the class folders": 1}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, left_out
+from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, is_healthy, left_out
 from features.datasets.listing import IMAGES, FileSource, is_system, list_images
 from features.datasets.splits import split_names
 from features.errors import BadDataset, command
@@ -75,12 +75,13 @@ def class_folders(root: Path, wanted: Collection[str] = ()) -> Layout:
     """Return the class folders below `root`, of the `wanted` classes where any are given.
 
     The folders of `root` are splits where one of them is called train or all of them are called after splits; any other
-    folder beside them is passed over (Kaggle's `chest_xray` holds a second copy of itself). Else they are the classes.
+    folder beside them is passed over (Kaggle's `chest_xray` holds a second copy of itself). Else they are the classes,
+    with splits inside each or without.
     """
     top, loose = _look(root)
     splits = split_names(top)
     if list(splits) != top and "train" not in splits.values():
-        found, beside = [ClassFolder(name, "", _nfc(name)) for name in top], []
+        found, beside = _inner_splits(root, top) or [ClassFolder(name, "", _nfc(name)) for name in top], []
     else:
         found, beside = [], [folder for folder in top if folder not in splits]
         for above, split in splits.items():
@@ -94,6 +95,18 @@ def class_folders(root: Path, wanted: Collection[str] = ()) -> Layout:
     )
 
 
+def _inner_splits(root: Path, classes: list[str]) -> list[ClassFolder]:
+    """Return the folders of the splits inside each of two or more classes; none where one holds anything else."""
+    found = []
+    for name in classes if len(classes) > 1 else ():
+        inside, images = _look(root / name)
+        splits = split_names(inside)
+        if images or list(splits) != inside or "train" not in splits.values():
+            return []
+        found += [ClassFolder(f"{name}/{folder}", split, _nfc(name)) for folder, split in splits.items()]
+    return found
+
+
 def doubt(root: Path, folders: list[ClassFolder]) -> str:
     """Say why the names of the folders are hardly those of classes; empty where they may well be."""
     names = sorted({folder.name for folder in folders})
@@ -104,7 +117,23 @@ def doubt(root: Path, folders: list[ClassFolder]) -> str:
         return f"holds folders whose names differ by a number only ({names[0]}, {names[1]}, ...): parts or patients"
     if set(map(str.lower, names)) <= _OF_IMAGES:
         return f"holds the folders {' and '.join(names)}, which are no classes"
-    return ""
+    if splits := [folder.name for folder in folders if not folder.split and split_names([folder.name])]:
+        return f"holds the folder {splits[0]} beside {next(n for n in names if n not in splits)}: a split, or a class"
+    return _inside_each(root, folders)
+
+
+def _inside_each(root: Path, folders: list[ClassFolder]) -> str:
+    """Say that folders with the names of classes lie inside each of those that are taken for classes."""
+    shared, paths = set[str](), [root / folder.path for folder in folders]
+    for path in paths:
+        inside = set(_look(path)[0])
+        if len(shared := shared & inside if shared else inside) < 2:
+            return ""
+    names = sorted(shared)
+    numbers = all(name.isdigit() for name in [*names, *(folder.name for folder in folders)])
+    if not (numbers or any(map(is_healthy, names))):
+        return ""
+    return f"holds folders ({folders[0].name}, ...) that each hold {' and '.join(names[:2])}: sites or patients"
 
 
 def _nfc(name: str) -> str:
@@ -133,9 +162,8 @@ def _require_layout(root: Path, folders: list[ClassFolder], fewest: int) -> None
                 f"{command('doctor', DATASET=root / folder.path)}"
             )
     if len({folder.name for folder in folders}) < fewest:
-        inside = (
-            f"; if the classes are inside it: {command('doctor', DATASET=root / folders[0].path)}" if folders else ""
-        )
+        alone = len(folders) == 1  # else it is in several splits, and a path to one of them has lost the others
+        inside = f"; if the classes are inside it: {command('doctor', DATASET=root / folders[0].path)}" if alone else ""
         raise BadDataset(
             f"{root} {doubt(root, folders)}; expected a folder for each of two or more classes, with or without train "
             f"and test above them, or a CSV manifest with the columns path,label{inside}"

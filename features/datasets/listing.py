@@ -291,7 +291,7 @@ def refuse_link(base: str, path: str) -> None:
     Links to folders are refused as well: such a folder may hold the link, and its images would count twice.
     """
     target = os.path.realpath(path)
-    if not target.startswith(base + os.sep):
+    if target != base and not target.startswith(base + os.sep):
         raise BadDataset(f"{path} is a link that leads out of {base}, to {target}; put the files themselves there")
     if not Path(target).is_file():
         raise BadDataset(f"{path} is a link to {target}, which is no file; put the files themselves there")

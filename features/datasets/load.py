@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features.datasets.csv_manifest import read_manifest
+from features.datasets.csv_manifest import patients_in, read_manifest
 from features.datasets.dataset import Dataset, is_missing, left_out, same_class, with_positive
 from features.datasets.file_facts import grouped
 from features.datasets.findings import choose_uncertain, without_rare
@@ -186,6 +186,9 @@ def _read_folder(path: Path, name: str, way: _Way) -> Dataset:
         _refuse_options(str(path), way.given, way.target)
         _require_classes(path, folders, fault, tables, others)
     dataset = read_folders(path, name, fewest=way.fewest)
+    below = [i.split("/", 2 if split else 1)[-1] for i, split in zip(dataset.ids, dataset.splits, strict=True)]
+    if patients := patients_in(below):
+        dataset = replace(dataset, groups=np.array(patients, np.str_), grouped_by="patient")
     unused = [*(table.path.name for table in tables), *others]
     return replace(dataset, left_out=dataset.left_out + left_out("tables beside the class folders", unused))
 

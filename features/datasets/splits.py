@@ -69,6 +69,11 @@ def settle_splits(dataset: Dataset, *, seed: int, test: float = TEST_SHARE) -> D
     both = len(straddling(dataset.groups, splits)) if dataset.grouped_by else 0
     if both:
         split_by += f"; groups ({dataset.grouped_by}) in more than one split: {both}"
+    if "train" not in given:
+        raise BadDataset(
+            f"{dataset.source.where} holds {' and '.join(sorted(given))} and no train: nothing to learn from; add "
+            "train, or give images without splits, of which Firn draws a test; a bundle is judged on it by validate"
+        )
     _require_classes(dataset, dataset.labels[splits == "train"], "has no image in train")
     return replace(dataset, splits=splits, split_by=split_by)
 

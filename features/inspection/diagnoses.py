@@ -267,7 +267,14 @@ def _area(own: NDArray[np.bool_], values: NDArray[np.float64]) -> float:
 
 def _ungrouped(case: Case) -> Iterator[str]:
     if not case.dataset.grouped_by:
-        yield "no patients are known: images of one patient may lie on both sides of a split, and scores flatter"
+        folders = {image.rpartition("/")[0] for image in case.dataset.ids}
+        places = set(zip(case.dataset.labels.tolist(), case.dataset.splits.tolist(), strict=True))
+        inner = max(folders, key=lambda folder: (folder.count("/"), folder))
+        are = f"; if folders such as {inner} are patients, a table with a column patient_id says so"
+        yield (
+            "no patients are known: images of one patient may lie on both sides of a split, and scores flatter"
+            f"{are if len(folders) > 2 * len(places) else ''}"
+        )
 
 
 def _lopsided(case: Case) -> Iterator[str]:
