@@ -57,6 +57,16 @@ def test_intervals_hold_the_truth() -> None:
     assert min(held.values()) >= 90, held
 
 
+def test_what_no_draw_of_patients_changes_has_no_interval() -> None:
+    """Each grade wholly right or wholly wrong: resampling within grades repeats it, which is no certainty."""
+    y = np.repeat([0, 1, 2, 3], 2)
+    proba = np.eye(4)[[1, 1, 1, 1, 2, 2, 3, 3]]
+    found = score(y, proba, np.arange(8), also=ordered_metrics(range(4)), n_bootstrap=100)
+    constant = {name for name, interval in found.items() if interval.low == interval.high}
+    assert not constant, constant
+    assert found["kappa"].value == pytest.approx(0.875) and np.isnan(found["kappa"].low)
+
+
 def test_constant_decisions_are_chance() -> None:
     """Kappa 0 with no interval of one grade decided for all; NaN where truth is one grade too."""
     y, _, groups = drawn(2)

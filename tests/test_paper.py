@@ -91,6 +91,22 @@ def test_cautions_follow_their_rules(two: tuple[list[Run], ComparisonResult]) ->
     assert "21 runs are compared at once" in said
 
 
+def test_patients_of_the_test_images_who_were_learned_from_are_told_of(
+    two: tuple[list[Run], ComparisonResult],
+) -> None:
+    runs, results = two
+    assert "Leak" not in " ".join(cautions(results))
+    tested, shared = runs[0].predictions.fold < 0, []
+    for run in runs:
+        groups = run.predictions.groups.copy()
+        groups[np.flatnonzero(tested)[0]] = groups[np.flatnonzero(~tested)[0]]
+        shared.append(replace(run, predictions=run.predictions._replace(groups=groups)))
+    (first, *_) = cautions(compare_runs(shared, n_bootstrap=DRAWS))
+    assert re.match(r"Leak: of the \d+ patients of the test images 1 have images among those that were learned", first)
+    alone = [replace(run, record=replace(run.record, grouped_by=None)) for run in shared]
+    assert "Leak" not in " ".join(cautions(compare_runs(alone, n_bootstrap=DRAWS)))
+
+
 def test_shifted_probabilities_are_told(two: tuple[list[Run], ComparisonResult]) -> None:
     """A calibration intercept far from 0, and not one that is near."""
     _, results = two

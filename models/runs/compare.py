@@ -210,9 +210,15 @@ def _same_images(first: Run, run: Run) -> bool:
 
 
 def images_of(run: Run) -> dict[str, int]:
-    """Return how many images validation and test are of, and of how many groups those are that scores are of."""
+    """Return how many images validation and test are of, and of how many groups those are that scores are of.
+
+    And of how many groups there are images in both, if any: `learned_too`.
+    """
     test, groups = int((run.predictions.fold < 0).sum()), len(np.unique(shown(run).groups))
-    return {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test, "groups": groups}
+    tested, learned = (run.predictions.part(test=which).groups for which in (True, False))
+    both = len(np.intersect1d(tested, learned)) if run.record.grouped_by else 0
+    counts = {"validation": (len(run.predictions.fold) - test) // run.record.repeats, "test": test, "groups": groups}
+    return counts | ({"learned_too": both} if both else {})
 
 
 def _row(run: Run, name: str, *, also: Mapping[str, Metric], seed: int, n_bootstrap: int) -> RunResult:

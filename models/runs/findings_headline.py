@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from models.metrics.sample_size import FEWEST_OF_CLASS
 from models.runs.findings_results import FindingResult, FindingsResult
-from models.runs.headline import NAMED, in_words, of_images, others_in_words, spoken, wrong
+from models.runs.headline import NAMED, in_words, leak, of_images, others_in_words, spoken, wrong
 
 
 def headline(results: FindingsResult) -> str:
@@ -47,6 +47,7 @@ def missed(results: FindingsResult) -> str:
 
 def cautions(results: FindingsResult) -> Iterator[str]:
     """Yield what to be wary of before any figure is quoted."""
+    yield from leak(results)
     rows = [(row.name, min(row.present, row.images - row.present)) for row in results.chosen.findings]
     if scarce := [f"{spoken(name)} ({count:,})" for name, count in rows if count < FEWEST_OF_CLASS]:
         yield (

@@ -150,7 +150,7 @@ def wrong(score: Score) -> str:
     if value is None:
         return "an unknown number of 100"
     if low is None or high is None:
-        return f"{_hundredths(1 - value)} of 100"
+        return f"{_hundredths(1 - value)} of 100 (no interval holds on so few images)"
     digits = 0 if low <= 0.95 else 1  # 1.5 is not 1
     return f"{_hundredths(1 - value)} of 100 (95 % CI {100 * (1 - high):.{digits}f} to {100 * (1 - low):.{digits}f})"
 
@@ -162,6 +162,7 @@ def _hundredths(share: float) -> str:
 def cautions(results: ComparisonResult) -> Iterator[str]:
     """Yield what to be wary of before any figure is quoted."""
     data = results.dataset
+    yield from leak(results)
     held, found = results.chosen.validation["roc_auc"], results.chosen.shown["roc_auc"]
     if results.tested and (held["low"] or 0) > (1 if found["high"] is None else found["high"]):
         yield (
@@ -183,6 +184,16 @@ def cautions(results: ComparisonResult) -> Iterator[str]:
         yield (
             f"{len(results.runs)} runs are compared at once, and the tests are corrected for so many: the more runs, "
             "the likelier that a real difference is told as no detectable one."
+        )
+
+
+def leak(results: Judged) -> Iterator[str]:
+    """Say that groups of the test images were learned from, where the split that came with the images has it so."""
+    if both := results.images.get("learned_too"):
+        unit, groups = results.dataset.grouped_by or "group", results.images["groups"]
+        yield (
+            f"Leak: of the {groups:,} {plural(unit)} of the test images {both:,} have images among those that were "
+            "learned from too: scores on test images flatter."
         )
 
 
