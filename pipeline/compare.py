@@ -9,11 +9,11 @@ from typing import Annotated
 
 from features.datasets.columns import further_columns
 from features.errors import FirnError, unknown
-from features.options import DATA, Taking, option
+from features.options import DATA, Taking, option, typed
 from features.storage import artifacts_root
 from models.runs.compare import compare_runs, run_names
 from models.runs.current import say_if_stale
-from models.runs.examination import ExaminationOptions
+from models.runs.examination import ExaminationOptions, examined
 from models.runs.findings import compare_findings
 from models.runs.options import RUN, ModelSelector, require_one_finding
 from models.runs.pair import compare_two
@@ -77,7 +77,7 @@ def compare(
     found = runs.load_all(several=True)
     folder = artifacts_root() / "compare" / found[0].record.root.name
     if found[0].record.several:
-        check_findings(how)
+        refuse_of_classes(how, against, page)
         several = compare_findings(found, seed=runs.data.seed)
         print_findings(several, out)
         return [str(write_findings(several, found, folder))]
@@ -87,10 +87,16 @@ def compare(
     return [str(write_report(result, found, folder))]
 
 
-def check_findings(how: ExaminationOptions) -> None:
-    """Raise FirnError for what runs of several findings cannot be examined by."""
-    if how.ordered:
-        raise FirnError("ORDERED=1 is of classes that are grades, and these runs are of findings; leave it away")
+def refuse_of_classes(how: ExaminationOptions, against: MarginOptions, page: PageOptions) -> None:
+    """Raise FirnError for an option that has no part in a comparison of runs of several findings."""
+    given = {**examined(how), **({"margin": against.margin} if against.margin else {})}
+    given |= {"title": page.title} if page.title else {}
+    if given:
+        name, value = next(iter(given.items()))
+        raise FirnError(
+            f"{name.upper()}={typed(value)} is of runs of classes, and these are of several findings; leave it away, "
+            "or take one finding alone by LABELS=finding:NAME"
+        )
 
 
 def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:

@@ -15,7 +15,7 @@ from models.runs.examination import ExaminationOptions
 from models.runs.findings import compare_findings
 from models.runs.findings_results import FindingsResult
 from models.runs.results import ComparisonResult
-from pipeline.compare import Compared, MarginOptions, PageOptions, check_findings
+from pipeline.compare import Compared, MarginOptions, PageOptions, refuse_of_classes
 from pipeline.render.findings_report import write_findings
 from pipeline.render.html_page import GALLERY, write_report
 
@@ -38,7 +38,7 @@ def report(
     folder = artifacts_root() / "compare" / found[0].record.root.name
     result: ComparisonResult | FindingsResult
     if found[0].record.several:
-        check_findings(how)
+        refuse_of_classes(how, against, page)
         result = compare_findings(found, seed=runs.data.seed)
     else:
         columns = further_columns(dataset, how.columns)

@@ -461,6 +461,14 @@ def test_the_page_has_images_of_each_finding(place: str, capsys: pytest.CaptureF
     assert "no gallery" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["aggregate", "prevalence", "bins", "columns", "ordered", "margin", "title"])
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_what_is_of_classes_is_refused_and_not_ignored(place: str, verb: str, name: str) -> None:
+    given = {"aggregate": "maximum", "prevalence": "0.1", "bins": "age:40", "ordered": True, "margin": 0.1}
+    with pytest.raises(FirnError, match=rf"{name.upper()}=.* is of runs of classes, and these are of several findings"):
+        verbs.verb(verb, place, **{name: given.get(name, "x")})
+
+
 def test_two_runs_alone_and_a_search_know_their_limits(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(run.folder) for run in load_runs(load_dataset(place).name)]
     with pytest.raises(FirnError, match=r"4 findings per image, and this takes one at a time; run: make extract"):

@@ -18,6 +18,7 @@ MOST = 12  # values that are subgroups each; more numbers are put into bins
 AGES = (18.0, 40.0, 65.0)  # bins of an age in years, where none were given
 _AGE = re.compile(r"(^|_)age(_|$)")
 _DICOM_AGE = re.compile(r"(\d{3})([DWMY])")  # 045Y
+_COMMA = re.compile(r"^([+-]?\d+),(\d{1,2}|\d{4,})$")  # of decimals; 1,234 may be a thousand
 _IN_A_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
 
 
@@ -58,7 +59,8 @@ def subgroup_columns(
     At most MOST different values are a subgroup each. More numbers are put into the `bins` that were given for the
     column, else an age at AGES, where these part it, and all others at their tertiles. Passed over, with a remark, is a
     column with one value or too many words, one with a value of its own for each image or group, as file names and
-    numbers of rows have, and one that tells the class. Raises UnknownName for bins of a column that is not there.
+    numbers of rows have, and one that tells the class. Raises UnknownName for bins of a column that is not there,
+    FirnError for bins of one that holds no numbers.
     """
     for name in bins:
         if not values:
@@ -87,8 +89,10 @@ def _levels(name: str, cells: Texts, groups: Texts, edges: Sequence[float] | Non
             return Levels(cells, tuple(sorted(different.tolist(), key=_rank)))
         if not _AGE.search(name) and _is_bookkeeping(cells, numbers, groups):
             return "a value of its own for each image or group, as names and numbers of rows have"
+    if numbers is None and edges:
+        raise FirnError(f"BINS={name}: needs a column of numbers, and {name} holds {_first_word(different)!r}")
     if numbers is None:
-        return "its bins need numbers" if edges else f"{len(different):,} different values, more than {MOST}"
+        return f"{len(different):,} different values, more than {MOST}"
     if edges is None:
         of_age = _AGE.search(name) and len({*in_bins(numbers, AGES).tolist()} - {""}) > 1
         edges = AGES if of_age else _tertiles(numbers)
@@ -98,6 +102,10 @@ def _levels(name: str, cells: Texts, groups: Texts, edges: Sequence[float] | Non
     return Levels(words, there) if len(there) > 1 else f"all values are {there[0] if there else 'missing'}"
 
 
+def _first_word(cells: Texts) -> str:
+    return next(str(cell) for cell in cells.tolist() if numbers_in(np.array([cell])) is None)
+
+
 def _rank(cell: str) -> tuple[float, str]:
     """Return what sorts numbers by their size, and words by the alphabet behind them."""
     number = numbers_in(np.array([cell]))
@@ -105,13 +113,13 @@ def _rank(cell: str) -> tuple[float, str]:
 
 
 def numbers_in(cells: Texts) -> NDArray[np.float64] | None:
-    """Return cells as numbers (n,), NaN where empty, an age of DICOM (045Y) in years; None where one is no number."""
+    """Return cells as numbers (n,), NaN where empty, 045Y (an age of DICOM) in years, 20,5 as 20.5; None for others."""
     found = np.full(len(cells), np.nan)
     for row, cell in enumerate(cells.tolist()):
         if cell:
             age = _DICOM_AGE.fullmatch(cell)
             try:
-                found[row] = float(age[1]) / _IN_A_YEAR[age[2]] if age else float(cell)
+                found[row] = float(age[1]) / _IN_A_YEAR[age[2]] if age else float(_COMMA.sub(r"\1.\2", cell))
             except ValueError:
                 return None
     return None if np.isinf(found).any() else found
