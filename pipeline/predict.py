@@ -153,7 +153,8 @@ def _write_groups(
     words = ", ".join(f"{n:,} {name}" for n, name in zip(counts, classes, strict=True))
     rule = "the most probable class" if threshold is None else f"{classes[1]} from {threshold:.6g} up"
     undecided = "no decision: the model was trained on groups of one image each; POINT=0.5 decides"
-    return printable(f"{len(names):,} groups by {how}: " + (f"{words}; {rule}" if decided else undecided))
+    many = f"{len(names):,} group{'s' * (len(names) != 1)}"
+    return printable(f"{many} by {how}: " + (f"{words}; {rule}" if decided else undecided))
 
 
 def threshold_of_groups(predictor: Predictor, how: str, point: str) -> float | None:
@@ -233,7 +234,8 @@ def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -
         named = point or next(iter(predictor.points), "0.5")
         rule = f"{found.classes[1]} from {threshold:.6g} up ({named})"
     odd = f"{int(found.outlier.sum()):,} unlike the training images, {len(found.left_out):,} unreadable"
-    return printable(f"{len(found.names):,} images: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}")
+    many = f"{len(found.names):,} image{'s' * (len(found.names) != 1)}"
+    return printable(f"{many}: {decided}; {odd}; {rule}; by {predictor.contents.name} in {model}")
 
 
 def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> str:

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets import Dataset
+from features.datasets.listing import FileSource
 from features.datasets.load import load_to_judge
-from features.errors import BadDataset, BadImage, FirnError
+from features.errors import BadDataset, BadImage, FirnError, command
 from features.options import ExtractOptions, FeatureOptions, Taking, make_command, names_in, option
 from features.progress import say, shown
 from features.storage import artifacts_root, csv_lines, make_folder, slug, write_whole
@@ -88,6 +89,12 @@ def _labelled(model: ModelSelector) -> Dataset:
     data = model.data
     dataset = load_to_judge(data.dataset, root=data.root, target=data.target)
     dataset.source.stamps([])  # a pack has no images and says so
+    if names := dataset.findings:
+        one = f"; one of them by TARGET=, such as {command('validate', MODEL=model.model, TARGET=names[0])}"
+        raise BadDataset(
+            f"{data.dataset} has {len(names)} findings per image ({', '.join(names)}), and this takes one at a time"
+            f"{one if isinstance(dataset.source, FileSource) else ''}"
+        )
     for record in dataset.left_out:
         say(str(record))
     return dataset

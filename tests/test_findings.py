@@ -112,6 +112,12 @@ def test_uncertain_labels_count_as_asked(tmp_path: Path, way: str, counts: int) 
     assert matrix[dataset.ids.index("p1/2.png")].tolist() == [0, counts, 0]
 
 
+def test_uncertain_is_refused_where_nothing_can_be(tmp_path: Path) -> None:
+    path = table(tmp_path, ["path,label", *(f"{n}.png,{'ab'[n % 2]}" for n in range(20))])
+    with pytest.raises(BadDataset, match=r"UNCERTAIN= is about findings of -1, and .* has none; leave it away"):
+        load_dataset(str(path), uncertain="positive")
+
+
 def test_uncertain_must_be_known(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match=r"UNCERTAIN=.*'maybe'"):
         load_dataset(str(chexpert(tmp_path)), uncertain="maybe")
@@ -526,6 +532,10 @@ def test_a_pack_keeps_its_findings(place: str, tmp_path: Path) -> None:
     out = tmp_path / "pack.h5"
     verbs.pack(place, "squeezenet1_1", out=str(out))
     assert open_pack(out).manifest().about["findings"] == list(FINDINGS)
+    with pytest.raises(
+        BadDataset, match="was packed with its labels as they are; pack it anew with UNCERTAIN=positive"
+    ):
+        load_dataset(str(out), uncertain="positive")
     assert load_dataset(str(out)).findings == FINDINGS
     verbs.train_heads(str(out), heads="knn")
 

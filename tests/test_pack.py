@@ -267,6 +267,9 @@ def test_a_pack_as_a_data_set(colleague: tuple[Path, Path, Path]) -> None:
     """Names, labels, splits and groups are there; an image is not."""
     path, _, _ = colleague
     dataset = load_dataset(str(path))
+    with pytest.raises(BadDataset, match="was packed with its labels as they are; pack it anew with POSITIVE=normal"):
+        load_dataset(str(path), positive="normal")
+    assert load_dataset(str(path), positive=dataset.classes[1]).classes == dataset.classes
     assert (dataset.name[:6], len(dataset), dataset.classes) == ("spots-", 40, ("normal", "spot"))
     assert sorted(dataset.ids) == dataset.ids
     assert sorted(set(dataset.splits.tolist())) == ["test", "train"]

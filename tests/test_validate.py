@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,17 @@ def test_one_class_alone_and_damaged_images(model: Path, tmp_path: Path, capsys:
         validate(model, tmp_path / "set" / "train", tmp_path / "none")
 
 
+def test_a_set_of_findings_is_judged_on_one_at_a_time(model: Path, tmp_path: Path) -> None:
+    path = table(tmp_path / "set")
+    ids = [line.split(",")[0] for line in path.read_text().splitlines()[1:]]
+    lines = ["path,mass,edema", *(f"{image},{n % 2},{n // 2 % 2}" for n, image in enumerate(ids))]
+    path.write_text("\n".join(lines))
+    with pytest.raises(BadDataset, match=r"2 findings per image \(mass, edema\), .*; .* make validate .*TARGET=mass"):
+        verb("validate", model=str(model), dataset=str(path))
+    with pytest.raises(BadDataset, match="has the classes no mass, mass, and the bundle knows normal, spot"):
+        verb("validate", model=str(model), dataset=str(path), target="mass")
+
+
 def test_classes_by_other_names(model: Path, tmp_path: Path) -> None:
     """The message says which is which and how to type it; what it says runs."""
     dataset = load_to_judge(str(table(tmp_path / "set")))
@@ -260,6 +272,13 @@ def test_classes_by_other_names(model: Path, tmp_path: Path) -> None:
         matched_labels(dataset, ("normal", "spot"), told="healthy=normal")
     with pytest.raises(UnknownName, match="class of the bundle"):
         matched_labels(dataset, ("normal", "spot"), told="Healthy=clear")
+    theirs, mine = ("a=b, left", "a=b, right"), ("x, y", "x")
+    twice = replace(dataset, classes=theirs)
+    with pytest.raises(BadDataset, match="MAP='a=b, left=x, y, a=b, right=x'"):
+        matched_labels(twice, mine)  # what it suggests is read, whatever signs are in the names
+    found = matched_labels(twice, mine, told="a=b, left=x, y, a=b, right=x")
+    assert found.tolist() == twice.labels.tolist()
+    assert np.unique(matched_labels(twice, mine, told="a=b, left=, a=b, right=x, y")).tolist() == [-1, 0]
     with pytest.raises(FirnError, match="expected MAP= as pairs"):
         matched_labels(dataset, ("normal", "spot"), told="Healthy")
     with pytest.raises(FirnError, match="expected MODEL="):

@@ -53,6 +53,9 @@ def load_dataset(
     dataset = _loaded(name_or_path, root, target, 2, task, uncertain)
     if isinstance(dataset.source, Packed):
         refuse_share(dataset, test)
+        given = {"POSITIVE": positive if positive != dataset.positive else "", "UNCERTAIN": uncertain}
+        if late := next((f"{name}={value}" for name, value in given.items() if value not in ("", "ignore")), ""):
+            raise BadDataset(f"{name_or_path} was packed with its labels as they are; pack it anew with {late}")
         return dataset
     return settle_splits(without_rare(with_positive(grouped(dataset), positive)), seed=seed, test=test)
 
@@ -83,6 +86,8 @@ def _loaded(name_or_path: str, root: str, target: str, fewest: int, task: str, u
     else:
         dataset = _read_path(path, _Way(_root(root), target, task, choose_uncertain(uncertain), fewest))
     _check_task(dataset, task)
+    if uncertain != "ignore" and not (dataset.findings or target):
+        raise BadDataset(f"UNCERTAIN= is about findings of -1, and {dataset.source.where} has none; leave it away")
     return dataset
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -47,18 +48,28 @@ def _names(dataset: Dataset, labels: str) -> list[str]:
 def _told(told: str, names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """Return which class of the model, or "", the user says that each class of the set is."""
     pairs: dict[str, str] = {}
-    for pair in filter(None, (part.strip() for part in told.split(","))):
-        own, sign, its = (part.strip() for part in pair.rpartition("="))
-        if not sign:
-            raise FirnError(
-                f"expected MAP= as pairs of a class of the set and one of the bundle, a=b,c=d, got {pair!r}"
-            )
-        if own not in names:
-            raise unknown("class of the set", own, names)
-        if its and its not in classes:
-            raise unknown("class of the bundle", its, classes)
-        pairs[own] = its
+    left = told.strip(" ,")
+    while left:
+        fits = [(end, own, its) for own in names for its in (*classes, "") if (end := _end_of(own, its, left))]
+        if not fits:
+            raise _misread(left.partition(",")[0].strip(), names, classes)
+        end, own, its = max(fits)
+        pairs[own], left = its, left[end:].strip(" ,")
     return pairs
+
+
+def _end_of(own: str, its: str, text: str) -> int:
+    """Return where the pair own=its ends with which a text begins, 0 without; a name may hold commas and signs."""
+    found = re.match(rf"{re.escape(own)}\s*=\s*{re.escape(its)}\s*(,|$)", text)
+    return found.end() if found else 0
+
+
+def _misread(pair: str, names: Sequence[str], classes: Sequence[str]) -> FirnError:
+    """Return what is wrong with a pair."""
+    own, sign, its = (part.strip() for part in pair.rpartition("="))
+    if not sign:
+        return FirnError(f"expected MAP= as pairs of a class of the set and one of the bundle, a=b,c=d, got {pair!r}")
+    return unknown("class of the set", own, names) if own not in names else unknown("class of the bundle", its, classes)
 
 
 def _what_to_type(
