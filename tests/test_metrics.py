@@ -475,6 +475,10 @@ def test_calibration_line_finds_the_factor_and_says_what_it_cannot() -> None:
     assert calibration_line(y, shifted).intercept.value == pytest.approx(-1, abs=0.1)
     thrice = calibration_line(*(np.tile(c, 3) for c in (y, proba[:, 1])), np.tile(np.arange(4000), 3))
     assert np.allclose(thrice, line, rtol=1e-6), "copies in their groups"
+    constant = calibration_line([0, 0, 1, 1, 1, 1], [0.1] * 6).intercept
+    assert constant.value == pytest.approx(np.log(2) + np.log(9)) and np.isnan(constant.low), (
+        "the mix is held: no spread"
+    )
     separated = calibration_line([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9])
     assert np.isnan(separated.slope).all() and not np.isnan(separated.intercept).any()
     for labels, groups in (([1, 1, 1], None), ([0, 1, 1], [0, 1, 1])):

@@ -184,8 +184,8 @@ def has_labels(table: Table) -> bool:
 
 
 def _column(table: Table, at: int) -> list[str]:
-    """Return the cells of a column, in NFC, empty where they are missing."""
-    cells = (unicodedata.normalize("NFC", row[at]) for _, row in table.rows)
+    """Return the cells of a column, in NFC and on one line, empty where they are missing."""
+    cells = (re.sub(r"\s*[\r\n\t]\s*", " ", unicodedata.normalize("NFC", row[at])) for _, row in table.rows)
     return ["" if is_missing(cell) else cell for cell in cells]
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.bootstrap import Interval, effective_count, quantile, strata, wilson
+from models.metrics.bootstrap import CONSTANT, Interval, effective_count, quantile, strata, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
 from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
 
@@ -103,6 +103,8 @@ def _coefficient(sample: Sample, design: Floats, offset: Floats, level: float) -
     fitted = _sigmoid(design @ beta + offset)
     error = float(np.sqrt(sample.inflation * _jackknife(sample, design, sample.y - fitted, fitted * (1 - fitted))))
     half = quantile(level, freedom) * error
+    if half < CONSTANT:  # all probabilities are alike, and the mix of classes is held
+        half = np.nan
     return Interval(float(beta[0]), float(beta[0]) - half, float(beta[0]) + half)
 
 
