@@ -139,6 +139,21 @@ def test_predict_lists_the_same_and_says_what_it_leaves_out(tmp_path: Path) -> N
         find_images(str(put(tmp_path / "only", "x.nii")))
 
 
+@pytest.mark.parametrize("beside", ["", "list.csv"])
+def test_what_firn_wrote_into_the_folder_is_no_part_of_it(
+    tmp_path: Path, beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, *TWO, *many("artifacts/doctor/set", 10), *many("sick/artifacts", 2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FIRN_ARTIFACTS", "artifacts")
+    if beside:
+        lines = [f"{i},{'ab'[n % 2]}" for n, i in enumerate((*TWO, *many("sick/artifacts", 2)))]
+        table(tmp_path, ["path,label", *lines], name=beside)
+    dataset = load(tmp_path / beside)
+    assert dataset.ids == sorted((*TWO, *many("sick/artifacts", 2)))
+    assert len(dataset.classes) == 2 and not dataset.left_out
+
+
 def test_splits_may_lie_inside_the_class_folders(tmp_path: Path) -> None:
     put(tmp_path, *many("normal/train", 6), *many("normal/test", 3), *many("sick/Train", 6), *many("sick/test", 3))
     dataset = load(tmp_path)
@@ -293,7 +308,7 @@ def test_a_table_beside_class_folders_agrees_or_is_asked_about(tmp_path: Path) -
 
 
 def test_missing_labels_leave_rows_out_and_missing_groups_stand_alone(tmp_path: Path) -> None:
-    words = ["nan", "NA", "", "None", "null", "N/A"]
+    words = ["nan", "NA", "", "None", "?", "#REF!"]
     lines = [f"{p},{label},{words[n % 6] if n < 6 else f'p{n // 2}'}" for n, (p, label) in enumerate(rows())]
     lines = [
         *lines[:12],
@@ -357,6 +372,34 @@ def test_a_column_that_names_splits_is_one_whatever_it_is_called(
     twice = [f"{line},{'train' if n % 2 else 'test'}" for n, line in enumerate(lines)]
     with pytest.raises(BadDataset, match=rf"the columns {column.lower()} and mine all name splits; call the one"):
         load(with_images(tmp_path, [f"path,label,{column},mine", *twice]))
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("class,diagnosis", {"columns that could be the label as well as class, which is taken": 1}),
+        ("label,label_name", {}),  # the same in words
+        ("label,group,patient_id", {"columns that could be the group as well as group, which is taken": 1}),
+        ("label,patient_id,case_id", {}),  # the studies of a patient are in his group
+    ],
+)
+def test_a_second_column_for_one_thing_is_told_of_where_it_differs(
+    tmp_path: Path, header: str, told: dict[str, int]
+) -> None:
+    cells = {"class": "xy", "label": "01", "group": "abcd", "patient_id": "pqrst", "case_id": "0123456789"}
+    lines = []
+    for n, (p, label) in enumerate(rows()):
+        own = {name: word[n // (20 // len(word)) % len(word)] for name, word in cells.items()}
+        own |= {"diagnosis": label, "label_name": label} | ({"class": "xy"[n % 2]} if "class" in header else {})
+        lines.append(",".join([p, *(own[name] for name in header.split(","))]))
+    assert reasons(load(with_images(tmp_path, [f"path,{header}", *lines]))) == told
+
+
+@pytest.mark.parametrize("column", ["split", "set", "fold"])
+def test_a_split_by_another_word_among_known_ones_is_refused(tmp_path: Path, column: str) -> None:
+    lines = [f"{p},{label},{'test' if n % 3 == 0 else n % 3}" for n, (p, label) in enumerate(rows())]
+    with pytest.raises(BadDataset, match=r"line 3: unknown split '1'; expected train, val or test"):
+        load(with_images(tmp_path, [f"path,label,{column}", *lines]))
 
 
 def test_other_columns_are_kept_by_name(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from features.datasets.table import (
     read_findings,
     read_labels,
     read_table,
+    rivals,
     several_findings,
 )
 from features.errors import BadDataset
@@ -80,6 +81,10 @@ def read_manifest(
     lines, numbers, gone = _read_rows(table, labels, base, bool(findings))
     if findings and "label" not in table.roles:
         gone += left_out("columns that are no finding, with values besides 1, 0, -1 and blank", nearly_findings(table))
+    for role in ("group",) if target else ("label", "group"):
+        if role in table.roles:
+            what = f"columns that could be the {role} as well as {table.header[table.roles[role]]}, which is taken"
+            gone += left_out(what, rivals(table, role))
     of_lines = {line.label for line in lines.values()}
     classes = tuple(sorted(of_lines)) if findings else class_order(of_lines, path)
     if len(classes) < fewest:

@@ -89,7 +89,7 @@ def left_out(reason: str, names: Iterable[str], *, images: bool = False) -> tupl
     return (LeftOut(reason, len(every), tuple(every[:3]), images),) if every else ()
 
 
-_MISSING = re.compile(r"(?i)|nan|n/?a|#n/a|n\.a\.|<na>|nat|none|null|nil|missing")
+_MISSING = re.compile(r"(?i)|nan|n/?a|#n/a|n\.a\.|<na>|nat|none|null|nil|missing|\?+|#(ref|value|div/0|num)!|#name\?")
 _HEALTHY = frozenset(  # whole names of a class without the finding
     re.findall(
         r"\w+",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from features.datasets.dataset import LeftOut, Stamps, left_out
 from features.errors import BadDataset, BadImage
+from features.storage import artifacts_root
 
 MASKS = "masks, annotations or other drawings beside their image"
 THUMBNAILS = "thumbnails beside their image"
@@ -265,7 +266,9 @@ def _begins_as_image(path: str) -> bool:
 
 
 def is_system(entry: os.DirEntry[str]) -> bool:
-    """Tell whether a file or folder belongs to a NAS or an operating system: `@eaDir`, `.DS_Store`, `__MACOSX`, ..."""
+    """Tell whether a file or folder belongs to a NAS or an operating system (`@eaDir`, `.DS_Store`), or to Firn."""
+    if entry.is_dir() and entry.name == (own := artifacts_root()).name and own.exists() and own.samefile(entry.path):
+        return True
     return bool((_SYSTEM_FOLDERS if entry.is_dir() else _SYSTEM_FILES).match(entry.name))
 
 

@@ -85,9 +85,24 @@ def _roles(header: Sequence[str], rows: Rows) -> dict[str, int]:
     if found["path"] < 0 and found["label"] >= 0:  # RSNA: a patient has one image, called after him
         found["path"] = header.index("patientid") if "patientid" in header else -1
     at = found["split"]
-    if at >= 0 and header[at] != "split" and not {cells[at].lower() for _, cells in rows} <= SPLIT_NAMES.keys():
+    if at >= 0 and header[at] != "split" and SPLIT_NAMES.keys().isdisjoint(cells[at].lower() for _, cells in rows):
         del found["split"]
     return {role: at for role, at in found.items() if at >= 0}
+
+
+def rivals(table: Table, role: str) -> list[str]:
+    """Return the other columns with names of a role which part the rows in another way than the one that is taken.
+
+    Of groups those alone that a taken group may part: images of one patient, where the groups are studies.
+    """
+    found = []
+    for name in _NAMES[role].split() if role in table.roles else ():
+        if name in table.header and (at := table.header.index(name)) not in table.roles.values():
+            taken = {(cells[at], cells[table.roles[role]]) for _, cells in table.rows if not is_missing(cells[at])}
+            ours, theirs = {one for _, one in taken}, {other for other, _ in taken}
+            if len(taken) > len(theirs) or (role != "group" and len(taken) > len(ours)):
+                found.append(name)
+    return found
 
 
 def _named_splits(header: Sequence[str], rows: Rows, roles: dict[str, int]) -> list[int]:
