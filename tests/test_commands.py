@@ -207,6 +207,8 @@ WRONG = [
     ("predict IMAGES={nowhere} MODEL={b_zip}", "no images at .*nowhere"),
     ("predict IMAGES={notes_csv} MODEL={b_zip}", "notes.csv, line 1: no column 'path'"),
     ("predict IMAGES={text_pth} MODEL={b_zip}", "no image could be read"),
+    ("predict IMAGES={images} MODEL={b_zip} HEADS=knn", "is one model already, and HEADS= chooses among several"),
+    ("reproduce RUN={run} BACKBONE=alexnet", "is one model already, and BACKBONE= chooses among several; leave it"),
     ("predict IMAGES={images} MODEL={bad_zip}", "bad.zip is no .zip that can be read"),
     ("predict IMAGES={images} MODEL={nowhere_zip}", "no bundle at .*nowhere.zip"),
     ("predict IMAGES={images} DATASET={images} HEADS=lda POINT=0.95x", "unknown operating point '0.95x'"),

@@ -112,8 +112,9 @@ def _named_splits(header: Sequence[str], rows: Rows, roles: dict[str, int]) -> l
     """
     found = []
     for at, name in enumerate(header):
-        if at in roles.values():
-            continue
+        first = rows[0][1][at].lower() if rows else ""
+        if at in roles.values() or first not in SPLIT_NAMES.keys() | _INDICATOR.keys():
+            continue  # most columns are told by their first cell
         values = {cells[at].lower() for _, cells in rows}
         if (asked := SPLIT_NAMES.get(name.removeprefix("is_"))) and name.startswith("is_") and values <= {*_INDICATOR}:
             names = {1: asked, 0: "train" if asked != "train" else "test"}

@@ -96,6 +96,12 @@ class ModelSelector:
     heads: str = option("", "Heads (or finetuned) of which runs are taken; empty is any.")
     run: RunOptions = field(default_factory=RunOptions)
 
+    def __post_init__(self) -> None:
+        """Refuse a choice among runs beside the one that is named."""
+        chosen = {"HEADS": self.heads, "BACKBONE": self.backbone}
+        if self.model and (late := [name for name, value in chosen.items() if value]):
+            raise FirnError(f"{self.model} is one model already, and {late[0]}= chooses among several; leave it away")
+
     @property
     def bundle(self) -> Path | None:
         """Return the bundle that was named; None where the path of a run, or none, was."""
