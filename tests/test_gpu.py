@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from features.errors import FirnError
 from features.extraction.cuda_graph import COMPILE_FROM, compiling_pays
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.loop import extract
+from features.progress import heard
 from models.logistic_path import sweep
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -75,6 +77,40 @@ def test_out_of_memory_halves_the_batch() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     expected = to_arrays(Forward(load_spec("squeezenet1_1"), device="cuda", batch_size=32)(images(40)))
+    for key, array in expected.items():
+        np.testing.assert_allclose(found[key], array, rtol=2e-3, atol=1e-3)
+
+
+@on_gpu
+def test_batches_on_their_way_do_not_mix() -> None:
+    """Many batches, none waited for, fetched by another thread meanwhile: each has its own features to the bit."""
+    forward = Forward(load_spec("squeezenet1_1"), device="cuda", precision="float16", batch_size=8)
+    batches = [np.roll(images(8), shift, axis=0) ^ np.uint8(shift) for shift in range(30)]
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(to_arrays, forward(pixels)) for pixels in batches]
+    for pixels, found in zip(batches, coming, strict=True):
+        alone = to_arrays(forward(pixels))
+        assert all(np.array_equal(array, alone[key]) for key, array in found.result().items())
+
+
+@on_gpu
+def test_what_cannot_be_recorded_is_run_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that asks for a number in between runs unrecorded, on the stream whose end is waited for."""
+    forward = Forward(load_spec("squeezenet1_1"), device="cuda", batch_size=4)
+    features = forward._features
+
+    def asking(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return features(pixels) if float(pixels.float().mean()) >= 0 else {}
+
+    expected = to_arrays(forward(images(8)))
+    monkeypatch.setattr(forward, "_features", asking)
+    monkeypatch.setattr(forward, "_one_step", asking)
+    forward._steps.clear()
+    with heard() as lines:
+        found = to_arrays(forward(images(8)))
+    assert len(lines) == 1 and "not recorded as a CUDA graph" in lines[0]
+    assert forward.replays == 0
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     for key, array in expected.items():
         np.testing.assert_allclose(found[key], array, rtol=2e-3, atol=1e-3)
 

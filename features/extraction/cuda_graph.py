@@ -47,7 +47,11 @@ class Replay:
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # Writers of other entries fetch their features meanwhile: what other threads do is no part of the recording.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        # A recording that fails leaves its stream the current one, on which `fetched` would wait for nothing.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(self._graph, capture_error_mode="thread_local"),
+        ):
             self._outputs = step(self._input)
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
