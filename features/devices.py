@@ -60,6 +60,11 @@ def device_for(wanted: str, numbers: int) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether a GPU had no memory left, be it torch that says so or a library of CUDA (cuBLAS, cuSOLVER)."""
+    return type(error).__name__ == "OutOfMemoryError" or any(w in str(error) for w in ("out of memory", "ALLOC_FAILED"))
+
+
 def gpu_utilisation(device: str) -> list[int]:
     """Return the percentage of the last moments in which a GPU was at work, in a list.
 

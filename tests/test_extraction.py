@@ -224,7 +224,15 @@ def test_what_cannot_be_recorded_is_run() -> None:
     assert same(tuple(found.values()), tuple(to_arrays(forward(batch)).values()))
 
 
-def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),  # of a recording, or of pinned memory
+    ],
+)
+def test_out_of_memory_halves_the_batch(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that takes only two images at once still gives all features, and the smaller size stays."""
     forward = Forward(load_spec("squeezenet1_1"), batch_size=8, stored="float32")
     batch = np.random.default_rng(0).integers(0, 256, (5, 1, 64, 64), dtype=np.uint8)
@@ -233,7 +241,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
     def small(pixels: np.ndarray) -> dict[str, torch.Tensor]:
         if forward.batch_size > 2:
-            raise torch.OutOfMemoryError
+            raise error
         return real(pixels)
 
     monkeypatch.setattr(forward, "_run", small)
@@ -241,6 +249,19 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
     assert forward.batch_size == 2
     for name, array in wanted.items():
         np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
+
+
+def test_other_errors_of_a_device_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a lack of memory halves the batch."""
+    forward = Forward(load_spec("squeezenet1_1"), batch_size=8)
+
+    def broken(pixels: np.ndarray) -> dict[str, torch.Tensor]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(forward, "_run", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        forward(np.zeros((1, 1, 64, 64), np.uint8))
+    assert forward.batch_size == 8
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

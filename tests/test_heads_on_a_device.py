@@ -64,12 +64,16 @@ def test_several_findings(name: str, device: str) -> None:
     np.testing.assert_allclose(proba[1], proba[0], atol=2e-2 if trained else 2e-3)
 
 
-def test_a_gpu_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED")],
+)
+def test_a_gpu_too_small(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit the memory is computed on the CPU, to the same numbers, and a line says so."""
 
     def full(work: Any, *args: Any, device: str, **how: Any) -> Any:
         if device != "cpu":
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return work(*args, device=device, **how)
 
     monkeypatch.setattr(linear, "sweep", partial(full, sweep))

@@ -14,6 +14,7 @@ from torch.nn.functional import embedding, max_pool2d
 
 from features.backbones.build import load_backbone, refined
 from features.backbones.spec import BackboneSpec, luma
+from features.devices import out_of_memory
 from features.errors import FirnError
 from features.extraction.cuda_graph import Replay, fetched
 from features.extraction.onednn import pack, packs
@@ -89,18 +90,20 @@ class Forward:
         while True:
             try:
                 with float32_products(self._products) if self._device.type == "cuda" else nullcontext():
-                    pieces = self._pieces(pixels)
-                break
-            except torch.OutOfMemoryError:
+                    return self._whole(pixels)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 if self.batch_size == 1:
                     raise FirnError("not even one image fits the GPU's memory; run again with DEVICE=cpu") from None
-                self.batch_size //= 2
-                self._steps.clear()
-                torch.cuda.empty_cache()
-        return pieces[0] if len(pieces) == 1 else {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
+            self.batch_size //= 2  # here, where the error does not hold on any more to what was computed
+            self._steps.clear()
+            torch.cuda.empty_cache()
 
-    def _pieces(self, pixels: NDArray[np.generic]) -> list[dict[str, Tensor]]:
-        return [self._run(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+    def _whole(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
+        """Run as many batches as it takes."""
+        pieces = [self._run(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+        return pieces[0] if len(pieces) == 1 else {name: torch.cat([p[name] for p in pieces]) for name in pieces[0]}
 
     @torch.inference_mode()
     def _run(self, pixels: NDArray[np.generic]) -> dict[str, Tensor]:
@@ -129,9 +132,9 @@ class Forward:
         """Return a recording of the step; the step itself, and say so, where CUDA cannot record what a network does."""
         try:
             return Replay(self._one_step, example)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             say(f"not recorded as a CUDA graph, which is slower: {str(error).splitlines()[0][:200]}")
             return lambda pixels: self._features(pixels.to(self._device))
 

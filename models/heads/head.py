@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAl
 import numpy as np
 from numpy.typing import NDArray
 
-from features.devices import device_for
+from features.devices import device_for, out_of_memory
 from features.errors import ConstantFeatures
 from features.progress import say
 from features.storage import write_whole
@@ -65,7 +65,9 @@ class Head(ABC):
 
         try:
             return work(self.device_)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             say(f"{numbers:,} numbers and what is made of them do not fit the memory of {self.device_}; on the CPU now")
         torch.cuda.empty_cache()
         self.device = self.device_ = "cpu"
