@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import pytest
 import torch
 from test_backbones import CNNS, random_weights
 from test_extraction import ROOT, everything, job
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from features.backbones import load_spec
 from features.cache import entries
@@ -22,6 +25,11 @@ from features.extraction.cuda_graph import COMPILE_FROM, compiling_pays
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.loop import extract
 from features.progress import heard
+from features.views import View
+from models.finetuning import train as training
+from models.finetuning.batches import Inputs
+from models.finetuning.network import FinetunedNetwork, arithmetic, products
+from models.finetuning.settings import Settings
 from models.logistic_path import sweep
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -116,6 +124,24 @@ def test_what_cannot_be_recorded_is_run_there(monkeypatch: pytest.MonkeyPatch) -
 
 
 @on_gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("tf32", 5e-3), ("bfloat16", 5e-2)])
+def test_a_step_of_training_is_that_of_the_cpu(precision: str, tolerance: float) -> None:
+    """Logits and gradients of a fine-tuned network, within the tolerance of what PRECISION= says."""
+    torch.manual_seed(0)
+    maps, found = torch.randn(16, 64, 14, 14), []
+    tail = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 32, 3))
+    for how, device in (("float32", "cpu"), (precision, "cuda")):
+        network = FinetunedNetwork(copy.deepcopy(tail), 32, 2).to(device)
+        with arithmetic(how, device):
+            logits = network(maps.to(device))
+        with products(how, device):
+            cross_entropy(logits, torch.arange(16, device=device) % 2).backward()
+        found.append([logits.detach().cpu(), *(p.grad.cpu() for p in network.parameters() if p.grad is not None)])
+    for exact, other in zip(*found, strict=True):
+        assert float((other - exact).norm()) <= tolerance * float(exact.norm())
+
+
+@on_gpu
 def test_a_run_is_resumed_to_the_same_bits(spots: Path) -> None:
     """Half the images first and the rest later give the rows of one run."""
     dataset = load_dataset(str(spots))
@@ -167,6 +193,34 @@ def test_the_demo_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     command = ["make", "demo", f"PYTHON={sys.executable}"]
     subprocess.run(command, cwd=ROOT, check=True)
     assert [entry.key.precision for entry in entries("phantom")] == ["float16"]
+
+
+def _of_float32() -> set[str]:
+    """Return how NVIDIA's libraries multiply float32 numbers now."""
+    return {torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_a_training_multiplies_as_its_precision_says(
+    precision: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 is not rounded to TF32 on a GPU, forwards and backwards, and neither is ever bfloat16."""
+    with arithmetic(precision, "cuda"):
+        assert _of_float32() == {kind}
+    with arithmetic(precision, "cpu"):
+        assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr(training, "products", lambda precision, device: products(precision, "cuda"))
+    before, seen = _of_float32(), list[set[str]]()
+    network = FinetunedNetwork(nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU()), 8, 2)
+    network.classifier.weight.register_hook(lambda grad: seen.append(_of_float32()))
+    X, names = np.zeros((16, 6, 7, 7), np.float16), np.arange(16).astype(str)
+    view = View(X, np.arange(16) % 2, names, names, np.full(16, "train"))
+    task = training.Task(Inputs([view]), view.y, np.arange(16), np.arange(16), 0)
+    settings = Settings(batch=8, precision=precision)
+    state = training._State(network, settings)
+    assert len(list(training._steps(state, task, settings, training._plan(network, task, settings, 0), "cpu"))) == 2
+    assert seen == [{kind}] * 2
+    assert _of_float32() == before
 
 
 def test_compiling_is_for_large_sets_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
+
+from features.extraction.forward import float32_products
 
 
 class _ByProducts(torch.autograd.Function):
@@ -189,8 +191,19 @@ def parameter_groups(network: FinetunedNetwork, decay: float, last: float = 1.0)
     return groups
 
 
+def products(precision: str, device: str) -> AbstractContextManager[None]:
+    """Have a GPU multiply float32 numbers as they are during a block, or rounded where "tf32" is asked for."""
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    return float32_products("tf32" if precision == "tf32" else "ieee")
+
+
 @contextmanager
 def arithmetic(precision: str, device: str) -> Iterator[None]:
-    """Multiply in bfloat16 unless float32 is asked for; weights stay in float32, and bfloat16 needs no loss scaling."""
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision != "float32"):
+    """Multiply in bfloat16 where half precision is asked for; weights stay in float32, so no loss has to be scaled.
+
+    float32 and tf32 are what they say; their gradients need `products` too.
+    """
+    half = precision in ("bfloat16", "float16")
+    with products(precision, device), torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
         yield

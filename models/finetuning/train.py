@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from features.errors import FirnError
 from models.finetuning.batches import Batch, Inputs, batches, epoch_plan, numbers
 from models.finetuning.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
-from models.finetuning.network import Ensemble, FinetunedNetwork, arithmetic, parameter_groups, set_mode
+from models.finetuning.network import Ensemble, FinetunedNetwork, arithmetic, parameter_groups, products, set_mode
 from models.finetuning.settings import RECIPES, Settings
 from models.heads.linear import probabilities
 from models.metrics import METRICS
@@ -198,7 +198,8 @@ def _steps(state: _State, task: Task, settings: Settings, plan: Sequence[Batch],
             group["lr"] = rate * group["scale"]
         loss = _loss(state.network, task, batch, rows, weights, settings, device)
         state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with products(settings.precision, device):
+            loss.backward()  # type: ignore[no-untyped-call]
         state.optimiser.step()
         state.steps += 1
         if state.average:
