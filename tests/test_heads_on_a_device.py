@@ -27,6 +27,16 @@ DEVICES = ["torch-cpu", pytest.param("cuda", marks=on_gpu)]
 USE_ONE = ("logistic", "ridge", "map", "attention", "spatial")  # heads that can be computed on a GPU
 
 
+@pytest.fixture(autouse=True)
+def as_strict_as_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no tensor become an array unasked: numpy takes those of the CPU, and refuses those of a GPU."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    monkeypatch.setattr(torch.Tensor, "__array__", refused)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", USE_ONE)
 def test_a_gpus_code_learns_the_same(name: str, device: str) -> None:
