@@ -123,8 +123,9 @@ class Budget(NamedTuple):
 
 
 # By device and arithmetic of the forward pass. On one machine and its versions the same numbers come out, on a CPU to
-# the last bit; other processors sum in another order, and a head may choose another strength for it. A GPU multiplies
-# float32 in convolutions as TF32. A fine-tuned network is trained through all of that, epoch by epoch.
+# the last bit; other processors sum in another order, and a head may choose another strength for it. A run of before
+# tf32 had a name may be of products that a GPU rounded in float32 too. A fine-tuned network is trained through all of
+# that, epoch by epoch.
 BUDGETS = {
     ("cpu", "float32"): Budget(0.002, 0.002),
     ("cpu", "bfloat16"): Budget(0.01, 0.005),

@@ -26,9 +26,25 @@ needs_weights = pytest.mark.skipif(
 )
 
 
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_gpu_unasked() -> Iterator[None]:
+    """Make "auto" the CPU, here and in processes that tests start: what they expect is a CPU's to the last digits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every test artifacts and data folders of its own and no weights but the bundled ones."""
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Give every test artifacts and data folders of its own and no weights but the bundled ones.
+
+    A GPU is seen by those alone that are skipped where there is "no GPU here".
+    """
+    if any(mark.kwargs.get("reason") == "no GPU here" for mark in request.node.iter_markers("skipif")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES") if GPUS is None else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", GPUS)
     monkeypatch.setenv("FIRN_ARTIFACTS", str(tmp_path / "artifacts"))
     monkeypatch.setenv("FIRN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("FIRN_WEIGHTS", raising=False)

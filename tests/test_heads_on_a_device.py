@@ -101,6 +101,7 @@ def test_a_gpu_too_small(error: Exception, monkeypatch: pytest.MonkeyPatch) -> N
 def test_auto_is_a_gpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """It depends on the driver, on torch and on how many numbers there are; a GPU that is named must be there."""
     few, many = 1_000, 100_000_000
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     for driver, usable, expected in ((False, True, "cpu"), (True, False, "cpu"), (True, True, "cuda")):
         monkeypatch.setattr("features.devices._has_driver", lambda driver=driver: driver)
         monkeypatch.setattr("torch.cuda.is_available", lambda usable=usable: usable)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
@@ -257,10 +258,8 @@ def test_torch_runs_the_same_algorithm(n: int, d: int, classes: int) -> None:
     assert np.abs(a.iterations - b.iterations).max() <= 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_cuda_agrees() -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
     X, y = features(700, 1600, 3)
     a, b = (sweep(X, y, strengths=GRID, folds=masks(700, 3), device=name) for name in ("cpu", "cuda"))
     assert b.converged.all()
