@@ -40,7 +40,7 @@ from features.views import map_rows
 from models.finetuning.augmentation import Pixels
 from models.finetuning.batches import Inputs
 from models.finetuning.images import DecodedImages
-from models.finetuning.network import FinetunedNetwork, arithmetic, parameter_groups, set_mode
+from models.finetuning.network import FinetunedNetwork, arithmetic, parameter_groups, products, set_mode
 from models.finetuning.settings import RECIPES, FinetuneOptions
 from models.finetuning.train import Task, train
 
@@ -128,7 +128,8 @@ class Case:
                     maps = trunk(X)[self.after]
                 loss = cross_entropy(net(maps), torch.from_numpy(self.y[at]).to(self.device))
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            with products(self.settings.precision, self.device):
+                loss.backward()
             optimiser.step()
         _wait(self.device)
         return time.perf_counter() - start
@@ -185,7 +186,8 @@ class Whole:
             with arithmetic(self.settings.precision, self.device):
                 loss = cross_entropy(net(X), y)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            with products(self.settings.precision, self.device):
+                loss.backward()
             optimiser.step()
             if step == 0:
                 _wait(self.device)

@@ -124,7 +124,7 @@ def test_what_cannot_be_recorded_is_run_there(monkeypatch: pytest.MonkeyPatch) -
 
 
 @on_gpu
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("tf32", 5e-3), ("bfloat16", 5e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("tf32", 5e-3), ("bfloat16", 5e-2)])
 def test_a_step_of_training_is_that_of_the_cpu(precision: str, tolerance: float) -> None:
     """Logits and gradients of a fine-tuned network, within the tolerance of what PRECISION= says."""
     torch.manual_seed(0)
