@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, get_ident
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -249,6 +250,18 @@ def test_out_of_memory_halves_the_batch(error: Exception, monkeypatch: pytest.Mo
     assert forward.batch_size == 2
     for name, array in wanted.items():
         np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gpu_without_room_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that other programs have taken is told in one line; any other error passes."""
+    spec = load_spec("squeezenet1_1")
+    for error, shown in (
+        (RuntimeError("CUDA error: out of memory"), (FirnError, "nvidia-smi .*; run again with DEVICE=cpu$")),
+        (RuntimeError("CUDA error: device busy"), (RuntimeError, "device busy")),
+    ):
+        monkeypatch.setattr(Forward, "_fast", Mock(side_effect=error))
+        with pytest.raises(shown[0], match=shown[1]):
+            Forward(spec)
 
 
 def test_other_errors_of_a_device_pass(monkeypatch: pytest.MonkeyPatch) -> None:

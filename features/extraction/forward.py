@@ -39,6 +39,19 @@ def float32_products(kind: str) -> Iterator[None]:
             library.fp32_precision = as_before
 
 
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Raise FirnError where a GPU has no room for a network; most often other programs have taken it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise FirnError(
+            "the network does not fit the GPU's free memory (nvidia-smi tells who has it); run again with DEVICE=cpu"
+        ) from None
+
+
 class Forward:
     """A frozen backbone on its device, called with batches of one fixed size.
 
@@ -62,10 +75,12 @@ class Forward:
         self._device, self._dtype = torch.device(device), _DTYPES[precision]
         self._products = "tf32" if precision == "tf32" else "ieee"  # of float32 numbers, on a GPU
         self._stored = _DTYPES[stored]
-        self._mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
-        self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, channels)
-        self._module = self._fast(load_backbone(spec), spec.size)
+        network = load_backbone(spec)
+        with _fitting():
+            self._mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
+            self._std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
+            self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, C)
+            self._module = self._fast(network, spec.size)
         self._steps: dict[object, Step] = {}  # on a GPU, by the shape and type of pixels
         self._one_step: Step = torch.compile(self._features, dynamic=False) if compiled else self._features
 
