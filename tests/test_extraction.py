@@ -252,6 +252,19 @@ def test_out_of_memory_halves_the_batch(error: Exception, monkeypatch: pytest.Mo
         np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), 65504.0, -65504.0, 6e-8, -0.0])
+def test_what_is_not_finite_is_no_feature(value: float, dtype: torch.dtype) -> None:
+    """Infinity and NaN are refused wherever they are; the largest and the smallest numbers of float16 pass."""
+    named = {"pooled/a/avg": torch.zeros(3, 5, dtype=dtype), "maps/a": torch.full((3, 2, 4, 4), 1.5, dtype=dtype)}
+    named["maps/a"][2, 1, 3, 3] = value
+    if np.isfinite(value):
+        assert to_arrays(named)["maps/a"][2, 1, 3, 3] == np.asarray(value, str(dtype).removeprefix("torch."))
+        return
+    with pytest.raises(FirnError, match=r"^maps/a has values beyond 65,504 in float16, or none"):
+        to_arrays(named, "float16")
+
+
 def test_a_gpu_without_room_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that other programs have taken is told in one line; any other error passes."""
     spec = load_spec("squeezenet1_1")
