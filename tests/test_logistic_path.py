@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from features.errors import FirnError
 from models.logistic_path import Sweep, balanced, one_thread, out_of_fold, predicted, strengths, sweep
-from models.logistic_path.arrays import Numpy, in_turn
+from models.logistic_path.arrays import Numpy, _libraries, in_turn
 from models.logistic_path.loss import losses
 
 REAL = Path("../shared/data/colon/train")
@@ -339,6 +339,7 @@ def blas_threads() -> set[int]:
 
 def test_the_linear_algebra_has_one_thread() -> None:
     """In a block, in blocks inside it and in a decorated function; as many as before when they end, by an error too."""
+    _libraries.cache_clear()  # OpenCV, loaded since by another test, has one of its own, which nothing here asks
     with threadpool_limits(3, user_api="blas"):
         before = blas_threads()
         with pytest.raises(KeyError), one_thread():
