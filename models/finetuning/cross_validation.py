@@ -182,7 +182,7 @@ def _fit(run: Crossfit, name: str, rows: NDArray[np.intp], asked: NDArray[np.int
     task = Task(run.inputs, run.view.y, rows[~watch], rows[watch], draw)
     network = run.make()
     if run.settings.probe:
-        learner: Any = make_head("logistic", seed=run.settings.seed)
+        learner: Any = make_head("logistic", seed=run.settings.seed, device=run.device)
         learner.fit(run.view.X[task.rows], run.view.y[task.rows], run.view.groups[task.rows])
         start_from_probe(network, learner.coef_, learner.intercept_)
     label = f"fold {draw} of {total}" if draw else "all images"
