@@ -34,6 +34,13 @@ class MarginOptions:
 
 
 @dataclass(frozen=True)
+class FindingsOptions:
+    """What is told of runs of several findings."""
+
+    micro: bool = option(False, "Of several findings also the areas over all pairs of an image and a finding.")
+
+
+@dataclass(frozen=True)
 class PageOptions:
     """What stands on the page beside what was found."""
 
@@ -57,7 +64,12 @@ Compared = Annotated[ModelSelector, Taking(*DATA, "backbone", *RUN)]
 
 
 def compare(
-    runs: Compared, how: ExaminationOptions, pair: PairOptions, against: MarginOptions, page: PageOptions
+    runs: Compared,
+    how: ExaminationOptions,
+    pair: PairOptions,
+    against: MarginOptions,
+    findings: FindingsOptions,
+    page: PageOptions,
 ) -> list[str]:
     """Compare all runs of a data set under one protocol, or those of the given backbones; return the page's path.
 
@@ -78,9 +90,10 @@ def compare(
     folder = artifacts_root() / "compare" / found[0].record.root.name
     if found[0].record.several:
         refuse_of_classes(how, against, page)
-        several = compare_findings(found, seed=runs.data.seed)
+        several = compare_findings(found, seed=runs.data.seed, pooled=findings.micro)
         print_findings(several, out)
         return [str(write_findings(several, found, folder))]
+    refuse_of_findings(findings)
     columns = further_columns(runs.data.load(), how.columns)
     result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     print_table(result, out)
@@ -97,6 +110,12 @@ def refuse_of_classes(how: ExaminationOptions, against: MarginOptions, page: Pag
             f"{name.upper()}={typed(value)} is of runs of classes, and these are of several findings; leave it away, "
             "or take one finding alone by LABELS=finding:NAME"
         )
+
+
+def refuse_of_findings(findings: FindingsOptions) -> None:
+    """Raise FirnError for an option that has no part in a comparison of runs of classes."""
+    if findings.micro:
+        raise FirnError("MICRO=1 is of several findings per image, and these runs are of classes; leave it away")
 
 
 def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:

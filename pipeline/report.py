@@ -15,7 +15,14 @@ from models.runs.examination import ExaminationOptions
 from models.runs.findings import compare_findings
 from models.runs.findings_results import FindingsResult
 from models.runs.results import ComparisonResult
-from pipeline.compare import Compared, MarginOptions, PageOptions, refuse_of_classes
+from pipeline.compare import (
+    Compared,
+    FindingsOptions,
+    MarginOptions,
+    PageOptions,
+    refuse_of_classes,
+    refuse_of_findings,
+)
 from pipeline.render.findings_report import write_findings
 from pipeline.render.html_page import GALLERY, write_report
 
@@ -24,6 +31,7 @@ def report(
     runs: Compared,
     how: ExaminationOptions,
     against: MarginOptions,
+    findings: FindingsOptions,
     page: PageOptions,
     features: Annotated[FeatureOptions, Taking("weights")],
 ) -> list[str]:
@@ -39,8 +47,9 @@ def report(
     result: ComparisonResult | FindingsResult
     if found[0].record.several:
         refuse_of_classes(how, against, page)
-        result = compare_findings(found, seed=runs.data.seed)
+        result = compare_findings(found, seed=runs.data.seed, pooled=findings.micro)
     else:
+        refuse_of_findings(findings)
         columns = further_columns(dataset, how.columns)
         result = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     why_not = ""

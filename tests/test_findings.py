@@ -329,7 +329,7 @@ def test_scores_are_scikit_learns_with_masks() -> None:
         assert [row[metric].value for row in found.each] == pytest.approx(each, abs=1e-12)
         assert found.macro[metric].value == pytest.approx(np.mean(each), abs=1e-12)
         known = y >= 0
-        pooled = micro(y, proba, groups, n_bootstrap=20)[metric]
+        pooled = micro(y, proba, groups)[metric]
         assert pooled.value == pytest.approx(truth(y[known], proba[known]), abs=1e-12)
     full = np.where(y < 0, 0, y)
     assert macro_auc(full, proba) == pytest.approx(roc_auc_score(full, proba, average="macro"), abs=1e-12)
@@ -433,6 +433,27 @@ def test_compare_ranks_by_the_mean_area_and_tests_each_finding(place: str) -> No
     assert re.search(r"Bear in mind.*Few images with, or without: opacity \(\d+\)", text, re.DOTALL)
     assert all(f"<b>{finding}</b>" in text for finding in FINDINGS)
     assert text.count('<figure class="small">') == 2 * len(FINDINGS)
+
+
+def test_areas_over_all_findings_are_told_where_asked_for(place: str) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    page = Path(verbs.verb("compare", place, micro=True)[0])
+    results = json.loads((page.parent / "results.json").read_text())
+    runs = {run.record.head: run.predictions.part(test=True) for run in load_runs(load_dataset(place).name)}
+    for row in results["runs"]:
+        part = runs[row["record"]["head"]]
+        known, found = part.y >= 0, row["micro"]["roc_auc"]
+        assert found["value"] == pytest.approx(roc_auc_score(part.y[known], part.proba[known]))
+        assert found["low"] < found["value"] < found["high"]
+    assert (
+        f"(micro), in which frequent findings weigh most: ROC AUC {results['runs'][0]['micro']['roc_auc']['value']:.3f}"
+        in (page.read_text())
+    )
+    assert results["commands"][-1].endswith("MICRO=1")
+    verbs.train_heads(place, "squeezenet1_1", heads="knn", labels="finding:device")
+    with pytest.raises(FirnError, match="MICRO=1 is of several findings per image"):
+        verbs.verb("compare", place, labels="finding:device", micro=True)
 
 
 def test_class_maps_of_each_finding(place: str) -> None:

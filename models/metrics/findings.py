@@ -155,16 +155,23 @@ def macro_log_loss(y: ArrayLike, proba: ArrayLike) -> float:
     return float(np.mean([METRICS["log_loss"](*pair) for pair in pairs])) if pairs else np.nan
 
 
-def micro(y: ArrayLike, proba: ArrayLike, groups: ArrayLike | None = None, **how: int | float) -> dict[str, Interval]:
-    """Return every metric over all pairs of an image and a finding pooled, with intervals by group.
+def micro(
+    y: ArrayLike,
+    proba: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    folds: ArrayLike | None = None,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Return the areas over all pairs of an image and a finding pooled, with intervals by group.
 
-    y (n, L), proba (n, L), groups (n,); `how` goes to `score`. Frequent findings weigh most. Raises BadPredictions.
+    y (n, L), proba (n, L), groups (n,), folds (n,). Frequent findings weigh most. Raises BadPredictions.
     """
     labels, chances = _checked(y, proba)
-    of, _ = _columns(len(labels), groups, None)
+    columns = _columns(len(labels), groups, folds)
     known = labels >= 0
-    every = np.broadcast_to(of[:, None], labels.shape)[known]
-    return score(labels[known], _two(chances[known]), every, **how)  # type: ignore[arg-type]
+    of, fold = (np.broadcast_to(column[:, None], labels.shape)[known] for column in columns)
+    return score(labels[known], _two(chances[known]), of, folds=fold, only=AREAS, n_bootstrap=0, level=level)
 
 
 def _checked(y: ArrayLike, proba: ArrayLike) -> tuple[Ints, Floats]:

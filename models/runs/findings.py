@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.metrics import Interval, PairedTest, delong_test, holm, operating_points
-from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, score_findings
+from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, micro, score_findings
 from models.metrics.significance import Areas, compare_areas
 from models.runs.compare import ALPHA, check_same_images, images_of, run_names, verdict_of
 from models.runs.findings_headline import headline
@@ -27,19 +27,22 @@ from models.runs.summary import commands, plural
 from models.validation.predictions import Predictions
 
 
-def compare_findings(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000) -> FindingsResult:
+def compare_findings(
+    runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2000, pooled: bool = False
+) -> FindingsResult:
     """Return the results of several runs of the same findings, best validation first.
 
     The run of highest mean out-of-fold ROC AUC (macro) is chosen; on the test images (out of fold where there are none)
     every other one is compared with it in simultaneous tests on the mean, by the covariance of a bootstrap in which all
     runs and findings see the same draws of groups, and on each finding by DeLong's test, Holm-corrected over the
-    findings. Raises CacheError for no runs, and for runs that did not see the same images.
+    findings. `pooled` adds areas over all findings at once (micro). Raises CacheError for no runs, and for runs that
+    did not see the same images.
     """
     names = run_names(runs)
     check_same_images(runs, names)
     draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        rows = list(threads.map(partial(score_run, **draws), runs, names))
+        rows = list(threads.map(partial(score_run, pooled=pooled, **draws), runs, names))
     order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
     parts = [shown(runs[i]) for i in order]
     verdicts = [None, *_verdicts(parts, **draws)]
@@ -54,7 +57,7 @@ def compare_findings(runs: Sequence[Run], *, seed: int = 0, n_bootstrap: int = 2
         images_of(best),
         together(first.y),
         {"choice": "macro roc_auc", "level": LEVEL, "alpha": ALPHA, **draws},
-        commands([row.record for row in ranked], seed),
+        commands([row.record for row in ranked], seed, {"micro": "1"} if pooled else {}),
     )
     return replace(result, summary=headline(result), protocol=_protocol(result))
 
@@ -66,7 +69,7 @@ def together(y: NDArray[np.int64]) -> list[list[int]]:
     return counts
 
 
-def score_run(run: Run, name: str, *, seed: int, n_bootstrap: int) -> FindingsRunResult:
+def score_run(run: Run, name: str, *, seed: int, n_bootstrap: int, pooled: bool = False) -> FindingsRunResult:
     """Return all that can be said of one run by itself."""
     held, tested = (run.predictions.part(test=test) for test in (False, True))
     part, classes = shown(run), run.record.classes
@@ -89,7 +92,13 @@ def score_run(run: Run, name: str, *, seed: int, n_bootstrap: int) -> FindingsRu
         number(macro_log_loss(held.y, held.proba)),
         tuple(findings),
         tuple(name for name, own in zip(classes, found.counted, strict=True) if own),
+        _pooled(part) if pooled else None,
     )
+
+
+def _pooled(part: Predictions) -> dict[str, Score]:
+    found = micro(part.y, part.proba, part.groups, folds=part.fold, level=LEVEL)
+    return {name: as_dict(score) for name, score in found.items()}
 
 
 def _means(found: FindingScores) -> dict[str, Score]:

@@ -38,6 +38,7 @@ class FindingsRunResult:
     log_loss: float | None  # of validation, the mean over the findings
     findings: tuple[FindingResult, ...]
     counted: tuple[str, ...]  # findings in the mean that is shown
+    micro: Mapping[str, Score] | None = None  # areas over all findings pooled, where asked for
     validation_rank: int = 0
     against_chosen: Verdict | None = None
 

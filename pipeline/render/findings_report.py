@@ -12,7 +12,7 @@ import numpy as np
 from features.datasets.dataset import SPLITS
 from features.progress import printable
 from features.storage import write_whole
-from models.metrics import Band, pr_curve_band, roc_curve_band
+from models.metrics import METRICS, Band, pr_curve_band, roc_curve_band
 from models.runs.compare import run_names
 from models.runs.findings_headline import cautions, extremes, missed, technical
 from models.runs.findings_results import FindingsResult, FindingsRunResult
@@ -49,7 +49,7 @@ def print_findings(results: FindingsResult, console: Console) -> None:
     console.print(_runs_table(results), soft_wrap=False)
     console.print(_findings_table(results.chosen), soft_wrap=False)
     console.print(printable(results.summary), style="bold", markup=False, highlight=False)
-    for sentence in filter(None, (extremes(results), missed(results), technical(results))):
+    for sentence in filter(None, (extremes(results), missed(results), pooled(results), technical(results))):
         console.print(printable(sentence), markup=False, highlight=False)
     for sentence in cautions(results):
         console.print(printable(sentence), style="dim", markup=False, highlight=False)
@@ -58,6 +58,15 @@ def print_findings(results: FindingsResult, console: Console) -> None:
     )
     if note := results.dataset.note:
         console.print(printable(note), style="dim", markup=False, highlight=False)
+
+
+def pooled(results: FindingsResult) -> str:
+    """Say what the areas of the chosen run are over all findings at once; empty where that was not asked for."""
+    found = results.chosen.micro
+    if not found:
+        return ""
+    areas = " and ".join(f"{METRICS[name].label} {with_interval(found[name])}" for name in found)
+    return f"Over all pairs of an image and a finding (micro), in which frequent findings weigh most: {areas}."
 
 
 def _runs_table(results: FindingsResult) -> Any:
@@ -128,6 +137,7 @@ def render_findings(
         extremes=extremes(results),
         missed=missed(results),
         technical=technical(results),
+        pooled=pooled(results),
         cautions=list(cautions(results)),
         chosen=results.chosen,
         tested=results.tested,
