@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from features.errors import FirnError
 from features.options import FeatureOptions, Taking, make_command
-from features.progress import shown
+from features.progress import say, shown
 from features.request import open_features
 from features.storage import artifacts_root, write_whole
 from models.heads import HEADS, make_head
@@ -39,6 +39,8 @@ def learning_curve(features: FeatureOptions, view: View, run: Labels) -> list[st
     names = [name for name in view.names if HEADS[name].input != "runs"]
     if not names:
         raise FirnError(f"expected heads that learn from features, such as HEADS=logistic, got {view.heads}: of runs")
+    if view.insist and (without := [name for name in view.names if name not in names]):
+        say(f"{' '.join(without)} is left out: it learns from other runs, not from features")
     dataset, seed = features.data.load(), features.data.seed
     curves = []
     for term in features.terms:

@@ -82,13 +82,15 @@ def test_the_verb_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     extract(str(folder), "squeezenet1_1")
     train_heads(str(folder), "squeezenet1_1", heads="knn")
     assert 'data-figure="learning"' not in Path(compare(str(folder))).read_text()
-    paths = [Path(p) for p in verb(str(folder), "squeezenet1_1", heads="knn")]
+    paths = [Path(p) for p in verb(str(folder), "squeezenet1_1", heads="knn stack")]
     assert [p.name for p in paths] == ["learning-curve.svg", "learning-curve.png", "learning-curve.json"]
     content = json.loads(paths[-1].read_text())
     (curve,) = content["curves"]
     assert curve["name"] == "knn on squeezenet1_1 features.12 avg"
     assert curve["points"][-1]["groups"] == 48, "test images have no part in it"
-    assert "ROC AUC" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "ROC AUC" in said.out
+    assert "stack is left out: it learns from other runs" in said.err
     assert 'data-figure="learning"' in Path(compare(str(folder))).read_text()
     paths[-1].write_text(json.dumps(content | {"manifest": "of other images"}))
     assert 'data-figure="learning"' not in Path(compare(str(folder))).read_text()
