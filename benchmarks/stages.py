@@ -202,11 +202,12 @@ class Alone:
 
         n = len(self.dataset)
 
-        def batch(i: int) -> dict[str, NDArray[Any]]:
+        def batch(i: int) -> Any:
             pixels = [self._pixels[(i + k) % len(self._pixels)] for k in range(min(self.batch, n - i))]
-            return to_arrays(network(np.stack(pixels)))
+            return network(np.stack(pixels))
 
-        pieces = list(self.pool.each(batch, range(0, n, self.batch)))
+        # Fetched beside the next batch, as an extraction does: a GPU that waits for each of them tells too low a rate.
+        pieces = [to_arrays(found) for found in self.pool.each(batch, range(0, n, self.batch))]
         return {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
 
     def write(self) -> None:
