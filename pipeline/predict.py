@@ -241,27 +241,42 @@ def _summary(found: Prediction, predictor: Predictor, point: str, model: Path) -
 def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, str], folder: Path) -> str:
     """Write each image beside itself under its class activation map, all with one scale; say where and what they are.
 
-    A legend with the scale is below each.
+    Of several findings it is under that of each one which is present, in the order of their names, with which the
+    file's ends. A legend with the scale is below each.
     """
-    from pipeline.render.contact_sheet import legend_strip, map_ends, overlaid
+    from pipeline.render.contact_sheet import map_ends
 
     if found.votes is None:
         return ""
-    maps = asked_maps(found.votes, asked_of(found.decision, len(found.classes)))
+    several, maps = predictor.several, found.votes
+    if not several:
+        maps = asked_maps(maps, asked_of(found.decision, len(found.classes)))[:, None]
     scale = float(np.quantile(np.abs(maps), 0.99)) or 1.0
-    ends = map_ends(found.classes)
-    legend = legend_strip(ends, scale, 2 * predictor.geometry.size)
+    ends = map_ends(found.classes, several=several)
     with shown("overlays") as progress:
         for i, path in enumerate(found.names):
             square = np.rint(pixels(Path(path).read_bytes(), predictor.geometry, name=path)).astype(np.uint8)
             image = np.broadcast_to(square.transpose(1, 2, 0), (*square.shape[1:], 3)).copy()
-            both = np.concatenate([np.concatenate([image, overlaid(image, maps[i], scale)], axis=1), legend])
-            write_whole(folder / f"{i:05d}-{slug(names.get(path, path))[-80:]}.png", [_png(both)])
+            present = np.flatnonzero(found.decision[i]).tolist() if several else [0]
+            words = [slug(names.get(path, path))[-80:], *(slug(found.classes[k]) for k in present if several)]
+            png = _png(_beside(image, maps[i, present], ends, scale))
+            write_whole(folder / f"{i:05d}-{'-'.join(words)[:200]}.png", [png])
             progress(i + 1, len(found.names))
     return printable(
         f"{len(found.names):,} images beside their class activation maps in {folder}: blue {ends[0]}, "
         f"orange {ends[2]}, strongest at ±{scale:.3g} {ends[1]}"
     )
+
+
+def _beside(
+    image: NDArray[np.uint8], maps: NDArray[np.float64], ends: tuple[str, str, str], scale: float
+) -> NDArray[np.uint8]:
+    """Return an image (S, S, 3) beside itself under each of some maps (m, H, W), twice as wide as itself at least."""
+    from pipeline.render.contact_sheet import legend_strip, overlaid
+
+    panels = [image, *(overlaid(image, values, scale) for values in maps)]
+    panels += [np.zeros_like(image)] * (not len(maps))
+    return np.concatenate([np.concatenate(panels, axis=1), legend_strip(ends, scale, len(panels) * len(image))])
 
 
 def _png(image: NDArray[Any]) -> bytes:

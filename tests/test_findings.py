@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import verbs_for_tests as verbs
 from numpy.typing import NDArray
+from PIL import Image
 
 from features.cache.pack import open_pack
 from features.datasets import load_dataset
@@ -582,9 +583,14 @@ def test_a_bundle_predicts_all_findings(trained: Path, place: str, tmp_path: Pat
     assert [row["decision"] for row in rows] == [
         "|".join(name for name, there in zip(FINDINGS, own, strict=True) if there) for own in (proba >= limits).tolist()
     ]
-    for verb, more in (("export", {}), ("predict", {"images": str(tmp_path / "new"), "overlays": True})):
-        with pytest.raises(FirnError, match="one at a time"):
-            verbs.verb(verb, model=str(tmp_path / "all.zip"), **more)
+    with pytest.raises(FirnError, match="one at a time"):
+        verbs.verb("export", model=str(tmp_path / "all.zip"))
+    verbs.predict(tmp_path / "new", verbs.selected(tmp_path / "all.zip"), overlays=True, out=str(tmp_path / "over"))
+    for row, file in zip(rows, sorted((tmp_path / "over/overlays").iterdir()), strict=True):
+        present = [name for name in row["decision"].split("|") if name]
+        assert file.stem.endswith("-".join(present))
+        with Image.open(file) as image:
+            assert image.width == 224 * max(2, 1 + len(present))
     with pytest.raises(FirnError, match="PREVALENCE= is of classes"):
         verbs.verb("predict", model=str(tmp_path / "all.zip"), images=str(tmp_path / "new"), prevalence="0.1")
 

@@ -15,7 +15,7 @@ from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, load_tail
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
-from models.explain.class_maps import CLASS_MAPS, ensemble_class_maps
+from models.explain.class_maps import CLASS_MAPS, ensemble_class_maps, votes
 from models.finetuning.network import Ensemble, FinetunedNetwork, arithmetic
 from models.heads import HEADS, load_head
 from models.heads.linear import probabilities
@@ -54,7 +54,7 @@ class FeatureModel:
         if not has_class_maps(self.part):
             raise BadBundle(f"{self.part.head} on this view has no class maps; leave OVERLAYS= away")
         maps = features[self.part.networks[0]][f"maps/{self.part.blocks[0][-1]}"]
-        return CLASS_MAPS[HEADS[self.part.head].form](self.head, maps)
+        return votes(HEADS[self.part.head].form, self.head, maps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from features.backbones import BackboneSpec
-from features.datasets.findings import ONE
 from features.devices import BATCH, checked, choose_device
 from features.errors import BadBundle, FirnError, unknown
 from models.explain.class_maps import CLASS_MAPS
@@ -208,11 +207,6 @@ def load_unchecked(folder: Path, *, device: str = "auto", batch_size: int = 0, e
 
 def _check_explained(contents: Contents) -> None:
     """Raise FirnError for a model without class maps."""
-    if contents.findings:
-        raise FirnError(
-            f"{contents.name} is of several findings, and class maps are of one at a time; leave OVERLAYS= away, or "
-            f"train one by LABELS={ONE}{contents.classes[0]}"
-        )
     if not contents.stack and has_class_maps(contents.parts[0]):
         return
     able = " ".join([*(name for name, row in HEADS.items() if row.form in CLASS_MAPS), FINETUNED])
