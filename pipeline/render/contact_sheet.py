@@ -204,13 +204,12 @@ def _bar(
     axes = _axes(figure, MARGIN, down - (0.42 if unit_below else 0.52), across, 0.13)
     axes.imshow(ramp(scale), aspect="auto", extent=(-scale, scale, 0, 1))
     axes.set_yticks([])
-    axes.set_xticks([-scale, 0, scale], [f"{-scale:.3g}", "0", f"{scale:.3g}"], fontsize=6.5)
+    middle = f"0 {printable(unit)}" if unit_below else "0"
+    axes.set_xticks([-scale, 0, scale], [f"{-scale:.3g}", middle, f"{scale:.3g}"], fontsize=6.5, parse_math=False)
     axes.tick_params(length=2, pad=2)
     axes.set_title(printable(against), loc="left", fontsize=7, color=AGAINST, pad=3, parse_math=False)
     axes.set_title(printable(favour), loc="right", fontsize=7, color=FOR, pad=3, parse_math=False)
-    if unit_below:
-        axes.set_xlabel(printable(unit), fontsize=6.5, labelpad=-7, parse_math=False)
-    else:
+    if not unit_below:
         _write(figure, MARGIN + across + 0.2, down - 0.42, unit, fontsize=7)
 
 
