@@ -79,12 +79,7 @@ def read_manifest(
     else:
         labels = read_labels(table, target, uncertain=uncertain)
     lines, numbers, gone = _read_rows(table, labels, base, bool(findings))
-    if findings and "label" not in table.roles:
-        gone += left_out("columns that are no finding, with values besides 1, 0, -1 and blank", nearly_findings(table))
-    for role in ("group",) if target else ("label", "group"):
-        if role in table.roles:
-            what = f"columns that could be the {role} as well as {table.header[table.roles[role]]}, which is taken"
-            gone += left_out(what, rivals(table, role))
+    gone += _passed_over(table, target, bool(findings))
     of_lines = {line.label for line in lines.values()}
     classes = tuple(sorted(of_lines)) if findings else class_order(of_lines, path)
     if len(classes) < fewest:
@@ -144,6 +139,18 @@ def _read_rows(table: Table, labels: list[str], folder: Path, findings: bool) ->
         numbers.extend((found.stat.st_size, found.stat.st_mtime_ns, found.stat.st_ctime_ns))
     told = [record for reason, names in gone.items() for record in left_out(reason, names)]
     return _Rows(lines, numbers, (*told, *files.left_out(table, set(lines))))
+
+
+def _passed_over(table: Table, target: str, findings: bool) -> tuple[LeftOut, ...]:
+    """Return the columns that could have been findings, labels or groups, and are not taken for them."""
+    told: tuple[LeftOut, ...] = ()
+    if findings and "label" not in table.roles:
+        told = left_out("columns that are no finding, with values besides 1, 0, -1 and blank", nearly_findings(table))
+    for role in ("group",) if target else ("label", "group"):
+        if role in table.roles:
+            what = f"columns that could be the {role} as well as {table.header[table.roles[role]]}, which is taken"
+            told += left_out(what, rivals(table, role))
+    return told
 
 
 def _unlabelled(table: Table, image: str, cells: list[str]) -> str:
