@@ -19,7 +19,7 @@ from verbs_for_tests import verb
 
 from features.errors import CacheError, FirnError, UnknownName
 from models.metrics import METRICS, Interval, bootstrap_test, claim, compare_with, delong_test, operating_points, score
-from models.runs.compare import compare_runs, run_names
+from models.runs.compare import choose, compare_runs, run_names
 from models.runs.pair import compare_two
 from models.runs.record import Run, load_runs
 from models.runs.results import UNDECIDED, ComparisonResult
@@ -71,6 +71,27 @@ def test_chosen_by_validation_not_by_test() -> None:
     assert second["test"]["roc_auc"]["value"] > first["test"]["roc_auc"]["value"]
     assert second["against_chosen"]["verdict"] == "higher"
     assert "the other run is better on the test images, which had no part in the choice" in results["summary"]
+
+
+def test_a_fold_of_easy_images_is_no_merit() -> None:
+    """A network validated on one fold stands where its difference from the best other run on that fold puts it."""
+    leader, weak = (draw_predictions(2, strength=s, noise=i) for i, s in enumerate((1.5, 0.5)))
+    easy = leader.fold == 0
+    right = np.where(leader.y[:, None] == np.arange(2), 0.9, 0.1)
+    leader, weak = (p._replace(proba=np.where(easy[:, None], right, p.proba)) for p in (leader, weak))
+    shown = easy | (leader.fold < 0)
+    alone = make_run(weak.take(shown)._replace(proba=0.1 + 0.8 * weak.proba[shown]), "alone", folds=1)
+    runs = [alone, make_run(leader, "leader"), make_run(weak, "weak")]
+    results = compared(runs, n_bootstrap=DRAWS)
+    found = {row["head"]: row for row in results["runs"]}
+    assert found["alone"]["validation"]["roc_auc"]["value"] == 1 > found["leader"]["validation"]["roc_auc"]["value"]
+    assert [*found] == ["leader", "alone", "weak"], "as good as the leader there, and less sure of it"
+    assert choose(runs).record.head == "leader"
+    assert choose([alone]) is alone
+    confident = make_run(
+        leader.take(shown)._replace(proba=np.where(leader.proba[shown] > 0.5, 0.95, 0.05)), "sure", folds=1
+    )
+    assert choose([*runs, confident]).record.head == "sure", "better on the images that both were held against"
 
 
 def test_scores_are_those_of_the_metrics(two: tuple[list[Run], dict[str, Any]]) -> None:

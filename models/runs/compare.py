@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.datasets.columns import Columns
 from features.errors import CacheError
@@ -47,15 +48,30 @@ def loss_of(held: Predictions) -> float:
     return macro_log_loss(held.y, held.proba) if held.several else METRICS["log_loss"](held.y, held.proba)
 
 
-def rank(run: Run) -> tuple[float, float, str]:
-    """Return what sorts the best validation first, as in a comparison: area, log loss of equals, name."""
-    held = run.predictions.part(test=False)
-    return (-area_of(held), loss_of(held), run.name)
+def in_order(runs: Sequence[Run]) -> list[int]:
+    """Return the places of runs, best validation first: by ROC AUC, of equals by log loss, then by name.
+
+    A network that is validated on one fold alone stands where its difference from the best of the other runs on the
+    images of that fold puts it, so that it gains nothing from a fold of easy images.
+    """
+    held = [run.predictions.part(test=False) for run in runs]
+    scores = [_validated(part) for part in held]
+    if whole := [i for i, run in enumerate(runs) if run.record.folds > 1]:
+        best = max(whole, key=lambda i: tuple(scores[i]))
+        for i in {*range(len(runs))} - {*whole}:
+            common = held[best].take(np.isin(held[best].ids, held[i].ids))
+            scores[i] = scores[best] + (scores[i] - _validated(common))
+    return sorted(range(len(runs)), key=lambda i: (*-scores[i], runs[i].name))
+
+
+def _validated(held: Predictions) -> NDArray[np.float64]:
+    """Return area and negative log loss, (2,): the larger, the better; what the images cannot tell is worst."""
+    return np.nan_to_num([area_of(held), -loss_of(held)], nan=-1e9)
 
 
 def choose(runs: Sequence[Run]) -> Run:
     """Return the run of best validation of one or more."""
-    return min(runs, key=rank)
+    return runs[in_order(runs)[0]]
 
 
 ALPHA = 0.05  # of the corrected tests
@@ -135,7 +151,7 @@ def compare_runs(
     also = grades(runs[0].record.classes) if how.ordered else NO_METRICS
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         rows = list(threads.map(partial(_row, also=also, **draws), runs, names))
-    order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
+    order = in_order(runs)
     verdicts = against_the_first([shown(runs[i]) for i in order], margin=margin, **draws)
     best = runs[order[0]]
     result = ComparisonResult(
@@ -225,9 +241,3 @@ def _row(run: Run, name: str, *, also: Mapping[str, Metric], seed: int, n_bootst
     """Return all that can be said of one run by itself."""
     found = scored(run, also, seed=seed, n_bootstrap=n_bootstrap)
     return RunResult(name, run.record, run.images_per_second, **vars(found))
-
-
-def _choice_key(row: RunResult) -> tuple[float, float, str]:
-    """Return what sorts the best validation first: the area, the log loss of equals, then the name."""
-    area, loss = (row.validation[name]["value"] for name in (CHOICE, "log_loss"))
-    return (math.inf if area is None else -area, math.inf if loss is None else loss, row.name)

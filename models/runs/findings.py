@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models.metrics import Interval, PairedTest, delong_test, holm, operating_points
 from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, micro, score_findings
 from models.metrics.significance import Areas, compare_areas
-from models.runs.compare import ALPHA, check_same_images, images_of, run_names, verdict_of
+from models.runs.compare import ALPHA, check_same_images, images_of, in_order, run_names, verdict_of
 from models.runs.findings_headline import headline
 from models.runs.findings_results import SHOWN, FindingResult, FindingsResult, FindingsRunResult
 from models.runs.record import Run
@@ -43,7 +43,7 @@ def compare_findings(
     draws: dict[str, Any] = {"seed": seed, "n_bootstrap": n_bootstrap}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         rows = list(threads.map(partial(score_run, pooled=pooled, **draws), runs, names))
-    order = sorted(range(len(rows)), key=lambda i: _choice_key(rows[i]))
+    order = in_order(runs)
     parts = [shown(runs[i]) for i in order]
     verdicts = [None, *_verdicts(parts, **draws)]
     first = parts[0]
@@ -126,11 +126,6 @@ def _of_other_folds(held: Predictions, k: int, folds: int) -> NDArray[np.float64
         others = held.take((held.fold // folds == fold // folds) & ~own).finding(k)
         cuts[own] = _points(others).get("youden", 0.5)
     return cuts
-
-
-def _choice_key(row: FindingsRunResult) -> tuple[float, float, str]:
-    area = row.validation["roc_auc"]["value"]
-    return (math.inf if area is None else -area, math.inf if row.log_loss is None else row.log_loss, row.name)
 
 
 def _verdicts(parts: Sequence[Predictions], *, seed: int, n_bootstrap: int) -> list[Verdict]:

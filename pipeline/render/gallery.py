@@ -17,7 +17,7 @@ from features.errors import CacheError, FirnError
 from features.options import make_command
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
 from models.explain.run_maps import image_seen as seen_by_network
-from models.runs.compare import rank, run_names
+from models.runs.compare import in_order, run_names
 from models.runs.findings_results import FindingsResult
 from models.runs.outcomes import Outcome, Part, asked_in, errors, origin, parts_of, predicted_in
 from models.runs.record import Run
@@ -92,7 +92,7 @@ def _mapped(case: Case, named: Mapping[str, Run], parts: Sequence[Part], weights
         return _Mapped(
             case, "", None, f"no run has class activation maps; heads that have are {' '.join(EXPLAINERS)}: {command}"
         )
-    name = own[0] if own else min(able, key=lambda one: rank(able[one]))
+    name = own[0] if own else list(able)[in_order(list(able.values()))[0]]
     try:
         spec = load_spec(able[name].record.backbone, weights or None)
         other = replace(case, run=able[name], spec=spec)
