@@ -4,7 +4,9 @@ Run: FIRN_DATA=... python -m benchmarks.decode [--images 200] [--rounds 15]
 
 One thread: microseconds of processor time per image, Firn's and the bare decoder's in turn, medians. What Firn takes
 where its calls of C do nothing is the time under the interpreter's lock, which bounds a process. Threads: images per
-second of the clock, and how many times those of one thread. To 224 x 224 (squash), files in memory.
+second of the clock, and how many times those of one thread. To 224 x 224 (squash), files in memory. Processes: from
+files to pixels by as many threads that read and decode, and by as many processes, in turn; and what an image takes of
+this process's own processor time.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import cv2
 import numpy as np
 import simplejpeg
 
+from features.datasets.listing import FileSource
+from features.extraction.prefetch import prepare
+from features.extraction.processes import DecodingProcesses
 from features.images import Geometry, pixels
 from features.storage import data_root
 
@@ -31,6 +37,7 @@ SETS = {
     "64 x 64 PNG, grey": ("nih14/images", "*.png", 64),
     "full-size JPEG, grey, to 224": ("radiographs_fullsize", "*.jp*g", 224),
 }
+WAY = (Geometry("squash", 224, 256, "bilinear"),)
 Work = Callable[[bytes], object]
 
 
@@ -75,7 +82,7 @@ def one_thread(files: dict[str, list[bytes]], rounds: int) -> None:
 
 def under_lock(files: list[bytes], rounds: int) -> None:
     """Print how long a JPEG of three equal channels holds the lock."""
-    work = partial(pixels, geometry=Geometry("squash", 224, 256, "bilinear"), name="image")
+    work = partial(pixels, geometry=WAY[0], name="image")
     whole = np.median([alone(files, work) for _ in range(rounds)])
     image = simplejpeg.decode_jpeg(files[0], "RGB")
     with (
@@ -91,13 +98,51 @@ def several_threads(files: list[bytes], rounds: int) -> None:
     """Print the rates of 1, 2, 4, ... threads up to the cores."""
     most = os.cpu_count() or 1
     counts = sorted({2**i for i in range(most.bit_length())} | {most})
-    works = {"Firn": partial(pixels, geometry=Geometry("squash", 224, 256, "bilinear"), name="image"), "OpenCV": bare}
+    works = {"Firn": partial(pixels, geometry=WAY[0], name="image"), "OpenCV": bare}
     print(f"\n| images/s with threads | {' | '.join(map(str, counts))} | times one |")
     print("|---" * (len(counts) + 2) + "|")
     for name, work in works.items():
         found = np.array([[rate(files, work, threads) for threads in counts] for _ in range(rounds)])
         cells = " | ".join(f"{value:,.0f}" for value in np.median(found, axis=0))
         print(f"| {name} | {cells} | {np.median(found[:, -1] / found[:, 0]):.2f} |", flush=True)
+
+
+def by_threads(source: FileSource, ids: list[str], count: int) -> int:
+    """Return how many images threads read and decoded."""
+    way: dict[str, Any] = {"wanted": lambda sha256: True, "workers": count, "ahead": 1024}
+    return sum(not prepared.error for prepared in prepare(source, ids, range(len(ids)), WAY, **way))
+
+
+def by_processes(processes: DecodingProcesses, ids: list[str]) -> int:
+    """Return how many images processes that have begun read and decoded."""
+    return sum(not p.error for p in processes.prepare(ids, range(len(ids)), ahead=1024))
+
+
+def timed(work: Callable[[], int]) -> tuple[float, float]:
+    """Return images per second of the clock, and microseconds of this process's processor time for each."""
+    start, used = time.perf_counter(), time.process_time()
+    images = work()
+    return images / (time.perf_counter() - start), (time.process_time() - used) / images * 1e6
+
+
+def several_processes(folder: Path, pattern: str, images: int, rounds: int) -> None:
+    """Print the rates of 1, 2, 4, ... processes beside those of threads."""
+    paths = sorted(folder.rglob(pattern))[:images]
+    source, ids = FileSource(folder), [path.relative_to(folder).as_posix() for path in paths]
+    most = os.cpu_count() or 1
+    print(
+        "\n| count | threads, images/s | processes, images/s | threads, own µs | processes, own µs |\n"
+        + "|---" * 5
+        + "|"
+    )
+    for count in sorted({2**i for i in range(most.bit_length())} | {most}):
+        processes = DecodingProcesses(source, WAY, count)
+        by_processes(processes, ids)  # all have begun
+        both = partial(by_threads, source, ids, count), partial(by_processes, processes, ids)
+        found = np.median([[timed(work) for work in both] for _ in range(rounds)], axis=0)
+        processes.close()
+        rates, own = (" | ".join(f"{value:,.0f}" for value in row) for row in found.T)
+        print(f"| {count} | {rates} | {own} |", flush=True)
 
 
 def main() -> None:
@@ -113,6 +158,8 @@ def main() -> None:
     first = next(iter(files.values()))
     under_lock(first, asked.rounds)
     several_threads(first, asked.rounds)
+    where, glob, _ = SETS[next(iter(files))]
+    several_processes(data_root() / where, glob, 10 * asked.images, asked.rounds)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
 

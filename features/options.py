@@ -101,7 +101,7 @@ class ExtractOptions:
 
     maps: str = option("", "Blocks whose feature maps are kept too, by name, by number of last ones, or all.")
     batch_size: int = option(0, "Images per forward pass; 0 chooses.", min=0)
-    workers: int = option(0, "Threads that read (on a GPU as many decode); 0 is one per core.", min=0)
+    workers: int = option(0, "Threads that read (on a GPU as many decode, or processes); 0 is one per core.", min=0)
     strict: bool = option(False, "Stop at the first unreadable image.")
     engine: str = option("local", "local, or ray: all GPUs or cores of a machine or a cluster ($RAY_ADDRESS).")
 

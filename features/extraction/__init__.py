@@ -2,6 +2,7 @@
 
 job           what an extraction is asked for, and what came of it
 prefetch      threads that read, digest and decode images a little ahead of the network
+processes     the same by processes, which a GPU on many cores is fed by
 forward       the frozen network, batch by batch (onednn: on a CPU; cuda_graph: on a GPU)
 workers       the threads that run the networks: one per core on a CPU, one on a GPU
 shard_writer  one entry's rows, from waiting pixels to committed shards; the masters at the end

@@ -18,6 +18,7 @@ from features.extraction.cuda_graph import compiling_pays
 from features.extraction.forward import Forward
 from features.extraction.job import Job, Outcome, Settings, add, rows_per_shard
 from features.extraction.prefetch import Prepared, prepare
+from features.extraction.processes import DecodingProcesses, pays
 from features.extraction.shard_writer import ShardWriter, refresh, remembered, settle
 from features.extraction.workers import WorkerPool
 from features.images import Geometry
@@ -115,6 +116,7 @@ class _Run:
             self.left_out.append(dict(manifest.left_out) if manifest else {})
         self._active: dict[int, list[ShardWriter]] = {}  # partition -> writers that leased it
         self._open: int | None = None  # the partition whose images are coming in
+        self._processes: DecodingProcesses | None = None  # that decode, where it pays
 
     def whole(self) -> None:
         """Work through all partitions and come to an end, in good order whatever happens."""
@@ -135,24 +137,15 @@ class _Run:
 
     def _go(self) -> None:
         """Work through all partitions; those of other living processes are waited for, and taken over if these die."""
-        workers, rows = self._settings.workers, self._settings.rows
-        ahead = 2 * max(writer.batch_size for writer in self._writers) + 8 * workers
+        rows = self._settings.rows
         waiting = list(range(self._first, self._first - (-len(self._dataset) // rows)))
-        self._done = len(self._dataset) - sum(len(self._todo(partition)) for partition in waiting)
+        lacking = sum(len(self._todo(partition)) for partition in waiting)
+        self._done = len(self._dataset) - lacking
+        self._begin_processes(lacking)
         while waiting:
             later: list[int] = []
-            stream = prepare(
-                self._dataset.source,
-                self._dataset.ids,
-                self._indices(waiting, later),
-                self._geometries,
-                wanted=lambda sha256: bool(self._lacking(sha256)),
-                workers=workers,
-                ahead=ahead,
-                decoders=self._pool.decoders,
-            )
             asked = time.perf_counter()
-            for prepared in stream:
+            for prepared in self._prepared(self._indices(waiting, later)):
                 self.outcome.waits["decode"] += time.perf_counter() - asked
                 self._take(prepared)
                 asked = time.perf_counter()
@@ -162,6 +155,31 @@ class _Run:
             if later == waiting:
                 time.sleep(_POLL)
             waiting = later
+
+    def _begin_processes(self, lacking: int) -> None:
+        """Have processes decode, where that pays for images that lack a row; some may only have to be read again."""
+        held = min(writer.rows for writer in self._writers)
+        known = len(self._dataset) - lacking  # to have their rows; other rows are of images to be read again
+        settings, source = self._settings, self._dataset.source
+        if pays(settings.device, settings.workers, source, lacking - max(0, held - known)):
+            self._processes = DecodingProcesses(source, self._geometries, settings.workers)
+
+    def _prepared(self, indices: Iterator[int]) -> Iterator[Prepared]:
+        """Yield images of the data set, decoded a little ahead."""
+        workers = self._settings.workers
+        ahead = 2 * max(writer.batch_size for writer in self._writers) + 8 * workers
+        if self._processes:
+            return self._processes.prepare(self._dataset.ids, indices, ahead=ahead)
+        return prepare(
+            self._dataset.source,
+            self._dataset.ids,
+            indices,
+            self._geometries,
+            wanted=lambda sha256: bool(self._lacking(sha256)),
+            workers=workers,
+            ahead=ahead,
+            decoders=self._pool.decoders,
+        )
 
     def _indices(self, partitions: list[int], later: list[int]) -> Iterator[int]:
         """Yield the images to do, leasing one partition after the other; those leased by others go into `later`."""
@@ -273,6 +291,8 @@ class _Run:
             add(self.outcome.seconds, writer.seconds)
             add(self.outcome.waits, writer.waits)
         self._pool.close()
+        if self._processes:
+            self._processes.close()
         with _kept(errors):
             nothing = self.outcome.left_out and not self.outcome.images and not self.outcome.skipped
             if nothing and self._masters:

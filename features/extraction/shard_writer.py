@@ -56,6 +56,11 @@ class ShardWriter:
         """Return how many images go through the network at once."""
         return self._forward.batch_size
 
+    @property
+    def rows(self) -> int:
+        """Return of how many images every part has a committed row."""
+        return min(len(have) for have in self._have.values())
+
     def rescan(self) -> None:
         """Learn of rows committed since the last look, by this process or another."""
         for part in self.parts:
