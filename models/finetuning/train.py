@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from features.errors import FirnError
@@ -55,10 +55,17 @@ class _State:
         recipe = RECIPES[settings.recipe]
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False) if settings.average == "ema" else None
+        self._averaged, self._latest = _floats(self.average or network), _floats(network)
         self.optimiser = recipe.optimiser(parameter_groups(network, settings.decay, settings.last), settings.rate)
         self.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.history: list[Epoch] = []
         self.steps = 0
+
+    @torch.no_grad()
+    def follow(self, keep: float) -> None:
+        """Move averaged weights and statistics, if any, towards the network's (exponential moving average)."""
+        if self.average:
+            torch._foreach_lerp_(self._averaged, self._latest, 1 - keep)
 
     @property
     def judged(self) -> FinetunedNetwork:
@@ -133,6 +140,11 @@ def train(
     return state.history
 
 
+def _floats(network: FinetunedNetwork) -> list[Tensor]:
+    """Return the tensors of a network that can be averaged; they share its memory."""
+    return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+
+
 def _over(history: Sequence[Epoch], settings: Settings) -> bool:
     if len(history) >= settings.epochs:
         return True
@@ -202,8 +214,7 @@ def _steps(state: _State, task: Task, settings: Settings, plan: Sequence[Batch],
             loss.backward()  # type: ignore[no-untyped-call]
         state.optimiser.step()
         state.steps += 1
-        if state.average:
-            _follow(state.average, state.network, min(keep, (1 + state.steps) / (10 + state.steps)))
+        state.follow(min(keep, (1 + state.steps) / (10 + state.steps)))
         yield loss
 
 
@@ -268,14 +279,6 @@ def _class_weights(y: NDArray[np.int64], k: int, how: str) -> Tensor:
         return torch.ones(k)
     counts = np.maximum(np.bincount(y, minlength=k), 1)
     return torch.tensor(len(y) / (k * counts), dtype=torch.float32)
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, keep: float) -> None:
-    """Move averaged weights and statistics towards the network's (exponential moving average)."""
-    pairs = zip(average.state_dict().values(), network.state_dict().values(), strict=True)
-    ours, theirs = zip(*((a, b) for a, b in pairs if a.is_floating_point()), strict=True)
-    torch._foreach_lerp_(list(ours), list(theirs), 1 - keep)
 
 
 def predict(
