@@ -314,7 +314,7 @@ def test_recipes_by_name_and_by_what_is_trained() -> None:
     """`strong` for the whole network, `adamw` for cached maps; the article's own; each may be asked for anywhere."""
     assert [FinetuneOptions(blocks=blocks).named for blocks in ("1", "2", "all")] == ["adamw", "adamw", "strong"]
     strong = choose_settings("", blocks="all")
-    assert (strong.rate, strong.decay, strong.keep, strong.last) == (1e-4, 0.01, 0.998, 10.0)
+    assert (strong.rate, strong.decay, strong.keep, strong.last) == (3e-4, 0.01, 0.998, 10.0)
     assert (strong.augment, strong.flip, strong.norm, strong.average) == ("strong", "mirror", "frozen", "ema")
     assert strong.mirrored
     last = choose_settings("strong", blocks="1")
