@@ -17,6 +17,7 @@ import pytest
 from test_extraction import everything, job, run, same
 
 from features.datasets.listing import FileSource
+from features.errors import FirnError
 from features.extraction import loop
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.processes import FEWEST, IMAGES_FROM, DecodingProcesses, pays
@@ -111,6 +112,15 @@ def test_an_image_that_kills_is_left_out(
     assert lost.image == 5
     assert lost.error == "005.png: the process that decodes it died, twice"
     assert_equal([p for p in found if p is not lost], [p for p in by_threads(source, ids[:40]) if p.image != 5])
+
+
+def test_processes_that_do_not_begin(odd: tuple[FileSource, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are told at once, and not image by image."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    dead = DecodingProcesses(odd[0], GEOMETRIES, 2)
+    with pytest.raises(FirnError, match=r"exit code is 1.*run again with WORKERS=3"):
+        next(dead.prepare(odd[1], range(9), ahead=9))
+    dead.close()
 
 
 def test_none_outlives_the_one_that_asks(odd: tuple[FileSource, list[str]], two: DecodingProcesses) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 
 from features.datasets.dataset import Source
 from features.datasets.listing import FileSource
+from features.errors import FirnError
 from features.extraction.prefetch import Prepared, batches, prepare
 from features.images import Geometry
 
@@ -60,7 +61,7 @@ class DecodingProcesses:
 
     def prepare(self, ids: Sequence[str], indices: Iterable[int], *, ahead: int) -> Iterator[Prepared]:
         """Yield every image of `indices` in their order, decoded about `ahead` images before they are asked for."""
-        most = 2 * len(self._processes) + ahead // _TASK
+        most = len(self._processes) + ahead // _TASK
         tasks, running = batches(indices, _TASK), deque[Future[list[Prepared]]]()
         try:
             for task in tasks:
@@ -111,10 +112,22 @@ class _Process:
             )
         with suppress(OSError):  # one that is dead already is noticed when it is asked
             _send(self._socket, self._work)
+        self._begun = False
+
+    def _await(self) -> None:
+        """Wait until the process has begun. Raises FirnError where it ended by itself instead."""
+        with suppress(OSError, EOFError):
+            self._begun = self._begun or _receive(self._socket)
+        if not self._begun and (code := self._popen.wait()) >= 0:  # a killed one is noticed when it is asked
+            raise FirnError(
+                f"a process that is to decode images does not begin (its exit code is {code}); "
+                f"run again with WORKERS={FEWEST - 1}, which decodes by threads"
+            )
 
     def decode(self, images: list[tuple[int, str]]) -> list[Prepared]:
         """Return the images prepared; one that the process dies of, when asked for alone and twice, is unreadable."""
         for _ in range(2):
+            self._await()
             with suppress(OSError, EOFError):
                 return self._ask(images)
             self.close()
@@ -144,9 +157,10 @@ class _Process:
 
 
 def serve(descriptor: int) -> None:
-    """Decode what is asked for through a socket until it is closed: what a process of its own does."""
+    """Say that this process has begun, then decode what is asked for through a socket until it is closed."""
     with socket.socket(fileno=descriptor) as asking, suppress(EOFError, OSError):
         source, geometries = _receive(asking)
+        _send(asking, True)
         while True:
             names = _receive(asking)
             rows, ahead = range(len(names)), len(names)
