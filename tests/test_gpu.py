@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from features.backbones import load_spec
 from features.cache import entries
 from features.datasets import load_dataset
 from features.errors import FirnError
+from features.extraction import loop, processes
 from features.extraction.cuda_graph import COMPILE_FROM, compiling_pays
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.loop import extract
@@ -153,6 +155,21 @@ def test_a_run_is_resumed_to_the_same_bits(spots: Path) -> None:
     extract(first, [halves], device="cuda", batch_size=8)
     extract(dataset, [halves], device="cuda", batch_size=8)
     assert all(np.array_equal(a, b) for a, b in zip(everything(whole.entry), everything(halves.entry), strict=True))
+
+
+@on_gpu
+def test_processes_feed_a_gpu(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as threads give."""
+    one, other = job(spots, precision="bfloat16"), job(spots, precision="bfloat16", name="by-processes")
+    dataset, counts = load_dataset(str(spots)), []
+    settings: dict[str, Any] = {"device": "cuda", "batch_size": 4, "workers": processes.FEWEST}
+    extract(dataset, [one], **settings)
+    monkeypatch.setattr(processes, "IMAGES_FROM", 1)
+    monkeypatch.setattr(loop, "DecodingProcesses", lambda *a: counts.append(a[2]) or processes.DecodingProcesses(*a))
+    extract(dataset, [other], **settings)
+    assert counts == [processes.FEWEST]
+    for ours, theirs in zip(everything(one.entry), everything(other.entry), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @on_gpu
