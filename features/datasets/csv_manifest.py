@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.datasets.dataset import Dataset, LeftOut, class_order, is_guess, is_missing, left_out, same_class
 from features.datasets.findings import MISSING
@@ -82,36 +83,34 @@ def read_manifest(
     gone += _passed_over(table, target, bool(findings))
     of_lines = {line.label for line in lines.values()}
     classes = tuple(sorted(of_lines)) if findings else class_order(of_lines, path)
-    if len(classes) < fewest:
-        told, wanted = "".join(f"; {record}" for record in gone), "two" if fewest > 1 else "one"
-        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected {wanted} or more{told}")
+    _require_classes(path, classes, fewest, gone)
+    rank = {label: rank for rank, label in enumerate(classes)}
     found, ids = list(lines), sorted(lines)
     order = sorted(range(len(found)), key=found.__getitem__)
-    rank = {label: rank for rank, label in enumerate(classes)}
-    rows = [table.rows[lines[image].row][1] for image in ids]
+    sorted_lines = [lines[image] for image in ids]
+    groups, unit = _groups(table, ids, sorted_lines)
     of_labels = {plain_name(finding) for finding in findings} or label_columns(table, target)
-    groups = _groups([lines[image].group for image in ids])
-    unit = _unit(table.header[table.roles["group"]]) if any(groups) else ""
-    if "group" not in table.roles and (patients := patients_in(ids)):
-        groups, unit = patients, "patient"
     return Dataset(
         name=name,
         classes=classes,
         ids=ids,
-        labels=np.array([rank[lines[image].label] for image in ids], np.int64),
-        splits=np.array(_splits(table, base, ids, [lines[image].split for image in ids]), np.str_),
-        groups=np.array([group or image for group, image in zip(groups, ids, strict=True)], np.str_),
+        labels=np.array([rank[line.label] for line in sorted_lines], np.int64),
+        splits=np.array(_splits(table, base, ids, [line.split for line in sorted_lines]), np.str_),
+        groups=np.array(groups, np.str_),
         source=FileSource(base, Listing(ids, sorted_stamps(numbers, order))),
         grouped_by=unit,
-        columns={
-            name: np.array(["" if is_missing(row[at]) else row[at] for row in rows], np.str_)
-            for name, at in table.others().items()
-            if name not in of_labels
-        },
+        columns=_columns(table, [line.row for line in sorted_lines], of_labels),
         left_out=gone,
         positive_is_guess=not findings and is_guess(classes),
         findings=findings,
     )
+
+
+def _require_classes(path: Path, classes: tuple[str, ...], fewest: int, gone: tuple[LeftOut, ...]) -> None:
+    """Raise BadDataset, with what was left out, where the table names fewer classes than are needed."""
+    if len(classes) < fewest:
+        told, wanted = "".join(f"; {record}" for record in gone), "two" if fewest > 1 else "one"
+        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected {wanted} or more{told}")
 
 
 def _read_rows(table: Table, labels: list[str], folder: Path, findings: bool) -> _Rows:
@@ -179,13 +178,34 @@ def _line(table: Table, cells: list[str], label: str, row: int) -> _Line:
     return _Line(label, split, group, row)
 
 
-def _groups(groups: list[str]) -> list[str]:
+def _groups(table: Table, ids: list[str], lines: list[_Line]) -> tuple[list[str], str]:
+    """Return the group of each image, itself where it has none, and what a group is: patient for `patient_id`."""
+    groups, unit = _spelled_alike([line.group for line in lines]), ""
+    if any(groups):
+        column = table.header[table.roles["group"]]
+        unit = re.sub(r"_?id$", "", column) or column
+    elif "group" not in table.roles and (patients := patients_in(ids)):
+        groups, unit = patients, "patient"
+    return [group or image for group, image in zip(groups, ids, strict=True)], unit
+
+
+def _spelled_alike(groups: list[str]) -> list[str]:
     """Return the groups, spelled in one way where some are equal but for case, blanks or the way of a number."""
     keys = {group: same_class(group) for group in sorted(set(groups))}
     first: dict[str, str] = {}
     for group, key in keys.items():
         first.setdefault(key, group)
     return [first[keys[group]] for group in groups]
+
+
+def _columns(table: Table, rows: list[int], of_labels: set[str]) -> dict[str, NDArray[np.str_]]:
+    """Return the columns without a role, by name and in the order of `rows`; a missing value is empty."""
+    cells = [table.rows[row][1] for row in rows]
+    return {
+        name: np.array(["" if is_missing(row[at]) else row[at] for row in cells], np.str_)
+        for name, at in table.others().items()
+        if name not in of_labels
+    }
 
 
 def patients_in(ids: list[str]) -> list[str]:
@@ -207,11 +227,6 @@ def _splits(table: Table, base: Path, ids: list[str], given: list[str]) -> list[
     above = [image.partition("/")[0] for image in ids]
     folders = split_names(sorted(set(above)))
     return [folders[folder] for folder in above] if folders.keys() == set(above) else given
-
-
-def _unit(column: str) -> str:
-    """Return what a group is: patient for the column `patient_id`."""
-    return re.sub(r"_?id$", "", column) or column
 
 
 class _File(NamedTuple):
