@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.metrics.bootstrap import correlation_interval
-from models.metrics.linear import mean_interval
-from models.metrics.registry import Metric, all_groups
+from models.metrics.registry import Metric, all_groups, mean_loss
 from models.metrics.sample import Floats, Replicates, Sample, ratio
 
 
@@ -29,13 +28,7 @@ def ordered_metrics(ranks: Sequence[int]) -> dict[str, Metric]:
         "kappa": Metric(
             "Quadratic weighted kappa", +1, lambda r: _kappa(r, place), all_groups, interval=correlation_interval
         ),
-        "grades_off": Metric(
-            "Mean absolute error in grades",
-            -1,
-            lambda r: r.mean(errors(r.sample)),
-            all_groups,
-            analytic=lambda s, level: mean_interval(s, errors(s), level),
-        ),
+        "grades_off": mean_loss("Mean absolute error in grades", errors),
     }
 
 

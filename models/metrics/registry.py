@@ -147,6 +147,17 @@ class Metric:
         return float(self.function(Replicates(sample, np.ones((1, sample.n_groups))))[0])
 
 
+def mean_loss(label: str, losses: Callable[[Sample], Floats]) -> Metric:
+    """Return the metric that is the mean over the images of `losses` of a sample, (n,); less is better."""
+    return Metric(
+        label,
+        -1,
+        lambda replicates: replicates.mean(losses(replicates.sample)),
+        all_groups,
+        analytic=lambda sample, level: mean_interval(sample, losses(sample), level),
+    )
+
+
 # Two classes: class 1 is the positive one. More: the mean over the classes (macro), one against the rest, of those
 # where it is defined. MCC: the correlation of true and decided classes (Matthews 1975; of several Gorodkin 2004).
 # Brier: (proba[:, 1] - y)^2, or the squared distance to the one-hot label (Brier 1950). ECE: |share - mean probability|
@@ -167,21 +178,9 @@ METRICS: dict[str, Metric] = {
     ),
     "f1": Metric("F1", +1, lambda r: _one_number(_f1(r)), _each_class),
     "mcc": Metric("MCC", +1, _mcc, _each_class, correlation_interval, _correlation),
-    "brier": Metric(
-        "Brier score",
-        -1,
-        lambda r: r.mean(_distances(r.sample)),
-        all_groups,
-        analytic=lambda s, level: mean_interval(s, _distances(s), level),
-    ),
+    "brier": mean_loss("Brier score", _distances),
     "ece": Metric("Calibration error", -1, _ece, all_groups, analytic=_without_bounds),
-    "log_loss": Metric(
-        "Log loss",
-        -1,
-        lambda r: r.mean(_surprises(r.sample)),
-        all_groups,
-        analytic=lambda s, level: mean_interval(s, _surprises(s), level),
-    ),
+    "log_loss": mean_loss("Log loss", _surprises),
 }
 
 
