@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from models.metrics.bootstrap import CONSTANT, Interval, effective_count, quantile, strata, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
-from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample, two_classes
 
 _NEWTON, _CONVERGED, _SINGULAR = 50, 1e-10, 1e14  # steps; of the coefficients; condition of the curvature
 _HALVED, _ROUNDING = 60, 1e-12  # times at most that a step is halved; share of a loss that is no rise
@@ -44,8 +44,8 @@ def reliability_curve(
     the scores hold, the classes count as if it were the share of class 1; that moves the odds of every bin by the same
     factor, and the bounds with them. Raises BadPredictions.
     """
-    column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups)
+    sample = make_sample(y, two_classes(score), groups)
+    column = sample.proba[:, 1]
     place = bin_of(column, bins)
     images = np.bincount(place, minlength=bins)
     used = images > 0
@@ -86,8 +86,7 @@ def calibration_line(
     17:230). Bounds are Student's t with the variance of the jackknife over groups. NaN with fewer than two
     groups of a class, or where the classes separate and no slope is finite. Raises BadPredictions.
     """
-    column = np.asarray(score, dtype=np.float64)
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
+    sample = make_sample(y, two_classes(score), groups, folds=folds).by_fold()
     odds = np.diff(_log(sample.proba), axis=1)[:, 0]
     ones = np.ones((len(odds), 1))
     fits = (np.column_stack([odds, ones]), np.zeros(len(odds))), (ones, odds)
@@ -214,7 +213,7 @@ class Isotonic:
         columns = given[:, -len(self.knots) :].T
         mapped = [np.interp(*row) for row in zip(columns, self.knots, self.levels, strict=True)]
         if len(mapped) == 1:
-            return np.stack([1 - mapped[0], mapped[0]], axis=1)
+            return two_classes(mapped[0])
         stacked = np.stack(mapped, axis=1)
         total = stacked.sum(axis=1, keepdims=True)
         return np.asarray(np.divide(stacked, total, out=given.copy(), where=total > 0))

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from models.metrics.bootstrap import CELLS, Interval, logit_interval
 from models.metrics.registry import METRICS, score, values
-from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample, two_classes
 
 AREAS = ("roc_auc", "pr_auc")  # of which there is a mean over the findings
 _FEWEST = 2  # groups with a finding, and as many without, from which on an area counts in the mean
@@ -50,7 +50,7 @@ def score_findings(
         own = column >= 0
         at = None if thresholds is None or thresholds[k] is None else np.asarray(thresholds[k])
         cut = at[own] if at is not None and at.ndim else at
-        chance = _two(chances[own, k])
+        chance = two_classes(chances[own, k])
         draws: dict[str, Any] = {"n_bootstrap": n_bootstrap, "level": level, "seed": seed}
         each.append(score(column[own], chance, of[own], folds=fold[own], threshold=cut, **draws) if own.any() else {})
     means = Means.of(labels, chances, of, fold, n_bootstrap=n_bootstrap, seed=seed)
@@ -143,7 +143,7 @@ def macro_auc(y: ArrayLike, proba: ArrayLike, folds: ArrayLike | None = None) ->
     for k, column in enumerate(labels.T):
         own = column >= 0
         if (column == 1).any() and (column == 0).any():
-            areas.append(METRICS["roc_auc"](column[own], _two(chances[own, k]), folds=fold[own]))
+            areas.append(METRICS["roc_auc"](column[own], two_classes(chances[own, k]), folds=fold[own]))
     return float(np.mean(areas)) if areas else np.nan
 
 
@@ -151,7 +151,7 @@ def macro_log_loss(y: ArrayLike, proba: ArrayLike) -> float:
     """Return the mean over the findings of the log loss; y (n, L), proba (n, L)."""
     labels, chances = _checked(y, proba)
     known = labels >= 0
-    pairs = [(labels[own, k], _two(chances[own, k])) for k, own in enumerate(known.T) if own.any()]
+    pairs = [(labels[own, k], two_classes(chances[own, k])) for k, own in enumerate(known.T) if own.any()]
     return float(np.mean([METRICS["log_loss"](*pair) for pair in pairs])) if pairs else np.nan
 
 
@@ -171,7 +171,7 @@ def micro(
     columns = _columns(len(labels), groups, folds)
     known = labels >= 0
     of, fold = (np.broadcast_to(column[:, None], labels.shape)[known] for column in columns)
-    return score(labels[known], _two(chances[known]), of, folds=fold, only=AREAS, n_bootstrap=0, level=level)
+    return score(labels[known], two_classes(chances[known]), of, folds=fold, only=AREAS, n_bootstrap=0, level=level)
 
 
 def _checked(y: ArrayLike, proba: ArrayLike) -> tuple[Ints, Floats]:
@@ -192,17 +192,13 @@ def _columns(n: int, groups: ArrayLike | None, folds: ArrayLike | None) -> tuple
     return of, fold
 
 
-def _two(chance: Floats) -> Floats:
-    return np.stack([1 - chance, chance], axis=1)
-
-
 def _counts(column: Ints, groups: Ints) -> bool:
     return all(len(np.unique(groups[column == side])) >= _FEWEST for side in (0, 1))
 
 
 def _sample(y: Ints, chance: Floats, cells: Ints, folds: Ints, repeats: float) -> Sample:
     """Return one finding's sample, with a group of its own for each fold that a group is in."""
-    return replace(make_sample(y, _two(chance), cells, folds=folds), repeats=repeats)
+    return replace(make_sample(y, two_classes(chance), cells, folds=folds), repeats=repeats)
 
 
 def _draws(cells: Ints, n_bootstrap: int, n: int, seed: int) -> Iterator[Floats]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.metrics.bootstrap import logit_interval, resamples
-from models.metrics.sample import Floats, Sample, effective_groups, make_sample, ratio
+from models.metrics.sample import Floats, Sample, effective_groups, make_sample, ratio, two_classes
 
 Curve = Callable[[Floats, Floats, Floats], Floats]  # true and false positives at falling thresholds, grid -> curve
 
@@ -42,7 +42,7 @@ def roc_curve_band(
     standard error of the bootstrap over groups on the logit scale; percentiles hold nothing where the curve is 1. With
     few images of either class read it with care (Hanczar et al. 2010, Bioinformatics 26:822).
     """
-    sample = _sample(y, score, groups, folds)
+    sample = make_sample(y, two_classes(score), groups, folds=folds).by_fold()
     return _band(_sensitivity, sample, sample, grid, n_bootstrap, level, seed)
 
 
@@ -63,13 +63,8 @@ def pr_curve_band(
     that reaches the recall. Its area is the average precision, the metric `pr_auc`: of all folds together, as precision
     is no matter of pairs within one; only the band is that of models of several folds.
     """
-    sample = _sample(y, score, groups, folds)
+    sample = make_sample(y, two_classes(score), groups, folds=folds).by_fold()
     return _band(_precision, sample, sample.pooled, grid, n_bootstrap, level, seed)
-
-
-def _sample(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None, folds: ArrayLike | None) -> Sample:
-    column = np.asarray(score, dtype=np.float64)
-    return make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds).by_fold()
 
 
 def _band(curve: Curve, sample: Sample, ranked: Sample, grid: int, n_bootstrap: int, level: float, seed: int) -> Band:

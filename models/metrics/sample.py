@@ -210,6 +210,12 @@ class Replicates:
         return (self.weights @ sums)[:, 0] / self.total
 
 
+def two_classes(positive: ArrayLike) -> Floats:
+    """Return the probabilities of both classes, (n, 2), from those of class 1, (n,)."""
+    column = np.asarray(positive, dtype=np.float64)
+    return np.stack([1 - column, column], axis=1)
+
+
 def make_sample(
     y: ArrayLike,
     proba: ArrayLike,

@@ -13,7 +13,7 @@ from features.errors import unknown
 from models.metrics.bootstrap import Interval, resamples
 from models.metrics.calibration import CalibrationLine, calibration_line
 from models.metrics.registry import METRICS, score, values
-from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample, two_classes
 from models.metrics.significance import holm
 
 
@@ -76,7 +76,7 @@ def probabilities_by_group(proba: Floats, groups: ArrayLike, how: str = "mean") 
     names, place = np.unique(np.asarray(groups), return_inverse=True)
     if proba.shape[1] == 2:
         positive = AGGREGATES[how](place, proba[:, 1], len(names))
-        return names, np.stack([1 - positive, positive], axis=1), np.bincount(place)
+        return names, two_classes(positive), np.bincount(place)
     if how != "mean":
         raise BadPredictions(
             f"AGGREGATE={how} is for two classes, and there are {proba.shape[1]}; leave it for the mean"

@@ -18,6 +18,7 @@ from features.extraction.prefetch import Prepared, prepare
 from features.extraction.shard_writer import stacked
 from features.images import Geometry
 from models.heads.stacking import Stack
+from models.metrics.sample import two_classes
 from models.predictor.backbones import Features, Lane
 from models.predictor.heads import Model
 from models.predictor.manifest import Contents
@@ -193,7 +194,7 @@ class Predictor:
     def _calibrated(self, proba: Floats) -> Floats:
         """Return the probability of each finding, (n, L), with its own calibration."""
         pairs = zip(self.contents.findings, proba.T, strict=True)
-        columns = [f.calibration(np.stack([1 - p, p], axis=1))[:, 1] if f.calibration else p for f, p in pairs]
+        columns = [f.calibration(two_classes(p))[:, 1] if f.calibration else p for f, p in pairs]
         return np.stack(columns, axis=1)
 
     def proba_of(self, features: Sequence[Features]) -> Floats:

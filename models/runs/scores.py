@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from features.errors import FirnError
 from models.metrics import CALIBRATIONS, Interval, Metric, calibration_line, operating_points, ordered_metrics, score
+from models.metrics.sample import two_classes
 from models.runs.record import Run
 from models.validation.predictions import Predictions
 
@@ -133,8 +134,7 @@ def by_class(run: Run, confusion: Sequence[Sequence[int]], *, seed: int, n_boots
         return []
     classes, repeats = [], 1 if (part.fold < 0).any() else run.record.repeats
     for k, name in enumerate(run.record.classes):
-        proba = np.stack([1 - part.proba[:, k], part.proba[:, k]], axis=1)
-        one = part._replace(y=(part.y == k).astype(np.int64), proba=proba)
+        one = part._replace(y=(part.y == k).astype(np.int64), proba=two_classes(part.proba[:, k]))
         area = _scores(one, None, ("roc_auc", "pr_auc"), seed=seed, n_bootstrap=n_bootstrap)
         right, true, decided = int(counts[k, k]), int(counts[k].sum()), int(counts[:, k].sum())
         classes.append(

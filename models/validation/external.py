@@ -25,6 +25,7 @@ from models.metrics import (
     score,
     subgroup_tables,
 )
+from models.metrics.sample import two_classes
 from models.metrics.subgroups import FEWEST
 from models.predictor.manifest import Contents
 from models.runs.columns import subgroup_columns as columns_with_levels
@@ -230,7 +231,7 @@ class _Judge:
         if outliers is None or np.isnan(values).any():
             return None
         flags = self.found.outlier.astype(np.float64)
-        ones, scores = np.ones(len(flags), np.int64), np.stack([1 - flags, flags], axis=1)
+        ones, scores = np.ones(len(flags), np.int64), two_classes(flags)
         at = np.linspace(0, 1, 101)
         return {
             "flagged": int(flags.sum()),

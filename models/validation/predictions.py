@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from features.errors import CacheError
 from features.storage import write_whole
+from models.metrics.sample import two_classes
 
 
 class Predictions(NamedTuple):
@@ -34,7 +35,7 @@ class Predictions(NamedTuple):
 
     def finding(self, k: int) -> Predictions:
         """Return the predictions of one finding, as of two classes, for the images that have its label."""
-        proba = np.stack([1 - self.proba[:, k], self.proba[:, k]], axis=1)
+        proba = two_classes(self.proba[:, k])
         return Predictions(self.ids, self.groups, self.y[:, k], proba, self.fold).take(self.y[:, k] >= 0)
 
     def part(self, *, test: bool) -> Predictions:
