@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from models.metrics.bootstrap import Interval, quantile
 from models.metrics.linear import area_interval, difference, shares, spread
 from models.metrics.roc import over_folds
-from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample
+from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample, two_classes
 
 _ROUNDING = 1e-12
 _ENOUGH = 5  # groups of class 0 in a part of the ROC curve, below which nothing tells how its area varies
@@ -64,18 +64,26 @@ def net_benefit(
     band is that of a weighted difference of sensitivity and false positive rate (`linear.difference`), for this share
     of positives where every group is of one class, as all intervals. Raises BadPredictions.
     """
-    at, column = np.asarray(thresholds, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    if not column.size or not ((at >= 0) & (at < 1)).all():
-        raise BadPredictions(f"expected images and thresholds 0 <= t < 1, got {column.size} and {at[:9].tolist()}")
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds)
-    treated, positive, odds = column[:, None] >= at, sample.y == 1, at / (1 - at)
-    share = float(positive.mean()) if prevalence is None else prevalence
-    every = share - (1 - share) * odds
+    at = np.asarray(thresholds, dtype=np.float64)
+    if not np.size(score) or not ((at >= 0) & (at < 1)).all():
+        raise BadPredictions(f"expected images and thresholds 0 <= t < 1, got {np.size(score)} and {at[:9].tolist()}")
+    sample = make_sample(y, two_classes(score), groups, folds=folds)
+    share = float((sample.y == 1).mean()) if prevalence is None else prevalence
+    model, low, high = _benefit(sample, at, share, prevalence is None, level)
+    return NetBenefit(at, model, share - (1 - share) * (at / (1 - at)), low, high)
+
+
+def _benefit(sample: Sample, at: Floats, share: float, own_share: bool, level: float) -> tuple[Floats, Floats, Floats]:
+    """Return the net benefit of the model at thresholds (t,) for a share of positives, with its bounds, (t,) each.
+
+    `own_share` tells that it is the share of these images, which would be another in another sample of groups.
+    """
+    treated, positive, odds = sample.proba[:, 1:] >= at, sample.y == 1, at / (1 - at)
+    none = np.full(len(at), np.nan)
     if positive.all() or not positive.any():
         gains = treated * np.where(positive[:, None], 1.0, -odds)
-        model = gains.mean(axis=0) if prevalence is None else np.full(len(at), np.nan)
-        return NetBenefit(at, model, every, *np.full((2, len(at)), np.nan))
-    free = prevalence is None and sample.groups_by_class.sum() > sample.n_groups  # the share varies with the groups
+        return gains.mean(axis=0) if own_share else none, none, none
+    free = own_share and sample.groups_by_class.sum() > sample.n_groups  # the share varies with the groups
     among = (np.ones_like(positive),) * 2 if free else (positive, ~positive)
     hits, alarms = (
         shares(sample, treated & own[:, None], of, level) for own, of in zip((positive, ~positive), among, strict=True)
@@ -83,11 +91,11 @@ def net_benefit(
     weights = (1.0, odds) if free else (share, (1 - share) * odds)
     model = weights[0] * hits.value - weights[1] * alarms.value
     low, high = difference(hits, alarms, weights)
-    if not free and prevalence is None:  # groups of unequal size move the share of positive images too
+    if own_share and not free:  # groups of unequal size move the share of positive images too
         of = spread(sample.by_fold(), (positive - share) / len(positive))
         moved = quantile(level, of.freedom) * of.error * (hits.value + odds * alarms.value)
         low, high = model - np.hypot(model - low, moved), model + np.hypot(high - model, moved)
-    return NetBenefit(at, model, every, low, high)
+    return model, low, high
 
 
 class RateAtRate(NamedTuple):
@@ -115,13 +123,12 @@ def rates(
     operating point fixed beforehand reaches is for `score` to say. Partial area: McClish 1989 (Med. Decis. Making
     9:190). NaN where y has one class. Raises BadPredictions.
     """
-    column, least = np.asarray(score, dtype=np.float64), 1 - specificity
-    sample = make_sample(y, np.stack([1 - column, column], axis=1), groups, folds=folds)
+    sample, least = make_sample(y, two_classes(score), groups, folds=folds), 1 - specificity
+    column, positive = sample.proba[:, 1], sample.y == 1
     whole = np.ones((1, sample.n_groups))
     found = over_folds(lambda hits, alarms: _reached(hits, alarms, least, sensitivity), 3, sample, whole)[0].tolist()
     if (sample.groups_by_class == 0).any() or np.isnan(found[0]):
         return RateAtRate(*(Interval(value, np.nan, np.nan) for value in found))
-    positive = sample.y == 1
     return RateAtRate(
         _beyond(found[0], sample, _placed(sample, column, positive), positive, least, level),
         _beyond(found[1], sample, _placed(sample, -column, ~positive), ~positive, 1 - sensitivity, level),
