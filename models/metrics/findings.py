@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.metrics.bootstrap import CELLS, Interval, logit_interval
-from models.metrics.registry import METRICS, score, values
+from models.metrics.registry import METRICS, replicated, score
 from models.metrics.sample import BadPredictions, Floats, Ints, Sample, make_sample, two_classes
 
 AREAS = ("roc_auc", "pr_auc")  # of which there is a mean over the findings
@@ -84,25 +84,17 @@ class Means(NamedTuple):
         repeats = (int(cells.max()) + 1) / (int(of.max()) + 1)
         counted = np.array([_counts(column, of) for column in labels.T], dtype=bool)
         metrics = {name: METRICS[name] for name in AREAS}
-        value, drawn = {name: list[float]() for name in AREAS}, {name: list[Floats]() for name in AREAS}
-        evidence, weights = [], list(_draws(cells, n_bootstrap, len(labels), seed))
+        found, evidence, draws = [], [], list(_draws(cells, n_bootstrap, len(labels), seed))
         for k in np.flatnonzero(counted):
             own = labels[:, k] >= 0
             sample = _sample(labels[own, k], chances[own, k], cells[own], fold[own], repeats)
             present = np.unique(cells[own])
-            blocks = [values(metrics, sample, block[:, present]) for block in weights]
-            whole = values(metrics, sample, np.ones((1, sample.n_groups)))
-            spread = np.sqrt(sample.inflation)
-            for name in AREAS:
-                center = float(whole[name][0])
-                every = np.concatenate([np.empty(0), *(block[name] for block in blocks)])
-                value[name].append(center)
-                drawn[name].append(center + spread * (every - center))
+            found.append(replicated(metrics, sample, [block[:, present] for block in draws]))
             evidence.append(METRICS["roc_auc"].evidence(sample))
         return cls(
             counted,
-            {name: np.array(rows) for name, rows in value.items()},
-            {name: np.array(rows).reshape(len(rows), -1) for name, rows in drawn.items()},
+            {name: np.array([value[name] for value, _ in found]) for name in AREAS},
+            {name: np.array([drawn[name] for _, drawn in found]).reshape(len(found), -1) for name in AREAS},
             np.array(evidence),
             int(of.max()) + 1,
         )

@@ -214,7 +214,8 @@ def score(
     sample = whole.by_fold()
     asked = {name: METRICS[name] for name in only or METRICS} | dict(also)
     analytic = {name: metric.analytic and metric.analytic(whole, level) for name, metric in asked.items()}
-    value, drawn = replicated({name: asked[name] for name in asked if not analytic[name]}, sample, n_bootstrap, seed)
+    draws = resamples(sample, n_bootstrap, seed)
+    value, drawn = replicated({name: asked[name] for name in asked if not analytic[name]}, sample, draws)
     return {
         name: analytic[name] or metric.interval(value[name], drawn[name], level, metric.evidence(sample))
         for name, metric in asked.items()
@@ -222,10 +223,13 @@ def score(
 
 
 def replicated(
-    metrics: Mapping[str, Metric], sample: Sample, n_bootstrap: int, seed: int
+    metrics: Mapping[str, Metric], sample: Sample, draws: Iterable[Floats]
 ) -> tuple[dict[str, float], dict[str, Floats]]:
-    """Return each metric of a sample, and its bootstrap replicates (n_bootstrap,), spread by the sample's inflation."""
-    blocks = [values(metrics, sample, w) for w in resamples(sample, n_bootstrap, seed)]
+    """Return each metric of a sample, and its replicates (n,), spread by the sample's inflation.
+
+    `draws` are blocks (b, G) of how often each group is drawn, n rows in all; see `resamples`.
+    """
+    blocks = [values(metrics, sample, weights) for weights in draws]
     value = {name: float(row[0]) for name, row in values(metrics, sample, np.ones((1, sample.n_groups))).items()}
     drawn = {name: np.concatenate([np.empty(0), *(block[name] for block in blocks)]) for name in metrics}
     spread = float(np.sqrt(sample.inflation))

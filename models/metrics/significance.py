@@ -76,10 +76,9 @@ def bootstrap_test(
     """Paired bootstrap test of two models by any metric: both are scored on the same resampled groups.
 
     y (n,), proba_a and proba_b (n, K), groups (n,), folds (n,) or (2, n); `thresholds` of a and b, one or one an image
-    (n,). The difference over its
-    bootstrap standard error is held against Student's t (Efron & Tibshirani 1993, chapter 12): a p-value counted out of
-    2,000 replicates could not be small enough to survive the correction for many comparisons. Degenerate cases as in
-    `delong_test`. Raises UnknownName, BadPredictions.
+    (n,). The difference over its bootstrap standard error is held against Student's t (Efron & Tibshirani 1993, chapter
+    12): a p-value counted out of 2,000 replicates could not be small enough to survive the correction for many
+    comparisons. Degenerate cases as in `delong_test`. Raises UnknownName, BadPredictions.
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
@@ -96,9 +95,9 @@ def bootstrap_test(
 
 def _scores(metric: str, samples: Sequence[Sample], n_bootstrap: int, seed: int) -> tuple[Floats, Floats]:
     """Return the metric of M samples of the same images, (M,), and of their replicates on the same draws, (M, b)."""
-    row = {metric: METRICS[metric]}
+    row, by_fold = {metric: METRICS[metric]}, [sample.by_fold() for sample in samples]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        found = list(threads.map(lambda sample: replicated(row, sample.by_fold(), n_bootstrap, seed), samples))
+        found = list(threads.map(lambda s: replicated(row, s, resamples(s, n_bootstrap, seed)), by_fold))
     return np.array([value[metric] for value, _ in found]), np.stack([drawn[metric] for _, drawn in found])
 
 
