@@ -376,6 +376,8 @@ def test_a_finding_too_rare_for_an_area_does_not_count_in_the_mean() -> None:
     found = score_findings(y, np.full(y.shape, 0.3), groups, n_bootstrap=20)
     assert found.counted.tolist() == [True, True, False]
     assert found.macro["roc_auc"].value == 0.5
+    alone = score_findings(y[:, 2:], np.full((len(y), 1), 0.3), groups, n_bootstrap=20)
+    assert np.isnan(alone.macro["roc_auc"]).all()
     with pytest.raises(BadPredictions, match=r"expected y \(n, L\) and proba \(n, L\)"):
         score_findings(y[:, 0], np.full(len(y), 0.3))
     with pytest.raises(BadPredictions, match="expected y of 1, 0 and -1"):

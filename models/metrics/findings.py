@@ -94,7 +94,7 @@ class Means(NamedTuple):
         return cls(
             counted,
             {name: np.array([value[name] for value, _ in found]) for name in AREAS},
-            {name: np.array([drawn[name] for _, drawn in found]).reshape(len(found), -1) for name in AREAS},
+            {name: np.array([drawn[name] for _, drawn in found]).reshape(len(found), n_bootstrap) for name in AREAS},
             np.array(evidence),
             int(of.max()) + 1,
         )
