@@ -170,26 +170,14 @@ def remove_leftovers_of(target: Path) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-    "＝",
-    "＋",
-    "－",
-    "＠",
-)  # what makes a spreadsheet take a cell for a formula
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # what makes a spreadsheet take a cell for a formula
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> bytes:
     """Return rows as CSV in UTF-8, a line each.
 
     A cell that a spreadsheet would take for a formula gets an apostrophe in front (OWASP, "CSV Injection"); numbers
-    are left alone.
+    are left alone and have all their digits; None is empty.
     """
     return "".join(_line([_cell(cell) for cell in row]) for row in rows).encode()
 
@@ -202,7 +190,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _cell(value: object) -> str:
-    text = str(value)
+    text = "" if value is None else str(value)
     return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
 
 

@@ -145,7 +145,7 @@ def _write_groups(
     called = proba.argmax(axis=1) if threshold is None else (proba[:, 1] >= threshold).astype(np.int64)
     header = [["group", "images", *(f"p_{name}" for name in classes), *(["decision"] if decided else [])]]
     lines = (
-        [name, n, *map(repr, row), *([classes[k]] if decided else [])]
+        [name, n, *row, *([classes[k]] if decided else [])]
         for name, n, row, k in zip(names.tolist(), images.tolist(), proba.tolist(), called.tolist(), strict=True)
     )
     write_whole(folder / "predictions-by-group.csv", [csv_lines([*header, *lines])])
@@ -210,7 +210,7 @@ def predictions_table(found: Prediction, names: dict[str, str], stated: Stated |
     rest = zip(found.labels, found.outlier.tolist(), found.distance.tolist(), strict=True)
     for name, row, (label, outlier, distance) in zip(found.names, numbers, rest, strict=True):
         far = "" if np.isnan(distance) else f"{distance:.4f}"
-        yield [names.get(name, name), *map(repr, row), label, "yes" if outlier else "no", far]
+        yield [names.get(name, name), *row, label, "yes" if outlier else "no", far]
 
 
 def _of_prevalence(found: Prediction, stated: Stated | None) -> str:

@@ -287,7 +287,7 @@ def test_names_do_no_harm() -> None:
     assert "=1+1&lt;b&gt;.png" in page
     assert "<b>" not in page
     assert "<i>" not in page
-    assert csv_lines([["=1+1", "-0.5", "a"]]) == b"'=1+1,-0.5,a\n"
+    assert csv_lines([["=1+1", "-0.5", "a", None, 0.1]]) == b"'=1+1,-0.5,a,,0.1\n"
 
 
 @pytest.mark.parametrize(

@@ -101,19 +101,15 @@ def subgroups_csv(results: ComparisonResult) -> Iterator[bytes]:
     counts = [f"{what}_{name}" for what in ("images", "groups") for name in classes]
     ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     yield csv_lines([["column", "value", *counts, *ends, *(f"p_adjusted_{name}" for name in COMPARED)]])
-    lines = [("", found.everyone, [""] * len(COMPARED))]
+    lines = [("", found.everyone, [None] * len(COMPARED))]
     for table in found.subgroups:
-        tests = [_written(table["tests"][name]["p_adjusted"]) for name in COMPARED]
+        tests = [table["tests"][name]["p_adjusted"] for name in COMPARED]
         lines += [(table["column"], row, tests) for row in table["rows"]]
     yield csv_lines(
-        [column, row["name"], *row["images"], *row["groups"], *_numbers(row, names), *tests]
+        [
+            *(column, row["name"], *row["images"], *row["groups"]),
+            *(row[name][end] for name in names for end in ("value", "low", "high")),
+            *tests,
+        ]
         for column, row, tests in lines
     )
-
-
-def _numbers(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [_written(row[name][end]) for name in names for end in ("value", "low", "high")]
-
-
-def _written(value: float | None) -> str:
-    return "" if value is None else repr(value)

@@ -434,7 +434,7 @@ def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
             [
                 *(image, group, *(("test", "") if fold < 0 else ("train", fold))),
                 *(label_cells(label) if several else [classes[label]]),
-                *map(repr, proba),
+                *proba,
                 name,
             ]
             for image, group, label, proba, fold in columns

@@ -53,32 +53,27 @@ def ranking_csv(results: ComparisonResult) -> Iterator[bytes]:
     yield csv_lines([["rank", "run", *ends, *versus, *spent]])
     every = costs([row.record for row in results.runs])
     yield csv_lines(
-        [row.validation_rank, row.name, *_scores(row, parts), *_against(row), *map(_number, (*cost, _pace(row, cost)))]
+        [
+            *(row.validation_rank, row.name, *_scores(row, parts), *_against(row)),
+            *(*cost, None if cost.members else row.images_per_second),
+        ]
         for row, cost in zip(results.runs, every, strict=True)
     )
 
 
-def _scores(row: RunResult, parts: Sequence[str]) -> list[str]:
-    return [_number(n) for part in parts for score in getattr(row, part).values() for n in _ends(score)]
+def _scores(row: RunResult, parts: Sequence[str]) -> list[float | None]:
+    return [number for part in parts for score in getattr(row, part).values() for number in _ends(score)]
 
 
 def _ends(score: Score) -> list[float | None]:
     return [score[end] for end in ("value", "low", "high")]
 
 
-def _pace(row: RunResult, cost: Sequence[float]) -> float | None:
-    return None if cost[1] else row.images_per_second
-
-
-def _against(row: RunResult) -> list[str]:
+def _against(row: RunResult) -> list[float | str | None]:
     test = row.against_chosen
     if test is None:
         return ["", "", "", "", "chosen", ""]
-    return [*map(_number, (*_ends(test.difference), test.p_adjusted)), test.verdict, test.claim]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else repr(value)
+    return [*_ends(test.difference), test.p_adjusted, test.verdict, test.claim]
 
 
 class Table(NamedTuple):
