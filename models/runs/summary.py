@@ -33,6 +33,11 @@ def with_interval(score: Score) -> str:
     return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def without_interval(score: Score) -> str:
+    """Return "0.976"; a dash stands for what the images cannot tell."""
+    return "–" if score["value"] is None else f"{score['value']:.3f}"
+
+
 def protocol(results: ComparisonResult) -> list[str]:
     """Return in five plain sentences how the numbers were made."""
     data, tested = results.dataset, bool(results.images["test"])

@@ -18,7 +18,7 @@ from models.runs.findings_headline import cautions, extremes, missed, technical
 from models.runs.findings_results import FindingsResult, FindingsRunResult
 from models.runs.record import Run
 from models.runs.scores import LEVEL, shown
-from models.runs.summary import with_interval
+from models.runs.summary import with_interval, without_interval
 from models.validation.predictions import Predictions
 from pipeline.render.html_page import Content, kept_gallery, predictions_csv, report_command
 from pipeline.render.templates import environment
@@ -81,8 +81,8 @@ def _runs_table(results: FindingsResult) -> Any:
     for row in results.runs:
         versus = row.against_chosen
         cells = [str(row.validation_rank), printable(row.name)]
-        cells += [with_interval(row.validation["roc_auc"]).partition(" ")[0]] if row.test else []
-        cells += [with_interval(row.shown["roc_auc"]), with_interval(row.shown["pr_auc"]).partition(" ")[0]]
+        cells += [without_interval(row.validation["roc_auc"])] if row.test else []
+        cells += [with_interval(row.shown["roc_auc"]), without_interval(row.shown["pr_auc"])]
         cells += [f"{row.record.seconds['fit'] + row.record.seconds['oof']:.3g}"]
         table.add_row(*cells, WORDS[versus.verdict] if versus else "chosen", style="" if versus else "bold")
     return table
@@ -91,7 +91,7 @@ def _runs_table(results: FindingsResult) -> Any:
 def _findings_table(chosen: FindingsRunResult) -> Any:
     table = _empty(["finding", "images", "present", "ROC AUC\n[95 % interval]", "PR AUC", "sens.", "spec."], names=0)
     for row in chosen.findings:
-        plain = (with_interval(row.scores[name]).partition(" ")[0] for name in ("pr_auc", "sensitivity", "specificity"))
+        plain = (without_interval(row.scores[name]) for name in ("pr_auc", "sensitivity", "specificity"))
         area = with_interval(row.scores["roc_auc"])
         table.add_row(printable(row.name), f"{row.images:,}", f"{row.present:,}", area, *plain)
     return table

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from features.progress import printable
 from models.runs.headline import cautions, missed, technical
-from models.runs.results import UNDECIDED, ComparisonResult, RunResult, Score, Verdict
-from models.runs.summary import with_interval
+from models.runs.results import UNDECIDED, ComparisonResult, RunResult, Verdict
+from models.runs.summary import with_interval, without_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,14 +101,14 @@ def _table(results: ComparisonResult, scores: Sequence[str]) -> Table:
 
 def _cells(row: RunResult, chosen: bool, finetuned: bool, spread: bool, scores: Sequence[str]) -> list[str]:
     shown, seconds = row.shown, row.record.seconds
-    areas = [_plain(row.validation["roc_auc"])] if row.test else []
+    areas = [without_interval(row.validation["roc_auc"])] if row.test else []
     versus = row.against_chosen
     return [
         str(row.validation_rank),
         printable(row.name),
         *areas,
         with_interval(shown["roc_auc"]),
-        *(_plain(shown[name]) for name in scores),
+        *(without_interval(shown[name]) for name in scores),
         *([_over_seeds(row)] if spread else []),
         f"{seconds['fit'] + seconds['oof']:.3g}",
         *([f"{row.images_per_second:,.0f}"] if finetuned else []),
@@ -128,7 +128,3 @@ def _over_seeds(row: RunResult) -> str:
     """Return the standard deviation over seeds of the area that is shown."""
     told = (row.record.spread or {}).get("test" if row.test else "validation")
     return f"{told['sd']:.3f}" if told else "–"
-
-
-def _plain(score: Score) -> str:
-    return "–" if score["value"] is None else f"{score['value']:.3f}"
