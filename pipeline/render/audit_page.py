@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from features.storage import artifacts_root, csv_lines
 from models.audit import CHECKS, Finding
 from models.runs.record import runs_root
 from models.runs.summary import with_interval
-from pipeline.render.templates import environment
+from pipeline.render.templates import environment, jpeg_url
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,8 +121,6 @@ def findings_page(results: Mapping[str, Any], found: Mapping[str, Sequence[Findi
 
 def _images(finding: Finding, source: Source | None) -> list[str]:
     """Return the finding's images as data URLs; none for those that cannot be read."""
-    from PIL import Image
-
     from features.images import decode
 
     urls = []
@@ -134,8 +130,5 @@ def _images(finding: Finding, source: Source | None) -> list[str]:
         except (BadImage, OSError):
             continue
         if plane is not None:
-            plane.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-            target = io.BytesIO()
-            plane.convert("L" if plane.mode == "F" else plane.mode).save(target, "JPEG", quality=80)
-            urls.append("data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode())
+            urls.append(jpeg_url(plane, _SIDE, quality=80))
     return urls

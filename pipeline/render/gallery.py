@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,12 +21,13 @@ from models.runs.outcomes import Outcome, Part, asked_in, errors, origin, parts_
 from models.runs.record import Run
 from models.runs.results import ComparisonResult
 from pipeline.render.contact_sheet import map_ends, overlaid, ramp
+from pipeline.render.html_page import GALLERY_SCHEMA
+from pipeline.render.templates import jpeg_url
 
 MOST = 24  # images
 MOST_OF_FINDING = 6
 SIDE = 224  # pixels at most; with their maps 24 such images take half a megabyte
 QUALITY = 82  # of JPEG
-SCHEMA = 3
 
 Pixels = NDArray[np.uint8]
 
@@ -66,7 +65,7 @@ def make_gallery(
     places = [(part, place) for part in parts for place in part.at.tolist()]
     tiles = (_tile(*places[i], image, shown[i] if shown is not None else None, scale) for i, image in enumerate(images))
     return {
-        "schema": SCHEMA,
+        "schema": GALLERY_SCHEMA,
         "run": results.chosen.name,
         "identity": run.record.identity,
         "manifest": run.record.manifest,
@@ -136,11 +135,7 @@ def _data_url(square: Pixels) -> str:
     from PIL import Image
 
     grey = bool((square[..., :1] == square[..., 1:]).all())
-    image = Image.fromarray(square[..., 0] if grey else square)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    target = io.BytesIO()
-    image.save(target, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
+    return jpeg_url(Image.fromarray(square[..., 0] if grey else square), SIDE, QUALITY)
 
 
 def _ends(run: Run, scale: float) -> dict[str, str]:

@@ -30,11 +30,10 @@ from pipeline.render.glossary import GLOSSARY, anchor, sorted_terms
 from pipeline.render.page_figures import CURVES, operating_table, sides, training_figures
 from pipeline.render.plots import draw_plots, learning_figure, load_learning
 from pipeline.render.tables import ranking_csv, ranking_latex
-from pipeline.render.templates import environment
+from pipeline.render.templates import JPEG, environment
 
 GALLERY = "gallery.json"  # beside the page: `report` writes it, and `compare` shows it again
 GALLERY_SCHEMA = 3
-_JPEG = "data:image/jpeg;base64,"
 Content = Mapping[str, Any]
 
 
@@ -68,8 +67,8 @@ def kept_gallery(folder: Path, results: ComparisonResult | FindingsResult, chose
         same = facts == tuple(content[name] for name in ("run", "identity", "manifest"))
         images = [tile for line in content["lines"] for tile in line["images"]] if same else []
         same &= content["schema"] == GALLERY_SCHEMA
-        sound = content["ramp"].startswith(_JPEG) and all(
-            tile["image"].startswith(_JPEG) and tile["map"].startswith(_JPEG[: len(tile["map"])]) for tile in images
+        sound = content["ramp"].startswith(JPEG) and all(
+            tile["image"].startswith(JPEG) and tile["map"].startswith(JPEG[: len(tile["map"])]) for tile in images
         )
         return content if same and sound else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -273,7 +272,7 @@ def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> 
         "legend": [(row.name, figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results.runs)],
         "most": MOST,
         "presets": PRESETS,
-        "confusion": _shares(chosen.confusion),
+        "confusion": shares_of_rows(chosen.confusion),
         "card": _card(data),
         "versions": {"firn": results.firn} | _versions(results.runs),
         "learning": extras.learning,
@@ -357,7 +356,7 @@ def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str
     return {"figures": drawn, "operating": operating_table(once[0], thresholds)}
 
 
-def _shares(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
+def shares_of_rows(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
     """Return each count of a confusion matrix with its share of the row."""
     return [[(count, count / max(sum(row), 1)) for count in row] for row in confusion]
 

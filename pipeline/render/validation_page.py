@@ -14,7 +14,7 @@ from models.runs.summary import plural, with_interval
 from models.validation.external import ExternalValidation
 from models.validation.predictions import Predictions
 from pipeline.render import page_figures as figures
-from pipeline.render.html_page import HELP, render
+from pipeline.render.html_page import HELP, render, shares_of_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,14 +135,9 @@ def validation_page(result: ExternalValidation, found: Predictions, calibrated: 
         trust=trust_columns(result),
         updates=updates(result),
         update_words=UPDATES,
-        confusion=figures_of_confusion(result.confusion),
+        confusion=shares_of_rows(result.confusion),
         data={"figures": _figures(result, found, calibrated), "operating": None},
     )
-
-
-def figures_of_confusion(confusion: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
-    """Return each count of a confusion matrix with its share of the row."""
-    return [[(count, count / max(sum(row), 1)) for count in row] for row in confusion]
 
 
 def _figures(result: ExternalValidation, found: Predictions, calibrated: Predictions) -> dict[str, Any]:
