@@ -59,11 +59,16 @@ def forest_scores(results: ComparisonResult) -> dict[str, str]:
     return labels | {name: label for name, label in OF_LINE.items() if name in results.examination.everyone}
 
 
+def subgroup_rows(results: ComparisonResult) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return all images, whose column is empty, then each subgroup with its column."""
+    found = results.examination
+    return [("", found.everyone), *((table["column"], row) for table in found.subgroups for row in table["rows"])]
+
+
 def forest(results: ComparisonResult) -> list[ForestColumn]:
     """Return the subgroups of each column, with the row of all images first, on one scale a score."""
     found, names = results.examination, list(forest_scores(results))
-    every = [found.everyone, *(row for table in found.subgroups for row in table["rows"])]
-    scales = {name: scale_of([row[name] for row in every]) for name in names}
+    scales = {name: scale_of([row[name] for _, row in subgroup_rows(results)]) for name in names}
 
     def cells(row: Mapping[str, Any]) -> list[ForestCell]:
         return [_cell(row[name], found.everyone[name]["value"], scales[name]) for name in names]

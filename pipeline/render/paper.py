@@ -20,6 +20,7 @@ from models.runs.record import Run
 from models.runs.results import ComparisonResult, Score
 from models.runs.scores import shown
 from models.runs.summary import plural
+from pipeline.render.forest import subgroup_rows
 from pipeline.render.page_figures import CURVES, Side, sides
 from pipeline.render.plots import COLOURS, STYLE, curve_plot, learning_plot
 
@@ -162,8 +163,7 @@ def _ranking(results: ComparisonResult) -> Figure:
 
 
 def _subgroups(results: ComparisonResult) -> Figure:
-    found = results.examination
-    rows = [("", found.everyone), *((t["column"], row) for t in found.subgroups for row in t["rows"])]
+    rows = subgroup_rows(results)
     names = [f"{column}: {row['name']}" if column else row["name"] for column, row in rows]
     return _forest(
         names, [row["roc_auc"] for _, row in rows], [row["few"] for _, row in rows], "ROC AUC (95 % interval)"

@@ -10,6 +10,7 @@ from models.metrics import COMPARED
 from models.runs.costs import costs
 from models.runs.results import ComparisonResult, RunResult, Score
 from models.runs.summary import plural, with_interval
+from pipeline.render.forest import subgroup_rows
 
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -136,11 +137,9 @@ def _classes(results: ComparisonResult) -> Table:
 
 
 def _subgroups(results: ComparisonResult) -> Table:
-    found = results.examination
-    lines = [("", found.everyone), *((table["column"], row) for table in found.subgroups for row in table["rows"])]
     rows = [
         [column, row["name"], " + ".join(map(str, row["images"])), *(with_interval(row[name]) for name in COMPARED)]
-        for column, row in lines
+        for column, row in subgroup_rows(results)
     ]
     of = " + ".join(results.dataset.classes)
     header = ["Column", "Subgroup", f"Images of {of}", *(str(results.metrics[name]["label"]) for name in COMPARED)]
