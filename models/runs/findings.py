@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.metrics import Interval, PairedTest, delong_test, holm, operating_points
+from models.metrics import Interval, PairedTest, delong_test, holm
 from models.metrics.findings import AREAS, FindingScores, Means, macro_log_loss, micro, score_findings
 from models.metrics.significance import Areas, compare_areas
 from models.runs.compare import ALPHA, check_same_images, images_of, in_order, run_names, verdict_of
@@ -22,7 +22,7 @@ from models.runs.findings_headline import headline
 from models.runs.findings_results import SHOWN, FindingResult, FindingsResult, FindingsRunResult
 from models.runs.record import Run
 from models.runs.results import Score, Verdict
-from models.runs.scores import LEVEL, as_dict, number, shown
+from models.runs.scores import LEVEL, as_dict, fixed_thresholds, number, other_folds, shown
 from models.runs.summary import commands, plural
 from models.validation.predictions import Predictions
 
@@ -73,7 +73,7 @@ def score_run(run: Run, name: str, *, seed: int, n_bootstrap: int, pooled: bool 
     """Return all that can be said of one run by itself."""
     held, tested = (run.predictions.part(test=test) for test in (False, True))
     part, classes = shown(run), run.record.classes
-    points = [_points(held.finding(k)) for k in range(len(classes))]
+    points = [fixed_thresholds(held.finding(k)) for k in range(len(classes))]
     cuts: list[Any] = [own.get("youden") for own in points]
     if not len(tested.y):
         cuts = [_of_other_folds(held, k, run.record.folds) for k in range(len(classes))]
@@ -113,18 +113,11 @@ def _finding(
     return FindingResult(name, int((y >= 0).sum()), int((y == 1).sum()), scores, points)
 
 
-def _points(held: Predictions) -> dict[str, float]:
-    """Return the thresholds that out-of-fold predictions of one finding choose."""
-    return {name: at for name, at in operating_points(held.y, held.proba[:, 1]).items() if not math.isnan(at)}
-
-
 def _of_other_folds(held: Predictions, k: int, folds: int) -> NDArray[np.float64]:
     """Return for each image (n,) the Youden threshold of finding k that the other folds of its repeat choose."""
     cuts = np.full(len(held.y), 0.5)
-    for fold in np.unique(held.fold).tolist():
-        own = held.fold == fold
-        others = held.take((held.fold // folds == fold // folds) & ~own).finding(k)
-        cuts[own] = _points(others).get("youden", 0.5)
+    for own, others in other_folds(held, folds):
+        cuts[own] = fixed_thresholds(others.finding(k)).get("youden", 0.5)
     return cuts
 
 

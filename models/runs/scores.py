@@ -79,13 +79,13 @@ def fixed_thresholds(held: Predictions) -> dict[str, float]:
 def _thresholds_of_other_folds(held: Predictions, folds: int) -> dict[str, NDArray[np.float64]]:
     """Return for each rule and image (n,) the threshold that the other folds of its repeat choose."""
     rules = {name: np.zeros(len(held.y)) for name in fixed_thresholds(held)}
-    for own, others in _folds(held, folds):
+    for own, others in other_folds(held, folds):
         for name, threshold in fixed_thresholds(others).items():
             rules[name][own] = threshold
     return rules
 
 
-def _folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], Predictions]]:
+def other_folds(held: Predictions, folds: int) -> Iterator[tuple[NDArray[np.bool_], Predictions]]:
     """Yield the place of each fold, (n,), and the predictions of the other folds of its repeat."""
     for fold in np.unique(held.fold).tolist():
         own = held.fold == fold
@@ -183,7 +183,7 @@ def calibrated(run: Run, name: str) -> NDArray[np.float64]:
 def _crosswise(make: Any, held: Predictions, folds: int) -> NDArray[np.float64]:
     """Return the predictions of each fold, calibrated on the other folds of its repeat."""
     proba = held.proba.copy()
-    for own, others in _folds(held, folds):
+    for own, others in other_folds(held, folds):
         proba[own] = make(others.y, others.proba)(held.proba[own])
     return proba
 
