@@ -21,7 +21,7 @@ from models.runs.record import Run, load_record, load_run
 from pipeline.render.findings_report import print_findings, write_findings
 from pipeline.render.html_page import write_report
 from pipeline.render.pair_table import print_pair, verdict_of_pair
-from pipeline.render.terminal import print_table
+from pipeline.render.terminal import print_table, terminal
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,7 @@ def compare(
     differences are printed instead. Raises CacheError where there is no run, BadDataset for a table that is not of
     these images.
     """
-    from rich.console import Console
-
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = terminal()
     if pair.a:
         two = compare_two(*_named(pair, runs), seed=runs.data.seed, margin=against.margin)
         print_pair(two, out)

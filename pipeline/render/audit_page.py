@@ -15,6 +15,7 @@ from models.audit import CHECKS, Finding
 from models.runs.record import runs_root
 from models.runs.summary import with_interval
 from pipeline.render.templates import environment, jpeg_url
+from pipeline.render.terminal import terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,10 +45,7 @@ def findings_csv(findings: Iterable[Finding]) -> bytes:
 
 def print_findings(results: Mapping[str, Any]) -> None:
     """Print what was found, check by check, then what was not, and what it does to the score; fits 100 columns."""
-    from rich.console import Console
-
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = terminal()
     if any(results["counts"].values()):
         out.print(_table(results))
     for line in summary(results):

@@ -23,6 +23,14 @@ COLUMNS = ("sensitivity", "specificity", "brier")
 SHORT = {"sensitivity": "sens.", "specificity": "spec.", "brier": "Brier"}
 
 
+def terminal() -> Console:
+    """Return the terminal, of 100 columns where the output goes elsewhere."""
+    from rich.console import Console
+
+    out = Console()
+    return out if out.is_terminal else Console(width=100)
+
+
 def print_table(results: ComparisonResult, console: Console) -> None:
     """Print the runs, best validation first, then the summary and how the choice was made; fits 100 columns."""
     tables = (_table(results, COLUMNS[:n]) for n in range(len(COLUMNS), -1, -1))  # fewer scores on a narrow terminal

@@ -15,6 +15,7 @@ from models.validation.external import ExternalValidation
 from models.validation.predictions import Predictions
 from pipeline.render import page_figures as figures
 from pipeline.render.html_page import HELP, render, shares_of_rows
+from pipeline.render.terminal import terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,10 +60,7 @@ def _trust(result: ExternalValidation) -> Iterator[str]:
 
 def print_validation(result: ExternalValidation) -> None:
     """Print the scores here beside those recorded, the operating points, and every remark; fits 100 columns."""
-    from rich.console import Console
-
-    out = Console()
-    out = out if out.is_terminal else Console(width=100)
+    out = terminal()
     for table in (_scores_table(result), _points_table(result), _trust_table(result)):
         if table.row_count:
             out.print(table)
