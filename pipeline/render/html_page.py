@@ -250,47 +250,75 @@ def _policy(scripts: Any) -> str:
 
 
 def _context(results: ComparisonResult, runs: Sequence[Run], extras: Extras) -> dict[str, Any]:
-    chosen, data = results.chosen, results.dataset
-    tested, binary = results.tested, data.positive is not None
+    """Return every name in the template, section by section."""
     return {
-        "chosen": chosen,
-        "tested": tested,
-        "binary": binary,
-        "where": "on the test images" if tested else "out of fold",
-        "unit": data.grouped_by or "image",
+        **_in_short(results),
+        **_ranked(results),
+        **_costs(results),
+        **_of_chosen(results),
+        **_made(results, extras),
+        "learning": extras.learning,
+        "gallery": extras.gallery,
+        "no_gallery": extras.no_gallery,
+        "audit": audit_of(extras.audit),
+        "thawed": any(row.record.history for row in results.runs),
+        "data": _drawn(results, runs, extras.learning),
+    }
+
+
+def _in_short(results: ComparisonResult) -> dict[str, Any]:
+    """Return what is said first, and the words that the whole page uses."""
+    return {
+        "tested": results.tested,
+        "binary": results.dataset.positive is not None,
+        "where": "on the test images" if results.tested else "out of fold",
+        "unit": results.dataset.grouped_by or "image",
         "title": results.settings.get("title", ""),
         "missed": missed(results),
         "technical": technical(results),
         "cautions": list(cautions(results)),
         "facts": _facts(results),
         "glossary": [(term, anchor(term), GLOSSARY[term]) for term in sorted_terms()],
+    }
+
+
+def _ranked(results: ComparisonResult) -> dict[str, Any]:
+    """Return the ranking, as a table, as files, and as the legend of the curves."""
+    return {
         "downloads": _downloads(results),
-        **_costs(results),
         "columns": ranking_columns(results),
-        "against": 2 if tested else 1,  # the column after which the comparison with the chosen run stands
+        "against": 2 if results.tested else 1,  # the column after which the comparison with the chosen run stands
         "rows": ranking_rows(results),
         "legend": [(row.name, figures.line_of(rank), rank <= figures.OTHERS) for rank, row in enumerate(results.runs)],
         "most": MOST,
+    }
+
+
+def _of_chosen(results: ComparisonResult) -> dict[str, Any]:
+    """Return what is said of the chosen run alone."""
+    return {
+        "chosen": results.chosen,
         "presets": PRESETS,
-        "confusion": shares_of_rows(chosen.confusion),
-        "card": _card(data),
-        "versions": {"firn": results.firn} | _versions(results.runs),
-        "learning": extras.learning,
-        "gallery": extras.gallery,
-        "no_gallery": extras.no_gallery,
-        "audit": audit_of(extras.audit),
-        "again": (again := commands(results, extras)),
-        "in_a_file": in_a_file(again, "again.toml"),
-        "report_command": report_command(results),
-        "audit_command": audit_command(results),
+        "confusion": shares_of_rows(results.chosen.confusion),
         "examination": results.examination,
         "forest": forest(results),
         "forest_scores": forest_scores(results),
-        "by_image": [(results.metrics[name]["label"], name) for name in BY_GROUP[binary]],
+        "by_image": [(results.metrics[name]["label"], name) for name in BY_GROUP[results.dataset.positive is not None]],
         "labels": {name: row["label"] for name, row in results.metrics.items()} | LINE,
         "prevalence": (results.examination.prevalence["stated"] or [0, 0])[1],
-        "thawed": any(row.record.history for row in results.runs),
-        "data": _drawn(results, runs, extras.learning),
+    }
+
+
+def _made(results: ComparisonResult, extras: Extras) -> dict[str, Any]:
+    """Return what the results were made of, and the commands that make them again."""
+    again = commands(results, extras)
+    return {
+        "card": _card(results.dataset),
+        "versions": {"firn": results.firn} | _versions(results.runs),
+        "again": again,
+        "in_a_file": in_a_file(again, "again.toml"),
+        "report_command": report_command(results),
+        "audit_command": audit_command(results),
     }
 
 
