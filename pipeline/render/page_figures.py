@@ -204,9 +204,8 @@ def decision_figure(views: Sequence[Side], prevalence: float | None = None, *, l
 
     At the images' own class balance, or at a stated prevalence; `level` is that of the band.
     """
-    layout = blank_layout(f"threshold probability{_at(prevalence)}", "net benefit")
+    layout = blank_layout(f"threshold probability{_at(prevalence)}", "net benefit", legend=True)
     layout["yaxis"] |= {"range": None, "tickformat": ".2f"}
-    layout |= {"showlegend": True}
     return {"layout": layout, "views": [_decision(side, prevalence, level) for side in views]}
 
 
@@ -232,9 +231,9 @@ def _decision(side: Side, prevalence: float | None, level: float) -> list[Trace]
 def score_figure(side: Side, rest: str) -> Figure:
     """Return how the chosen run's probabilities are spread in each of two classes."""
     edges = np.linspace(0, 1, BINS + 1)
-    layout = blank_layout(f"probability of {html.escape(side.label)}", "images")
+    layout = blank_layout(f"probability of {html.escape(side.label)}", "images", legend=True)
     layout["yaxis"] |= {"range": None, "tickformat": ",d", "rangemode": "tozero"}
-    layout |= {"barmode": "overlay", "showlegend": True, "bargap": 0.06}
+    layout |= {"barmode": "overlay", "bargap": 0.06}
     traces = [
         {
             "type": "bar",
@@ -255,11 +254,10 @@ def cost_figure(rows: Sequence[RunResult]) -> Figure:
     Few runs have their names beside their points, many their places in the ranking.
     """
     points = _points(rows)
-    layout = blank_layout("seconds of training, folds and final fit", "ROC AUC")
+    layout = blank_layout("seconds of training, folds and final fit", "ROC AUC", legend=True)
     decades = np.log10(max(p["x"] for p in points) / min(p["x"] for p in points)) if points else 0.0
     layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~g", "dtick": 1 if decades > 1 else None}
     layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
-    layout |= {"showlegend": True}
     clouds = [_cloud(kind, [p for p in points if p["kind"] == kind], marker) for kind, marker in MARKERS.items()]
     return {"layout": layout, "views": [[_front(points), *(cloud for cloud in clouds if cloud["x"])]]}
 
@@ -333,13 +331,13 @@ def _line(x: NDArray[np.float64], y: NDArray[np.float64], line: Mapping[str, Any
     return {"type": "scatter", "mode": "lines", "x": _short(x), "y": _short(y), "line": dict(line), **more}
 
 
-def blank_layout(x: str, y: str) -> dict[str, Any]:
-    """Return a layout with two titled axes from 0 to 1."""
+def blank_layout(x: str, y: str, *, legend: bool = False) -> dict[str, Any]:
+    """Return a layout with two titled axes from 0 to 1, and a legend where it is asked for."""
     axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False, "automargin": True}
     return {
         "xaxis": axis | {"title": {"text": x}, "range": [-0.02, 1.02]},
         "yaxis": axis | {"title": {"text": y}, "range": [-0.02, 1.02]},
-        "showlegend": False,
+        "showlegend": legend,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hoverlabel": {"namelength": -1},
     }
@@ -370,11 +368,9 @@ def training_figures(rows: Sequence[RunResult]) -> dict[str, dict[str, Any]]:
 
 
 def _figure(rows: Sequence[RunResult], place: int) -> dict[str, Any]:
-
-    layout = blank_layout("epoch", WORDS[place])
+    layout = blank_layout("epoch", WORDS[place], legend=True)
     layout["xaxis"] |= {"range": None, "tickformat": "d", "dtick": None}
     layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
-    layout |= {"showlegend": True}
     traces = [trace for rank, row in enumerate(rows) for trace in _lines(row, place, line_of(rank))]
     return {"layout": layout, "views": [traces]}
 

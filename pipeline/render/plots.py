@@ -16,7 +16,7 @@ from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
 from models.runs.summary import plural, with_interval
-from pipeline.render.page_figures import CURVES, Side, sides
+from pipeline.render.page_figures import CURVES, Side, blank_layout, line_of, sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,41 +122,37 @@ def load_learning(folder: Path, manifest: str) -> dict[str, Any] | None:
 
 def learning_figure(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figure of the page: ROC AUC over the number of groups, on a logarithmic axis, with intervals."""
-    from pipeline.render.page_figures import blank_layout, line_of
-
-    layout = blank_layout(f"{plural(content['unit'])} to learn from", "ROC AUC")
+    layout = blank_layout(f"{plural(content['unit'])} to learn from", "ROC AUC", legend=True)
     layout["xaxis"] |= {"type": "log", "range": None, "tickformat": "~s", "dtick": None}
     layout["yaxis"] |= {"range": None, "tickformat": ".3~f"}
-    layout |= {"showlegend": True}
-    traces = []
-    for rank, curve in enumerate(content["curves"]):
-        points = [row for row in curve["points"] if row["roc_auc"]["value"] is not None]
-        value = [row["roc_auc"]["value"] for row in points]
-        ends = {end: [row["roc_auc"][end] or row["roc_auc"]["value"] for row in points] for end in ("low", "high")}
-        line = line_of(rank) | {"width": 2}
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": html.escape(curve["name"]),
-                "x": [row["groups"] for row in points],
-                "y": [round(v, 4) for v in value],
-                "customdata": [round(row["images"]) for row in points],
-                "line": line,
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [round(high - v, 4) for v, high in zip(value, ends["high"], strict=True)],
-                    "arrayminus": [round(v - low, 4) for v, low in zip(value, ends["low"], strict=True)],
-                    "color": line["color"],
-                    "thickness": 1,
-                    "width": 0,
-                },
-                "hovertemplate": "<b>%{fullData.name}</b><br>%{x} groups, %{customdata} images"
-                "<br>ROC AUC %{y:.3f}<extra></extra>",
-            }
-        )
-    return {"layout": layout, "views": [traces]}
+    return {"layout": layout, "views": [[_learning(curve, rank) for rank, curve in enumerate(content["curves"])]]}
+
+
+def _learning(curve: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    points = [row for row in curve["points"] if row["roc_auc"]["value"] is not None]
+    value = [row["roc_auc"]["value"] for row in points]
+    ends = {end: [row["roc_auc"][end] or row["roc_auc"]["value"] for row in points] for end in ("low", "high")}
+    line = line_of(rank) | {"width": 2}
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": html.escape(curve["name"]),
+        "x": [row["groups"] for row in points],
+        "y": [round(v, 4) for v in value],
+        "customdata": [round(row["images"]) for row in points],
+        "line": line,
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [round(high - v, 4) for v, high in zip(value, ends["high"], strict=True)],
+            "arrayminus": [round(v - low, 4) for v, low in zip(value, ends["low"], strict=True)],
+            "color": line["color"],
+            "thickness": 1,
+            "width": 0,
+        },
+        "hovertemplate": "<b>%{fullData.name}</b><br>%{x} groups, %{customdata} images"
+        "<br>ROC AUC %{y:.3f}<extra></extra>",
+    }
 
 
 def draw_learning(content: Mapping[str, Any]) -> dict[str, bytes]:

@@ -156,9 +156,8 @@ def _figures(result: ExternalValidation, found: Predictions, calibrated: Predict
 
 def _novelty_figure(novelty: Mapping[str, Any]) -> figures.Figure:
     """Return the share of images below each distance from the training images, here and of held-out training images."""
-    layout = figures.blank_layout("distance from the training images", "share of images up to it")
+    layout = figures.blank_layout("distance from the training images", "share of images up to it", legend=True)
     layout["xaxis"] |= {"range": None, "tickformat": "~g"}
-    layout |= {"showlegend": True}
     rows = {"training images, held out": novelty["training_quantiles"], "this set": novelty["quantiles"]}
     lines = [
         _cumulative(name, np.array(row), figures.line_of(rank))
