@@ -20,6 +20,7 @@ from features.images import Geometry, pixels, several_pixels
 T = TypeVar("T")
 
 _TASK = 8  # images per task: fewer hand-overs between threads
+_THREADS = 2  # that decode for an ImageStream
 
 
 class Prepared(NamedTuple):
@@ -73,26 +74,41 @@ def prepare(
 
     readers = ThreadPoolExecutor(workers, thread_name_prefix="read")
     pool = decoders or ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        tasks = batches(indices, _TASK)
+        yield from _in_order(
+            tasks, lambda batch: readers.submit(read, batch), lambda batch: pool.submit(decode, batch), ahead
+        )
+    finally:
+        readers.shutdown(wait=True, cancel_futures=True)
+        if not decoders:
+            pool.shutdown(wait=True)
+
+
+def _in_order(
+    tasks: Iterator[list[int]],
+    read: Callable[[list[int]], Future[list[_Read]]],
+    decode: Callable[[Future[list[_Read]]], Future[list[Prepared]]],
+    ahead: int,
+) -> Iterator[Prepared]:
+    """Yield the images of tasks in their order; at most `ahead` of them are being read, and as many decoded."""
     reading: deque[Future[list[_Read]]] = deque()
     decoding: deque[Future[list[Prepared]]] = deque()
-    tasks, exhausted = batches(indices, _TASK), False
+    exhausted = False
     try:
         while reading or decoding or not exhausted:
             while not exhausted and len(reading) * _TASK < ahead:
                 batch = next(tasks, None)
                 exhausted = batch is None
                 if batch:
-                    reading.append(readers.submit(read, batch))
+                    reading.append(read(batch))
             while reading and len(decoding) * _TASK < ahead:
-                decoding.append(pool.submit(decode, reading.popleft()))
+                decoding.append(decode(reading.popleft()))
             if decoding:
                 yield from decoding.popleft().result()
     finally:
         for task in decoding:
             task.cancel()
-        readers.shutdown(wait=True, cancel_futures=True)
-        if not decoders:
-            pool.shutdown(wait=True)
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -138,13 +154,10 @@ def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...], waited: f
 class ImageStream:
     """Images as a backbone sees them, decoded whenever they are read; threads decode side by side."""
 
-    def __init__(
-        self, source: Source, ids: Sequence[str], spec: BackboneSpec, preprocess: str, *, workers: int = 2
-    ) -> None:
+    def __init__(self, source: Source, ids: Sequence[str], spec: BackboneSpec, preprocess: str) -> None:
         """Take the names of the images, sorted, and the spec that says size, mean and standard deviation."""
         self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
-        self._source, self._geometry, self._workers = source, spec.geometry(preprocess), workers
-        self._spec = spec
+        self._source, self._geometry, self._spec = source, spec.geometry(preprocess), spec
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -152,7 +165,7 @@ class ImageStream:
 
     def read(self, at: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Return images `at`, (len(at), channels, S, S) float32, normalised. Raises BadImage, OSError."""
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as threads:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="decode") as threads:
             return np.stack(list(threads.map(self._one, self.ids[at].tolist())))
 
     def _one(self, image: str) -> NDArray[np.float32]:
