@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from features.cache.entry import cache_root
 from features.datasets import Dataset
@@ -101,26 +102,14 @@ def _examine(
     """Look at everything, write the three files, audit.json last, and return what it holds."""
     packed = isinstance(images.source, Packed)
     if not packed:
-        memo = cache_root(images.name) / "thumbnails.h5"
-        with shown(f"look at {images.name}") as progress:
-            thumbnails = load_thumbnails(images, subject.ids, subject.sha256, memo, progress=progress)
-        subject = replace(subject, thumbnails=thumbnails)
+        subject = replace(subject, thumbnails=_thumbnails(images, subject))
     with _steps(images.name) as step:
         evidence = Evidence(subject, seed=asked["seed"], step=step)
         found, left_out = find_all(evidence)
         step("fit the head on the training images")
         leakage = measure_leakage(subject, evidence.leaked, seed=asked["seed"])
-    findings = [finding for each in found.values() for finding in each]
     results = {
-        "dataset": images.name,
-        **asked,
-        "classes": list(subject.classes),
-        "backbone": " ".join(entry.key.backbone for entry in entries),
-        "entries": [entry.key.folder() for entry in entries],
-        "images": {str(s): int(k) for s, k in zip(*np.unique(subject.splits, return_counts=True), strict=True)},
-        "grouped_by": subject.grouped_by,
-        "split_by": images.split_by,
-        "note": images.note,
+        **_about(images, entries, subject, asked),
         "counts": {name: len(each) for name, each in found.items()},
         "left_out": left_out,
         "examples": {name: [finding._asdict() for finding in each[:_EXAMPLES]] for name, each in found.items()},
@@ -132,11 +121,33 @@ def _examine(
         "command": _command(entries, asked),
         "identity": _identity(entries, subject, asked["labels"], asked["seed"]),
     }
-    write_whole(folder / "findings.csv", [findings_csv(findings)])
+    write_whole(folder / "findings.csv", [findings_csv(finding for each in found.values() for finding in each)])
     write_whole(folder / "audit.html", [findings_page(results, found, None if packed else images.source).encode()])
     text = json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False)
     write_whole(folder / "audit.json", [text.encode()])
     return results
+
+
+def _thumbnails(images: Dataset, subject: Subject) -> NDArray[np.uint8]:
+    """Return the thumbnails of the images, (n, side, side), remembered beside the cache."""
+    memo = cache_root(images.name) / "thumbnails.h5"
+    with shown(f"look at {images.name}") as progress:
+        return load_thumbnails(images, subject.ids, subject.sha256, memo, progress=progress)
+
+
+def _about(images: Dataset, entries: Sequence[Cached], subject: Subject, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was audited."""
+    return {
+        "dataset": images.name,
+        **asked,
+        "classes": list(subject.classes),
+        "backbone": " ".join(entry.key.backbone for entry in entries),
+        "entries": [entry.key.folder() for entry in entries],
+        "images": {str(s): int(k) for s, k in zip(*np.unique(subject.splits, return_counts=True), strict=True)},
+        "grouped_by": subject.grouped_by,
+        "split_by": images.split_by,
+        "note": images.note,
+    }
 
 
 def _command(entries: Sequence[Cached], asked: Mapping[str, Any]) -> str:
