@@ -85,32 +85,43 @@ def transfer(
     pairs = [(how.head(way.target, backbone, name, run), how.head(way.target, detour, name, run)) for name in names]
     if way.thaw:
         pairs.append((how.network(way.target, backbone, run), how.network(way.target, detour, run)))
-    scored = shown(pairs[0][0])
     distances = [
-        {"domain": title, **_told(_distances(view, first[-1][1], after, how.seed))}
-        for title, (_, view) in zip(titles[:-1], first[:-1], strict=True)
+        {"domain": title, **_told(_distances(domain, first[-1][1], after, how.seed))}
+        for title, (_, domain) in zip(titles[:-1], first[:-1], strict=True)
     ]
     say(f"next: {make_command('compare', run, dataset=way.target, seed=how.seed or '')}")
-    return _written(
-        run,
-        TransferResult(
-            passed=titles[:-1],
-            target=titles[-1],
-            backbone=backbone,
-            detour=detour,
-            labels=run.labels,
-            protocol=run.protocol,
-            folds=pairs[0][0].record.folds,
-            repeats=pairs[0][0].record.repeats,
-            seed=how.seed,
-            n_bootstrap=DRAWS,
-            level=LEVEL,
-            images=len(np.unique(scored.ids)),
-            groups=len(np.unique(scored.groups)),
-            steps=steps,
-            distances=distances,
-            rows=_rows(pairs, how.seed),
-        ),
+    return _written(run, _result(titles, backbone, run, how.seed, steps, distances, pairs))
+
+
+def _result(
+    titles: Sequence[str],
+    backbone: str,
+    run: RunOptions,
+    seed: int,
+    steps: Sequence[DetourStep],
+    distances: Sequence[Mapping[str, Any]],
+    pairs: Sequence[tuple[Run, Run]],
+) -> TransferResult:
+    """Return the result of pairs of runs on the target (the last of `titles`), direct and by the detour."""
+    direct = pairs[0][0]
+    scored = shown(direct)
+    return TransferResult(
+        passed=titles[:-1],
+        target=titles[-1],
+        backbone=backbone,
+        detour=steps[-1].backbone,
+        labels=run.labels,
+        protocol=run.protocol,
+        folds=direct.record.folds,
+        repeats=direct.record.repeats,
+        seed=seed,
+        n_bootstrap=DRAWS,
+        level=LEVEL,
+        images=len(np.unique(scored.ids)),
+        groups=len(np.unique(scored.groups)),
+        steps=steps,
+        distances=distances,
+        rows=_rows(pairs, seed),
     )
 
 

@@ -31,20 +31,7 @@ def detour_lines(results: TransferResult) -> list[str]:
         f"are {100 * results.level:.0f} % by group, differences paired, their intervals and p simultaneous for "
         f"the heads shown.{_seeds(results)}",
         "",
-        *_table(
-            (
-                "head",
-                "ROC AUC, direct",
-                "ROC AUC, detour",
-                "difference",
-                "p",
-                *(["over seeds"] if _seeds(results) else []),
-                "the detour",
-                "bal. acc., direct",
-                "detour",
-            ),
-            [_row(row, bool(_seeds(results))) for row in results.rows],
-        ),
+        *_heads(results),
         "",
         "On the way:",
         "",
@@ -93,6 +80,13 @@ def _seeds(results: TransferResult) -> str:
         f" Over {max(told):.0f} seeds of each head (of its folds, where it draws nothing at random), the networks on "
         "the way trained once: the mean difference, with Student's interval; it must exclude 0 as well."
     )
+
+
+def _heads(results: TransferResult) -> list[str]:
+    """Return the table of the heads, with a column of the difference over seeds where there were several."""
+    seeds = bool(_seeds(results))
+    scores = ("head", "ROC AUC, direct", "ROC AUC, detour", "difference", "p", *(["over seeds"] if seeds else []))
+    return _table((*scores, "the detour", "bal. acc., direct", "detour"), [_row(row, seeds) for row in results.rows])
 
 
 def _row(row: DetourRow, seeds: bool) -> list[str]:
