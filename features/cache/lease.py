@@ -66,16 +66,16 @@ class Leases:
             return False
 
     @contextlib.contextmanager
-    def turn(self, partition: int = 0, *, patience: float = 30.0) -> Iterator[None]:
-        """Hold a lease during a block, one process after the other; go on without it after `patience` seconds."""
+    def turn(self, *, patience: float = 30.0) -> Iterator[None]:
+        """Hold the first lease during a block, one process after the other; go on without it after some seconds."""
         end = time.monotonic() + patience
-        while not (mine := self.acquire(partition)) and time.monotonic() < end:
+        while not (mine := self.acquire(0)) and time.monotonic() < end:
             time.sleep(0.02)
         try:
             yield
         finally:
             if mine:
-                self.release(partition)
+                self.release(0)
 
     def touch(self) -> None:
         """Give a sign of life for all leases of this process."""

@@ -129,6 +129,7 @@ def reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
 
 USER_BLOCK = 512
 _numbers = itertools.count()
+_PIECE = 1 << 22  # bytes read at once
 _PREFIX = b"Firn sealed HDF5, xxh3-128 of all bytes after the first 512: "
 
 
@@ -147,9 +148,9 @@ def seal(digest: str) -> bytes:
     return (_PREFIX + digest.encode() + b"\n").ljust(USER_BLOCK, b"\0")
 
 
-def write_sealed(path: Path, image: bytes, *, replace: bool = True) -> None:
+def write_sealed(path: Path, image: bytes) -> None:
     """Write user block and image so that `path` is absent, as before, or whole."""
-    write_whole(path, [seal(xxhash.xxh3_128_hexdigest(image)), image], replace=replace)
+    write_whole(path, [seal(xxhash.xxh3_128_hexdigest(image)), image])
 
 
 def digest_of(path: Path) -> str:
@@ -164,11 +165,11 @@ def digest_of(path: Path) -> str:
     return head[len(_PREFIX) : len(_PREFIX) + 32].decode("ascii", "replace")
 
 
-def is_whole(path: Path, *, chunk: int = 1 << 22) -> bool:
+def is_whole(path: Path) -> bool:
     """Tell whether every byte of the file is as it was sealed. OSError passes through."""
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
         head = file.read(USER_BLOCK)
-        while piece := file.read(chunk):
+        while piece := file.read(_PIECE):
             hasher.update(piece)
     return head == seal(hasher.hexdigest())

@@ -54,17 +54,10 @@ class Novelty:
         return {name: array for name, array in known.items() if array is not None}
 
 
-def fit_novelty(
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
-    groups: NDArray[np.str_],
-    *,
-    quantile: float = QUANTILE,
-    seed: int = 0,
-) -> Novelty:
+def fit_novelty(X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[np.str_], *, seed: int = 0) -> Novelty:
     """Learn what the features (n, d) of training images are like.
 
-    The threshold is that quantile of distances of images whose group was held out, in five grouped folds. Labels
+    The threshold is the QUANTILE of the distances of images whose group was held out, in five grouped folds. Labels
     only balance the folds. Raises BadDataset where a class has a single group.
     """
     folds = grouped_folds(y, groups, FOLDS, seed=seed)
@@ -73,8 +66,8 @@ def fit_novelty(
         own = folds == fold
         held[own] = _gaussian(X[~own], seed).distance(X[own])
     whole = _gaussian(X, seed)
-    threshold = float(np.quantile(held, quantile, method="higher"))
-    return replace(whole, threshold=threshold, quantile=quantile, held=np.quantile(held, np.linspace(0, 1, QUANTILES)))
+    threshold = float(np.quantile(held, QUANTILE, method="higher"))
+    return replace(whole, threshold=threshold, quantile=QUANTILE, held=np.quantile(held, np.linspace(0, 1, QUANTILES)))
 
 
 def _gaussian(X: NDArray[np.float32], seed: int) -> Novelty:

@@ -25,7 +25,7 @@ def latex(text: str) -> str:
     return "".join(_LATEX.get(c, c if c.isprintable() and ord(c) < 0x180 else "?") for c in text)
 
 
-def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str, columns: str = "") -> str:
+def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, label: str) -> str:
     """Return a table for LaTeX with the package booktabs: texts are taken literally, the first column is a name."""
     body = [" & ".join(map(latex, row)) + r" \\" for row in rows]
     lines = [
@@ -33,7 +33,7 @@ def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str,
         r"\begin{table}",
         rf"\caption{{{latex(caption)}}}",
         rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{{columns or 'l' + 'r' * (len(header) - 1)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
         " & ".join(map(latex, header)) + r" \\",
         r"\midrule",
