@@ -19,7 +19,7 @@ class UnknownName(FirnError):
 
 
 class BadBundle(FirnError):
-    """A predictor's bundle that is malformed, unsafe to read, or does not give its golden samples again."""
+    """A predictor's bundle that is malformed, unsafe to read, or does not reproduce its golden samples."""
 
 
 class BadDataset(FirnError):

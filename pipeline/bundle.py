@@ -34,7 +34,7 @@ class OutOptions:
 
 
 def bundle(model: ModelSelector, how: BundleOptions, to: OutOptions) -> list[str]:
-    """Write the bundle of a run, look whether it says what the run said, and return a line with its path.
+    """Write the bundle of a run, check that it predicts what the run predicted, and return a line with its path.
 
     Raises CacheError, BadWeights or BadDataset where what the run was made of is not there any more.
     """

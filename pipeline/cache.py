@@ -71,7 +71,7 @@ class RemoveOptions:
     run: str = option("", "The folder of a run that may go too, below artifacts/heads.")
 
     def waste(self) -> list[Waste]:
-        """Return the run that was named. CacheError for a folder that is no run's."""
+        """Return the folder of the run that was named, if any. CacheError for a folder that is no run's."""
         if self.run and load_record(Path(self.run)) is None:
             raise CacheError(f"expected RUN= to be the folder of a run (with a run.json), got {self.run}")
         return [Waste(Path(self.run), bytes_below(Path(self.run)), "named by RUN=")] if self.run else []

@@ -233,7 +233,7 @@ def _of_cost(case: Case, requests: Sequence[Request], cost: _Cost | None) -> lis
 
 
 def _told(case: Case, cost: _Cost | None, diagnoses: Sequence[Diagnosis], verdict: str) -> dict[str, Any]:
-    """Return all of it for JSON."""
+    """Return what was found, ready for JSON."""
     dataset, found = case.dataset, case.found
     return {
         "schema": 1,

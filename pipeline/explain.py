@@ -1,4 +1,4 @@
-"""explain: a contact sheet of what a run got right and wrong, with what spoke for it laid over each image."""
+"""explain: a contact sheet of what a run got right and wrong, with class maps laid over each image."""
 
 from __future__ import annotations
 

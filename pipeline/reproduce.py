@@ -1,4 +1,4 @@
-"""reproduce: a recorded run made again from its receipt, and a verdict on whether its numbers came out again."""
+"""reproduce: a recorded run made again from its record, and a verdict on whether the numbers are the same."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Sparse:
         return self._size
 
     def flush(self) -> None:
-        """Have nothing to do."""
+        """Do nothing: all is in memory."""
 
     def around(self, arrays: Mapping[int, NDArray[Any]]) -> list[bytes | memoryview]:
         """Return the file from the end of the user block on, in pieces, with `arrays` (contiguous) at their offsets."""

@@ -308,7 +308,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _kept(errors: list[Exception]) -> Iterator[None]:
-    """Put an error of the block aside."""
+    """Collect an error of the block, so that what follows is still done."""
     try:
         yield
     except Exception as error:  # one writer's trouble is not another's

@@ -124,7 +124,7 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _read(source: Source, image: str, index: int, wanted: Callable[[bytes], bool]) -> _Read:
-    """Read and digest one image; an unreadable one is told, not raised."""
+    """Read and digest one image; why it cannot be read is returned, not raised."""
     start = time.perf_counter()
     sha256, data, why = b"", None, ""
     try:
@@ -139,7 +139,7 @@ def _read(source: Source, image: str, index: int, wanted: Callable[[bytes], bool
 
 
 def _decode(image: str, read: _Read, geometries: tuple[Geometry, ...], waited: float) -> Prepared:
-    """Decode one image that was read; an unreadable one is told, not raised."""
+    """Decode one image that was read; why it cannot be decoded is returned, not raised."""
     start = time.perf_counter()
     pixels: tuple[NDArray[np.generic], ...] = ()
     why = read.error

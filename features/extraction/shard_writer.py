@@ -180,7 +180,7 @@ def _memo(dataset: Dataset) -> Path:
 
 
 def settle(dataset: Dataset, digests: Digests, clock: int) -> int:
-    """Read images again that were written just before `clock` (ns), when their times have become telling.
+    """Digest images again that were written just before `clock` (ns), once a later change would show in their times.
 
     A file may change twice within one tick of its clock; without this a set made this moment would never be ready.
     Returns the time from which on the digests hold.

@@ -56,7 +56,7 @@ class WorkerPool:
             yield running.popleft().result()
 
     def close(self) -> None:
-        """Wait for what is being done; what has not begun is not done."""
+        """Wait for the work that has begun, and drop the rest."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -73,7 +73,7 @@ def _keep_memory() -> None:
 
 
 def _alone(together: Barrier) -> None:
-    """Take one core for what this thread does."""
+    """Have torch use one core in this thread; wait until all threads are ready."""
     torch.get_num_threads()  # or this thread would take the number of all again, when it first computes
     torch.set_num_threads(1)
     together.wait()

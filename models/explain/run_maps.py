@@ -1,4 +1,4 @@
-"""What spoke for what in some images of a run, from the maps in the cache."""
+"""Class maps of some images of a run, from the feature maps in the cache: the evidence for its decisions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Case:
 
 
 class Evidence(NamedTuple):
-    """What speaks for what was asked, position by position."""
+    """The class maps of the images: the evidence for the logits that were asked for, at each position."""
 
     maps: dict[str, Floats]  # kind -> (m, H, W); the first is signed and its mean is the image's, where it is exact
     proba: Floats  # (m, K) of the model that the maps are of

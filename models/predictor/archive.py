@@ -144,7 +144,7 @@ def write_archive(folder: Path, target: Path) -> None:
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Put a folder in the place of another one; a bundle.json that is there makes it a bundle that may go."""
+    """Move a folder to `target`, in the place of an older bundle. BadBundle for any other folder that is there."""
     make_folder(target.parent)
     if target.exists() and not (target / BUNDLE).is_file() and any(target.iterdir()):
         raise BadBundle(f"{target} is there and no bundle; take another OUT=, or a name that ends in .zip")

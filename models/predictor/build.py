@@ -187,7 +187,7 @@ class _Packing:
     )  # fine-tuned network -> key of the entry with its boundary's maps
 
     def pack(self, run: Run) -> None:
-        """Put a run in: its parts, then all that is learned from its predictions, then what checks the rest."""
+        """Add a run: its parts, what is learned from its predictions, then the golden samples that check them."""
         stack = self._stack(run) if run.record.bases else self._single(run)
         contents = self._of_findings(run) if run.record.several else self._contents(run, stack)
         features, outliers = learn_outliers(contents, run, self._cut)
@@ -216,7 +216,7 @@ class _Packing:
         return ""
 
     def _stack(self, run: Run) -> str:
-        """Put in the runs that a stack listens to, the one it listens to most first, and the stack."""
+        """Add the runs to which a stack gives weight, the largest first, then the stack."""
         head: Any = load_head(run.folder)
         root = run.record.root
         _, arrays = head.state()
@@ -228,14 +228,14 @@ class _Packing:
         return "stack"
 
     def _part(self, run: Run) -> None:
-        """Put in one run that is no stack."""
+        """Add one run that is no stack."""
         kind = "thawed" if run.record.head == FINETUNED else HEADS[run.record.head].input
         folder = f"parts/{len(self.parts)}"
         put = self._thawed if kind == "thawed" else self._headed
         self.parts.append(put(run, kind, folder))
 
     def _headed(self, run: Run, kind: str, folder: str) -> Part:
-        """Put in a head on features or maps, as it lies in the folder of its run."""
+        """Add a head on features or maps, as it lies in the folder of its run."""
         keys = run.record.keys
         networks = tuple(self._network(key) for key in keys)
         wanted = " ".join(run.record.blocks) if kind == "maps" else run.record.asked_blocks
@@ -248,7 +248,7 @@ class _Packing:
         return Part(kind, run.record.head, folder, networks, blocks, pool, keys[0].precision)
 
     def _thawed(self, run: Run, kind: str, folder: str) -> Part:
-        """Put in a fine-tuned network: frozen trunk and trained tail as one backbone, its classifier as the head.
+        """Add a fine-tuned network: frozen trunk and trained tail as one backbone, its classifier as the head.
 
         Of several networks the first is that backbone; tails and classifiers of the others are beside its classifier.
         """

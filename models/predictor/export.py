@@ -57,7 +57,7 @@ class Format:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hush exporters, which announce what they will drop some day."""
+    """Silence the deprecation warnings of exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""From a bundle on the disk to a predictor whose golden samples came out again: drawn images, no patient's."""
+"""Loading of bundles: a predictor must first reproduce the golden samples, which are of drawn images, no patient's."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def load_golden(folder: Path) -> tuple[list[NDArray[Any]], NDArray[np.float64], 
 def check_golden(
     expected: Mapping[str, NDArray[np.float64]], found: Mapping[str, NDArray[np.float64]], precision: str, where: Path
 ) -> None:
-    """Raise BadBundle, saying by how much, where samples do not come out again within the precision's tolerance.
+    """Raise BadBundle, with the difference, where samples are not reproduced within the precision's tolerance.
 
     Both hold "proba" (n, K) and "distance" (n,), which is compared relatively.
     """
@@ -149,7 +149,7 @@ def _check_part(head: str, kind: str) -> None:
 
 
 def load(path: str | Path, *, device: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
-    """Return the predictor in a bundle (a folder or a .zip) after its golden samples came out again.
+    """Return the predictor in a bundle (a folder or a .zip) once it has reproduced its golden samples.
 
     `explained` makes predictions carry class maps. Images go through the networks `batch_size` at once (as in
     extraction 8 on each core of a CPU, 256 on a GPU); another size may change the last digits. Raises BadBundle for
@@ -180,12 +180,12 @@ def _coarseness(precision: str) -> int:
 
 
 def read_bundle(folder: Path, where: str = "cpu") -> Loaded:
-    """Return a bundle's folder in memory, its golden samples not looked at. Raises BadBundle, BadWeights."""
+    """Read a bundle's folder without a check of its golden samples. Raises BadBundle, BadWeights."""
     return Loaded(folder, where)
 
 
 def load_unchecked(folder: Path, *, device: str = "auto", batch_size: int = 0, explained: bool = False) -> Predictor:
-    """Return the predictor in a folder without a look at its golden samples, for making them."""
+    """Return the predictor in a folder without a check of its golden samples, in order to make them."""
     where = checked(choose_device(device))
     size = batch_size or BATCH[where.partition(":")[0]]
     loaded = read_bundle(folder, where)

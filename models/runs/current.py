@@ -75,7 +75,7 @@ def current_manifest(dataset: Dataset, labels: str) -> str:
 
 
 def _manifest(dataset: Dataset) -> Manifest:
-    """Return what an extraction would list today, without the images that were once unreadable and are as they were."""
+    """Return what an extraction would list today, without images that could not be read and have not changed since."""
     found = _read(dataset)
     left_out = np.array([s.encode() for entry in _entries(dataset) for s in entry.left_out()], dtype="S64")
     at = np.flatnonzero(found.known() & ~np.isin(found.sha256, left_out))

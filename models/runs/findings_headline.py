@@ -1,4 +1,4 @@
-"""A comparison of several findings for a reader of no field: what is found how well, what is missed, what to mind."""
+"""A comparison of several findings in plain words for any reader: what is found how well, what is missed, cautions."""
 
 from __future__ import annotations
 

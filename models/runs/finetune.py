@@ -218,7 +218,7 @@ class FinetuneJob:
 
     @contextmanager
     def crossfit(self, trainings: int, *, seed: int | None = None) -> Iterator[Crossfit]:
-        """Give everything that the trainings of the run, or of another seed, share; a bar is for so many of them."""
+        """Give what all trainings of the run, or of another seed, have in common; the bar is for `trainings`."""
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         what = f"finetune {self.request.spec.name} {self.described}" + (f", seed {seed}" if seed is not None else "")
         with self.inputs() as inputs, shown(what, "batches") as progress:
@@ -297,7 +297,7 @@ def _duration(seconds: float) -> str:
 
 
 def _counted(progress: Callable[[int, int], None], epochs: int) -> Callable[[int, int], None]:
-    """Return what counts batches of epochs of about equal length; early stopping leaves some undone."""
+    """Return a function that counts each batch towards so many epochs, which early stopping may cut short."""
     seen = 0
 
     def step(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""A comparison for a reader of no field: how good the best model is and on whom, what it misses, what to be wary of."""
+"""A comparison in plain words for any reader: how good the best model is and on whom, what it misses, cautions."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def leak(results: Judged) -> Iterator[str]:
 
 
 def _shifted(results: ComparisonResult) -> Iterator[str]:
-    """Say where probabilities are no risks, by the calibration intercept."""
+    """Say where probabilities are too high or too low on the whole, by the calibration intercept."""
     where = "the test images" if results.tested else "images that were held out"
     line = results.calibration["none"].get("intercept", {})
     value, low, high = (line.get(name) or 0.0 for name in ("value", "low", "high"))

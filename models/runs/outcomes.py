@@ -112,7 +112,7 @@ def _of(found: Judged, true: int | None, called: int, most: int) -> tuple[list[i
 
 
 def asked_of(called: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
-    """Return which sum of logits is shown for each image, (n, K): what speaks for a class against the others.
+    """Return the weights of the logits whose map is shown, (n, K): the evidence for a class against the others.
 
     With two classes the log odds of class 1, whatever was called; else the called class against the mean of all.
     """

@@ -1,4 +1,4 @@
-"""Views and heads within a time budget: the cheap head looks at every view, the dear ones at the best views only."""
+"""Views and heads within a time budget: a cheap head is tried on every view, expensive ones on the best views only."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ load_features = _completing(frames.load_features)
 
 
 def load_bundle(path: str | Path, *, device: str = "auto") -> Predictor:
-    """Return the predictor in a bundle, a folder or a .zip, after its golden samples came out again.
+    """Return the predictor in a bundle, a folder or a .zip, once it has reproduced its golden samples.
 
     It takes files, encoded bytes and arrays of pixels (H, W) or (H, W, 3), one or several, and returns a `Prediction`
     with names, proba (n, K), calibrated, decision, labels, distance and outlier. Raises BadBundle, BadWeights.

@@ -44,7 +44,7 @@ class Strip(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """All of it."""
+    """The whole contact sheet."""
 
     title: str
     notes: list[str]  # below the title, a line each

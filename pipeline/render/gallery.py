@@ -83,7 +83,7 @@ def _case(run: Run, dataset: Dataset, parts: Sequence[Part], weights: str) -> Ca
 
 
 def _mapped(case: Case, named: Mapping[str, Run], parts: Sequence[Part], weights: str) -> _Mapped:
-    """Return what spoke for each decision, of the run itself or else of the best one that class maps explain."""
+    """Return the class maps of the decisions, of the run itself or else of the best run that has any."""
     able = {name: run for name, run in named.items() if can_be_explained(run.record)}
     own = [name for name, run in able.items() if run is case.run]
     if not able:

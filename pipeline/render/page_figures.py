@@ -148,7 +148,7 @@ def _curves(kind: str, names: Sequence[str], view: Sequence[Side], bootstrap: Ma
 
 
 def _reference(kind: str, side: Side) -> Trace:
-    """Return the line of a head that knows nothing."""
+    """Return the line of chance."""
     share = float(side.y.mean())
     ends = {"roc": [0.0, 1.0], "pr": [share, share]}[kind]
     return _line(np.array([0.0, 1.0]), np.array(ends), GREY, name="chance", hoverinfo="skip")
