@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -29,6 +28,7 @@ from models.audit.label_errors import MARGIN
 from models.audit.neighbours import FAR
 from models.runs.current import manifest_digest
 from models.runs.options import RunOptions
+from models.runs.scores import as_dict
 from pipeline.render.audit_page import findings_csv, findings_folder, findings_page, print_findings
 
 _FORMAT = 2  # raised when a check changes, so that older audits are done again
@@ -194,8 +194,5 @@ def _scores(leakage: Leakage | None) -> dict[str, Any] | None:
     """Return the test scores with and without leaked images; None where the head cannot be trained or tested."""
     if leakage is None:
         return None
-    told = {
-        name: {bound: None if math.isnan(value) else value for bound, value in interval._asdict().items()}
-        for name, interval in (("everything", leakage.everything), ("clean", leakage.clean))
-    }
+    told = {"everything": as_dict(leakage.everything), "clean": as_dict(leakage.clean)}
     return {**told, "images": leakage.images, "leaked": leakage.leaked}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -215,7 +214,7 @@ def _distances(domain: View, target: View, after: View, seed: int) -> Distances:
 def _told(found: Distances) -> dict[str, Any]:
     """Return distances ready for JSON."""
     plain = {name: number(getattr(found, name)) for name in ("frechet", "floor")}
-    cka = None if found.cka is None or math.isnan(found.cka) else found.cka
+    cka = None if found.cka is None else number(found.cka)
     sides = {"images": list(found.images), "groups": list(found.groups)}
     return {**plain, "directions": found.directions, "auc": as_dict(found.auc), "cka": cka, **sides}
 
