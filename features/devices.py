@@ -1,4 +1,4 @@
-"""Which device and which precision "auto" stands for, found out without importing torch."""
+"""What this machine has, and which device and precision "auto" stands for, found out without importing torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 _FLOAT16_MAX = 65504.0
 _PAYS_FROM = 4_000_000  # numbers: below, a CPU is done with them while torch and the GPU start (some seconds)
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
+
+
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose_device(wanted: str) -> str:

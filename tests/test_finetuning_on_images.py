@@ -140,7 +140,7 @@ def test_decoded_images_are_those_of_a_stream(mixed: Path, memory: float | None,
     monkeypatch.setattr("models.finetuning.images._SLAB", 3)
     dataset, spec = load_dataset(str(mixed)), load_spec(NET)
     ids = sorted(dataset.ids)
-    kept = DecodedImages(dataset.source, ids, spec, "squash", memory=memory)
+    kept = DecodedImages(dataset.source, ids, spec, "squash", most=memory)
     stream = ImageStream(dataset.source, ids, spec, "squash")
     at = np.array([9, 0, 4, 11, 0])
     expected = stream.read(at)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from features.datasets.dataset import SPLITS, Dataset, Stamps
 from features.datasets.findings import with_findings
+from features.devices import memory
 from features.errors import BadDataset
 
 KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -144,7 +144,7 @@ def _array(path: Path, key: str) -> NDArray[np.generic]:
 
 def _require_length(path: Path, key: str, shape: tuple[int, ...], item: int, length: int) -> None:
     """Raise BadDataset unless an array's bytes are there and fit into memory, before numpy takes memory for them."""
-    size, most = math.prod(shape) * item, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    size, most = math.prod(shape) * item, memory() // 2
     if min(shape, default=0) < 0 or size > length:
         raise BadDataset(f"{path}: {key} says {shape} and holds {length:,} bytes; get it anew")
     if size > most:

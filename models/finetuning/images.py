@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from features.backbones.spec import BackboneSpec
 from features.datasets.dataset import Source
+from features.devices import memory
 from features.errors import BadImage
 from features.extraction.prefetch import batches, prepare
 from features.extraction.shard_writer import stacked
@@ -33,17 +34,17 @@ class DecodedImages:
         preprocess: str,
         *,
         workers: int = 2,
-        memory: float | None = None,
+        most: float | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Decode the images, named by sorted ids; beyond `memory` bytes into a file that is gone when this is.
+        """Decode the images, named by sorted ids; beyond `most` bytes into a file that is gone when this is.
 
         Raises BadImage for one that is unreadable, OSError for a full disk.
         """
         self.ids: NDArray[np.str_] = np.asarray(ids, dtype=np.str_)  # (n,)
-        free = memory if memory is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / _SHARE
+        most = memory() / _SHARE if most is None else most
         self._slabs: list[NDArray[Any]] = []
-        with _file() if len(ids) * 3 * spec.size**2 > free else nullcontext() as file:
+        with _file() if len(ids) * 3 * spec.size**2 > most else nullcontext() as file:
             for squares in batches(_decoded(source, list(ids), spec, preprocess, workers), _SLAB):
                 self._slabs.append(_mapped(file, stacked(squares)) if file else stacked(squares))
                 progress(min(len(self._slabs) * _SLAB, len(ids)), len(ids))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,6 +17,7 @@ from features.backbones.registry import domains, file_name
 from features.backbones.weights import finetuned_root
 from features.cache.pack import Pack
 from features.datasets.findings import findings_of, groups_with, label_matrix
+from features.devices import memory
 from features.errors import BadDataset, CacheError
 from features.options import DatasetOptions, make_command, replaced
 from features.progress import say, shown
@@ -358,11 +358,6 @@ def _pooled(entry: Cached, blocks: Sequence[str], pool: str) -> View:
         if view.X.shape[0] * view.X.shape[1] * 4 > memory() / 4:
             return view
     return pooled_view(entry, blocks, pool)
-
-
-def memory() -> int:
-    """Return the machine's memory in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def is_current(folder: Path, identity: str) -> bool:

@@ -61,11 +61,3 @@ def anchor(term: str) -> str:
 def sorted_terms() -> list[str]:
     """Return the terms in alphabetical order."""
     return sorted(GLOSSARY, key=str.lower)
-
-
-def markdown() -> str:
-    """Return the glossary as docs/glossary.md holds it."""
-    words = "\n".join(f"### {term}\n\n{GLOSSARY[term]}\n" for term in sorted_terms())
-    return (
-        f"# The words that Firn uses\n\nThe same stand at the end of every report, where terms link to them.\n\n{words}"
-    )
