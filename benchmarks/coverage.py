@@ -163,7 +163,7 @@ def coverage(
             )
         if world.classes == 2:
             held.setdefault("auc plain", []).append(holds(_plain(y, proba[:, 1], groups), known["roc_auc"]))
-            alone = score(y, proba, n_bootstrap=0)["roc_auc"]
+            alone = score(y, proba, only=("roc_auc",), n_bootstrap=0)["roc_auc"]
             held.setdefault("auc unclustered", []).append(holds(alone, known["roc_auc"]))
     return summed_up(held)
 
