@@ -14,7 +14,7 @@ from models.metrics import ordered_metrics, score
 from models.runs.compare import compare_runs
 from models.runs.examination import ExaminationOptions
 from models.runs.scores import grades
-from pipeline.render.html_page import ranking_columns
+from pipeline.render.ranking import ranking_columns
 from pipeline.render.terminal import examined_lines
 
 ORDERED = ExaminationOptions(ordered=True)

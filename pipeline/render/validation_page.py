@@ -14,7 +14,8 @@ from models.runs.summary import plural, with_interval
 from models.validation.external import ExternalValidation
 from models.validation.predictions import Predictions
 from pipeline.render import page_figures as figures
-from pipeline.render.html_page import HELP, render, shares_of_rows
+from pipeline.render.html_page import render, shares_of_rows
+from pipeline.render.ranking import HELP
 from pipeline.render.terminal import terminal
 
 if TYPE_CHECKING:
