@@ -402,7 +402,7 @@ def test_the_last_line_names_the_limit(
     slow(monkeypatch, owner, name, seconds)
     monkeypatch.setattr("features.extraction.loop.rows_per_shard", lambda n, jobs: 4)
     monkeypatch.setattr("features.extraction.shard_writer._BATCHES_BEHIND", 1)
-    verb("extract", str(spots), "squeezenet1_1", precision="float32", batch_size=4, workers=1)
+    verb("extract", str(spots), "squeezenet1_1", precision="float32", batch_size=4, workers=1, size=64)
     last = capsys.readouterr().err.splitlines()[-1]
     found = re.search(
         r"32 images in .*the limit was (\w+), waited for (\d+)% of the time; at work: read \d+%, .*", last
