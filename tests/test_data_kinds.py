@@ -459,6 +459,42 @@ def test_numbers_with_decimals_are_a_regression(tmp_path: Path) -> None:
         load(with_images(tmp_path, ["path,target", *lines]))
 
 
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ([str(20 + n) for n in range(30)] * 2, "30 different whole numbers"),
+        ([f"2021-03-{1 + n % 7:02}" for n in range(60)], "7 dates"),
+        ([f"{1 + n % 7}.3.21" for n in range(60)], "7 dates"),
+        ([f"P{n // 2:03}" for n in range(60)], "30 different values in 60 rows"),
+        ([f"the heart is large ({n})" for n in range(60)], "60 different values in 60 rows"),
+        ([f'"effusion, right; seen on {n}"' for n in range(60)], "61 different values in 60 rows"),
+    ],
+    ids=["ages", "dates", "short-dates", "patients", "free-text", "free-text-with-commas"],
+)
+def test_ages_dates_names_and_free_text_are_no_labels(tmp_path: Path, values: list[str], what: str) -> None:
+    images = [image for image, _ in rows(30)]
+    put(tmp_path, *images)
+    lines = [f"{p},{v},{'FM'[n % 2]}" for n, (p, v) in enumerate(zip(images, values, strict=True))]
+    path = table(tmp_path, ["path,label,sex", *lines])
+    told = rf"the column label was taken for the labels and holds {what}.*hardly (\w+);.* make doctor .* TARGET=sex"
+    with pytest.raises(BadDataset, match=told) as refused:
+        load(path)
+    assert load(path, target="sex").classes == ("F", "M")
+    kind = re.search(told, str(refused.value))
+    assert kind
+    assert str(refused.value).endswith(f"TASK={kind[1]}")
+    if "dates" in what or "numbers" in what:
+        assert len(load(path, task="classes").classes) == len(set(values))
+
+
+def test_many_classes_with_images_enough_are_classes(tmp_path: Path) -> None:
+    images = [f"img/{n:03}.png" for n in range(96)]
+    put(tmp_path, *images)
+    for values in ([f"tissue {n % 30}" for n in range(96)], [str(n % 24) for n in range(96)]):
+        dataset = load(table(tmp_path, ["path,label", *map(",".join, zip(images, values, strict=True))]))
+        assert len(dataset.classes) == len(set(values))
+
+
 # --- tables of publishers ---
 
 

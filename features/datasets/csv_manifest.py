@@ -29,6 +29,7 @@ from features.datasets.table import (
     read_findings,
     read_labels,
     read_table,
+    refuse_no_classes,
     rivals,
     several_findings,
 )
@@ -79,6 +80,8 @@ def read_manifest(
         findings, labels = read_findings(table, uncertain)
     else:
         labels = read_labels(table, target, uncertain=uncertain)
+    if not task and fewest > 1:
+        refuse_no_classes(table, target, findings or labels, findings=bool(findings))
     lines, numbers, gone = _read_rows(table, labels, base, bool(findings))
     gone += _passed_over(table, target, bool(findings))
     of_lines = {line.label for line in lines.values()}

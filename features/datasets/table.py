@@ -172,7 +172,13 @@ _OF_THE_IMAGE = re.compile(  # columns of 0 and 1 that are no finding: who was e
     r"(is_)?(fe)?males?|(is_)?sex|gender|(is_)?(frontal|lateral|left|right|portable|ap|pa)|view|laterality|fold|set"
     r"|(is_)?(in|out)patient|age(_.*)?|deceased|died|death|smok(er|ing)|duplicate|quality"
 )
-_FEW = 10  # numbers with decimals that may be names of classes
+_FEW = 10  # values of a column, whatever they are, that may be names of classes
+_GRADES = 24  # whole numbers that may be: more are an age, a year, a code
+_ROWS = 3  # of each value, on average, below which a column names the images and not their classes
+_DAY = re.compile(  # 2021-03-01, 01.03.21, 3/1/2021 10:15, 01-Mar-2021, 20210301
+    r"(\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./ ](\d{1,2}|[A-Za-z]{3,9})[-./ ](\d{4}|\d{2})"
+    r"|(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01]))([T ]\d{1,2}:\d{2}.*)?"
+)
 
 
 def read_labels(table: Table, target: str = "", *, uncertain: str = MISSING) -> list[str]:
@@ -192,6 +198,42 @@ def read_labels(table: Table, target: str = "", *, uncertain: str = MISSING) -> 
         labels = _of_indicators(table)
     _refuse_numbers(table, labels)
     return labels
+
+
+def refuse_no_classes(table: Table, target: str, labels: Sequence[str], *, findings: bool = False) -> None:
+    """Raise BadDataset where labels, or the names of findings, are hardly any: dates, many numbers, one a row or so."""
+    seen = Counter(labels)
+    del seen[""]
+    if not (what := _what_they_are(list(seen), len(table.rows), 1 if findings else _ROWS)):
+        return
+    taken = plain_name(target) or (table.header[table.roles["label"]] if "label" in table.roles else "")
+    where = f"the column {taken} was" if taken else "the columns of 0 and 1 were"
+    asked = {"TARGET": target} if target else {}
+    kind = "findings" if findings else "classes"
+    anyway = command("doctor", DATASET=table.path, **asked, TASK=kind)
+    others = [table.header[table.roles["label"]]] if target and "label" in table.roles else []
+    others = [name for name in [*others, *table.others()] if name != taken and _may_be_label(table, name)]
+    example = f", such as {command('doctor', DATASET=table.path, TARGET=others[0])}" if others else ""
+    raise BadDataset(
+        f"{table.path}: {where} taken for the labels and holds {what}, such as {min(seen):.60}, hardly {kind}; "
+        f"TARGET= names another column{example}; if they are: {anyway}"
+    )
+
+
+def _what_they_are(values: Sequence[str], rows: int, each: int) -> str:
+    """Say what the different values of a column are, where they are hardly classes; empty where they may well be."""
+    number = len(values)
+    if number > 2 and all(map(_DAY.fullmatch, values)):
+        return f"{number:,} dates"
+    if number > _GRADES and all(re.fullmatch(r"[+-]?\d+(\.0*)?", value) for value in values):
+        return f"{number:,} different whole numbers (an age, a year, a code)"
+    return f"{number:,} different values in {rows:,} rows (names, free text)" if number > max(_FEW, rows / each) else ""
+
+
+def _may_be_label(table: Table, name: str) -> bool:
+    """Tell whether a column has two values to ten, with three rows of each on average."""
+    values = {cell for cell in _column(table, table.header.index(name)) if cell}
+    return 2 <= len(values) <= min(_FEW, len(table.rows) / _ROWS)
 
 
 def has_labels(table: Table) -> bool:
