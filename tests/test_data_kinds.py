@@ -101,6 +101,16 @@ def test_folders_of_masks_are_left_out(tmp_path: Path, folder: str, reason: str)
     assert reasons(dataset) == {reason: 20}
 
 
+@pytest.mark.parametrize("folder", ["results", "Output", "heatmaps", "grad-cam", "predictions_2", "unlabeled"])
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_folders_that_are_hardly_classes_are_asked_about(tmp_path: Path, folder: str, above: str) -> None:
+    put(tmp_path, *(f"{above}{image}" for image in TWO), *many(f"{above}{folder}", 10))
+    said = rf"the folder {folder} beside normal, which is hardly a class: take it out of there; .* TARGET=folder$"
+    with pytest.raises(BadDataset, match=said):
+        load(tmp_path)
+    assert set(load(tmp_path, target="folder").classes) == {"normal", "sick", folder}
+
+
 def test_names_that_only_look_like_masks_stay(tmp_path: Path) -> None:
     """Without an image of that name beside them they may be the images; and a class may be called after masks."""
     odd = [*many("with_mask", 9), "with_mask/unmasked_mask.png", *many("without_mask", 9), "without_mask/labels/x.png"]

@@ -24,6 +24,10 @@ _OF_CLASSES = frozenset(  # words that a number makes a class: grade_1, grade_2
     )
 )
 _OF_IMAGES = frozenset({"image", "images", "img", "imgs", "mask", "masks", "annotation", "annotations", "labels"})
+_BESIDE_CLASSES = re.compile(  # what programs write beside the classes, and images that nobody has sorted yet
+    r"(my )?(results?|outputs?|out|pred(iction)?s?|inference|heat ?maps?|overlays?|(grad ?)?cams?|saliency( maps?)?|"
+    r"plots?|figures?|logs?|checkpoints?|te?mp|backup|unlabell?ed|unsorted|unannotated)"
+)
 
 
 class ClassFolder(NamedTuple):
@@ -119,6 +123,10 @@ def doubt(root: Path, folders: list[ClassFolder]) -> str:
         return f"holds the folders {' and '.join(names)}, which are no classes"
     if splits := [folder.name for folder in folders if not folder.split and split_names([folder.name])]:
         return f"holds the folder {splits[0]} beside {next(n for n in names if n not in splits)}: a split, or a class"
+    hardly = [name for name in names if _BESIDE_CLASSES.fullmatch(re.sub(r"[\W\d_]+", " ", name).strip().lower())]
+    if 0 < len(hardly) < len(names):
+        beside = next(name for name in names if name not in hardly)
+        return f"holds the folder {hardly[0]} beside {beside}, which is hardly a class: take it out of there"
     return _inside_each(root, folders)
 
 
