@@ -497,6 +497,20 @@ def test_ages_dates_names_and_free_text_are_no_labels(tmp_path: Path, values: li
         assert len(load(path, task="classes").classes) == len(set(values))
 
 
+def test_no_finding_beside_a_finding_is_told_with_a_count(tmp_path: Path) -> None:
+    images = [image for image, _ in rows(30)]
+    put(tmp_path, *images)
+    cells = ["No Finding|Mass" if n < 6 else "No Finding" if n < 30 else "Mass|Edema" for n in range(60)]
+    words = table(tmp_path, ["path,label", *map(",".join, zip(images, cells, strict=True))])
+    told = {"marks of no finding on images that have one as well, which counts": 6}
+    assert reasons(load(words)) == told
+    assert reasons(load(words, target="Mass")) == told
+    assert not reasons(load(table(tmp_path, words.read_text().replace("No Finding|", "").split("\n"))))
+    columns = [f"{p},{int(n < 30)},{int(n > 23)},{int(n % 3 == 0)},1" for n, p in enumerate(images)]
+    dataset = load(table(tmp_path, ["path,No Finding,Mass,Edema,Support Devices", *columns], name="columns.csv"))
+    assert reasons(dataset)["marks of no finding on images that have one as well, which counts"] == 14
+
+
 def test_many_classes_with_images_enough_are_classes(tmp_path: Path) -> None:
     images = [f"img/{n:03}.png" for n in range(96)]
     put(tmp_path, *images)

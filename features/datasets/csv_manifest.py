@@ -23,6 +23,7 @@ from features.datasets.splits import SPLIT_NAMES, split_names
 from features.datasets.table import (
     LAYOUT,
     Table,
+    contradicted,
     label_columns,
     nearly_findings,
     plain_name,
@@ -144,10 +145,12 @@ def _read_rows(table: Table, labels: list[str], folder: Path, findings: bool) ->
 
 
 def _passed_over(table: Table, target: str, findings: bool) -> tuple[LeftOut, ...]:
-    """Return the columns that could have been findings, labels or groups, and are not taken for them."""
+    """Return the columns and the marks of no finding that could have been labels or groups, and do not count."""
     told: tuple[LeftOut, ...] = ()
+    if findings or (target and plain_name(target) not in table.header):
+        told += left_out("marks of no finding on images that have one as well, which counts", contradicted(table))
     if findings and "label" not in table.roles:
-        told = left_out("columns that are no finding, with values besides 1, 0, -1 and blank", nearly_findings(table))
+        told += left_out("columns that are no finding, with values besides 1, 0, -1 and blank", nearly_findings(table))
     for role in ("group",) if target else ("label", "group"):
         if role in table.roles:
             what = f"columns that could be the {role} as well as {table.header[table.roles[role]]}, which is taken"

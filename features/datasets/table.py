@@ -386,6 +386,18 @@ def nearly_findings(table: Table) -> list[str]:
     return found
 
 
+def contradicted(table: Table) -> list[str]:
+    """Return the images that a table says have no finding, and a finding as well; a device is none."""
+    if "label" in table.roles:
+        cells = _findings_in(table)
+    else:
+        columns = _indicators(table).items()
+        cells = [[name for name, at in columns if _INDICATOR.get(row[at].lower()) == 1] for _, row in table.rows]
+    rows = ([part for part in parts if not _DEVICE.search(part.lower())] for parts in cells)
+    both = (0 < sum(map(is_healthy, parts)) < len(parts) for parts in rows)
+    return [row[table.roles["path"]] for (_, row), one in zip(table.rows, both, strict=True) if one]
+
+
 def label_columns(table: Table, target: str) -> set[str]:
     """Return the columns beside that of labels which the labels are read from, by name."""
     return {plain_name(target)} if target else set() if "label" in table.roles else set(_indicators(table))
