@@ -30,6 +30,7 @@ from models.logistic_path import strengths, sweep, sweep_findings
 from models.metrics import BadPredictions, score
 from models.metrics.findings import macro_auc, micro, score_findings
 from models.runs.findings import compare_findings
+from models.runs.outcomes import Judged, of_finding
 from models.runs.record import load_runs
 from models.validation.cross_validation import own_fold
 from models.validation.predictions import load_predictions, save_predictions
@@ -622,3 +623,14 @@ def test_cross_validation_has_decisions_of_the_other_folds(place: str) -> None:
     assert "The only model finds 4 findings (opacity, effusion, nodule, device) with a mean AUC of 0." in result.summary
     assert "that it had not learned from (cross-validation; there are no test images)." in result.summary
     assert all(0 < row.scores["sensitivity"]["value"] <= 1 for row in result.chosen.findings)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("most", "shares"), [(2, (1, 1, 0)), (3, (1, 1, 1)), (5, (2, 2, 1)), (6, (2, 2, 2))])
+def test_a_third_of_the_images_of_a_finding_are_missed_ones(most: int, shares: tuple[int, int, int]) -> None:
+    y, called = np.repeat([1, 1, 0, 0], 9), np.repeat([1, 0, 1, 0], 9)
+    proba = np.linspace(0.1, 0.9, 36)
+    found = Judged(np.arange(36).astype(str), y, np.stack([1 - proba, proba], axis=1), called, 0.5, False)
+    at = of_finding(found, "mass", most).at
+    assert len(at) == most
+    pairs = list(zip(y[at].tolist(), called[at].tolist(), strict=True))
+    assert tuple(map(pairs.count, ((1, 1), (1, 0), (0, 1)))) == shares

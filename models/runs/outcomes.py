@@ -78,9 +78,9 @@ def outcomes(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
 def of_finding(found: Judged, name: str, most: int) -> Outcome:
     """Return at most `most` images of a finding: a third rightly called so, then missed ones, then false alarms."""
     (right, n), (missed, m), (wrong, k) = (_of(found, *pair, most) for pair in ((1, 1), (1, 0), (0, 1)))
-    share = most // 3
+    few, least = (most + 1) // 3, most // 3
     words = f"{name}: {n:,} found, {m:,} missed, {k:,} called so wrongly"
-    return Outcome(name, words, right[: most - 2 * share] + missed[:share] + wrong[:share])
+    return Outcome(name, words, right[: most - few - least] + missed[:few] + wrong[:least])
 
 
 def errors(found: Judged, classes: Sequence[str], most: int) -> list[Outcome]:
