@@ -51,13 +51,16 @@ def heard() -> Iterator[list[str]]:
 
 
 @contextmanager
-def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar or lines for `what`; yield the function (done, total) that moves it."""
+def shown(what: str, unit: str = "images", *, at_most: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar or lines for `what`; yield the function (done, total) that moves it.
+
+    `at_most` tells that it may end before all is done.
+    """
     if _deaf:
         yield lambda done, total: None
         return
     if not sys.stderr.isatty():
-        yield _lines(what, unit)
+        yield _lines(what, unit, " at most" * at_most)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -70,7 +73,8 @@ def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None
             return Text(f"{speed:,.1f} {unit}/s" if speed else "")
 
     words = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
-    columns = (words, BarColumn(bar_width=12), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    left = (TimeRemainingColumn(), *([TextColumn("at most")] if at_most else []))
+    columns = (words, BarColumn(bar_width=12), MofNCompleteColumn(), Rate(), *left)
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30, expand=True) as bar:
         task = bar.add_task(what, total=None)
         _bars.append(lambda text: bar.console.print(text, markup=False, highlight=False))
@@ -80,7 +84,7 @@ def shown(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None
             _bars.pop()
 
 
-def _lines(what: str, unit: str) -> Callable[[int, int], None]:
+def _lines(what: str, unit: str, at_most: str) -> Callable[[int, int], None]:
     """Return a function that writes a line every ten seconds and at the end."""
     start = last = time.monotonic()
     first: list[int] = []
@@ -93,7 +97,7 @@ def _lines(what: str, unit: str) -> Callable[[int, int], None]:
             return
         last = now
         rate = (done - first[0]) / max(now - start, 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left" if done < total and rate > 0 else ""
+        left = f", {(total - done) / rate:,.0f} s left{at_most}" if done < total and rate > 0 else ""
         say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f}/s{left}")
 
     return show

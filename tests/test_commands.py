@@ -409,3 +409,15 @@ def test_bars_do_not_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n").split("\n")
     assert any("3/6" in bar and "lightgbm" in bar for bar in bars), bars
     assert all(len(bar) <= 80 for bar in bars)
+
+
+def test_progress_that_may_end_early_says_at_most(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Early stopping leaves batches out, which the time left counts."""
+    clock = iter((0.0, 5.0, 20.0))
+    monkeypatch.setattr("features.progress.time.monotonic", lambda: next(clock))
+    with shown("finetune", "batches", at_most=True) as progress:
+        progress(1, 40)
+        progress(11, 40)
+    assert capsys.readouterr().err == "finetune: 11 of 40 batches, 0.6/s, 53 s left at most\n"

@@ -346,6 +346,13 @@ def test_a_loss_that_is_not_finite_is_said() -> None:
         train(small(), Task(Inputs([stream]), y, **TASK), choose_settings("adamw", epochs=1, mixup=0.0))
 
 
+def test_a_network_that_the_last_step_ruined_is_said() -> None:
+    """The loss before that step is finite, and the logits after it are not."""
+    stream, y = toy()
+    with pytest.raises(FirnError, match=r"the (loss is|logits are) not finite.* in epoch 1; .*RATE=1e\+29"):
+        train(small(), Task(Inputs([stream]), y, **TASK), choose_settings("adamw", epochs=1, rate=1e30, batch=1024))
+
+
 @pytest.mark.parametrize(
     ("channels", "out", "kernel", "stride", "padding", "bias"),
     [(3, 5, 3, 1, 1, True), (4, 6, 3, 2, 1, False), (8, 4, 1, 2, 0, True), (5, 7, (1, 7), 1, (0, 3), False)],

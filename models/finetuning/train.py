@@ -170,12 +170,13 @@ def _epoch(state: _State, task: Task, settings: Settings, device: str, step: Cal
         total += loss.detach().double() * len(plan[done].rows)
         step(done + 1, len(plan))
     mean = float(total) / len(task.rows)
-    if not math.isfinite(mean):
+    logits = predict_logits(state.judged, task.inputs, task.watched, settings, device=device)
+    if not math.isfinite(mean) or not np.isfinite(logits).all():  # what the last step did is in the logits alone
+        what = "loss is" if not math.isfinite(mean) else "logits are"
         raise FirnError(
-            f"the loss is not finite any more in epoch {number + 1}; run again with RATE={settings.rate / 10:g}"
+            f"the {what} not finite any more in epoch {number + 1}; run again with RATE={settings.rate / 10:g}"
         )
-    proba = predict(state.judged, task.inputs, task.watched, settings, device=device)
-    y = task.y[task.watched]
+    proba, y = probabilities(logits), task.y[task.watched]
     watched_loss = float(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, None)).mean())
     area = METRICS["roc_auc"](y, proba)
     return Epoch(number + 1, mean, float(area), watched_loss, time.perf_counter() - start, len(task.rows))
