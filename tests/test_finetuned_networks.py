@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from verbs_for_tests import bundle, compare, explain, export, finetune, selected
 from features.backbones import load_spec
 from features.backbones.build import load_backbone
 from features.datasets import load_dataset
-from features.errors import BadBundle, BadDataset
+from features.errors import BadBundle, BadDataset, FirnError
 from features.extraction.prefetch import ImageStream
 from features.options import DatasetOptions
 from models.finetuning.checkpoints import load_network
@@ -26,7 +27,7 @@ from models.heads.linear import probabilities
 from models.predictor.loading import load
 from models.predictor.manifest import load_contents
 from models.runs.options import RunOptions
-from models.runs.record import Run, load_run
+from models.runs.record import Run, load_record, load_run
 from models.runs.stack import base_runs, train_stack
 from models.runs.summary import finetune_command
 
@@ -193,3 +194,41 @@ def test_a_detour_with_the_whole_network(spots: Path, tmp_path: Path) -> None:
     lines = transfer(str(source), str(spots), NET, shared=str(shared), **options)
     result = json.loads(Path(lines[-1]).read_text())
     assert [step["blocks"] for step in result["steps"]] == ["all blocks, strong, epochs 1, batch 8, networks all"] * 2
+
+
+def test_networks_that_are_gone_or_damaged_come_back(spots: Path, tmp_path: Path) -> None:
+    """The finished trainings are read again, a missing network is trained anew, and never is there one less."""
+    folder = folder_of(finetune(str(spots), NET, **QUICK))
+    first, files = load_run(folder), network_files(folder)
+    kept = [path.read_bytes() for path in files]
+    files[1].unlink()
+    for use in (
+        partial(bundle, selected(folder), out=tmp_path / "x.zip"),
+        partial(explain, str(spots), heads="finetuned"),
+    ):
+        with pytest.raises(FirnError, match=r"network-2\.safetensors.* run: make finetune .*NETWORKS=mean"):
+            use()
+    assert finetune(str(spots), NET, **QUICK)
+    assert [path.read_bytes() for path in network_files(folder)] == kept
+    files[2].write_bytes(kept[2][:1000])  # the trained network has the same bytes: it is a link
+    assert finetune(str(spots), NET, **QUICK)
+    assert [path.read_bytes()[-1000:] for path in network_files(folder)] == [each[-1000:] for each in kept]
+    np.testing.assert_array_equal(load_run(folder).predictions.proba, first.predictions.proba)
+
+
+def test_a_run_that_is_replaced_is_none_until_it_is_whole(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between its networks and its record, another seed's networks are of no record of the first."""
+    folder = folder_of(finetune(str(spots), NET, networks="one", **QUICK))
+    first = network_files(folder)[0].read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("models.runs.finetune.save_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(str(spots), NET, networks="one", seed=1, **QUICK)
+    assert network_files(folder)[0].read_bytes() != first
+    assert load_record(folder) is None
+    finetune(str(spots), NET, networks="one", seed=1, **QUICK)
+    assert load_run(folder).record.seed == 1
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt

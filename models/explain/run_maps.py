@@ -136,7 +136,7 @@ def _network(case: Case) -> tuple[Ensemble, dict[str, Any]]:
     from models.finetuning.cross_validation import load_ensemble
 
     try:
-        return load_ensemble(case.run.folder, case.spec)
+        return load_ensemble(case.run.folder, case.spec, case.run.record.networks)
     except (OSError, SafetensorError) as error:
         raise CacheError(
             f"cannot read the networks in {case.run.folder} ({error}); run: {train_command(case.run.record)}"

@@ -68,6 +68,17 @@ def load_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, json.loads((file.metadata() or {}).get("firn", "{}"))
 
 
+def is_network(path: Path) -> bool:
+    """Tell whether a file is there that `save_network` wrote, as long as it was; no tensor is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return "firn" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_seen(path: Path) -> frozenset[str]:
     """Return the digests (16 hex digits) of the images that a saved backbone was fine-tuned on; none for none."""
     from safetensors import SafetensorError, safe_open

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from features.errors import BadDataset
 from features.storage import make_folder, write_whole
 from features.views import View
 from models.finetuning.batches import Inputs
-from models.finetuning.checkpoints import load_network, save_network
+from models.finetuning.checkpoints import is_network, load_network, save_network
 from models.finetuning.network import Ensemble, FinetunedNetwork, start_from_probe
 from models.finetuning.settings import Settings
 from models.finetuning.train import Epoch, Task, best_epoch, predict_logits, train, trained_per_second
@@ -33,6 +34,7 @@ from models.validation.cross_validation import Protocol, arranged, folds_of, lea
 from models.validation.predictions import Predictions
 
 NETWORK = "network.safetensors"  # in the folder of a run; of several the first, the others are numbered from 2
+_NUMBERED = re.compile(rf"{NETWORK.partition('.')[0]}(-\d+)?\.safetensors")
 CLASSIFIER = "firn.classifier"  # under which name the classifier's tensors are there
 WATCHED = 10  # one of so many groups of the images to learn from is held out for early stopping
 
@@ -239,22 +241,22 @@ def _numbered(folder: Path, number: int) -> Path:
     return folder / (NETWORK if number == 1 else NETWORK.replace(".", f"-{number}."))
 
 
-def network_files(folder: Path) -> list[Path]:
-    """Return the files of a run's networks in their order; NETWORK alone where there is none."""
-    found, number = [_numbered(folder, 1)], 2
-    while (path := _numbered(folder, number)).exists():
-        found, number = [*found, path], number + 1
-    return [path for path in found if path.exists()]
+def network_files(folder: Path, count: int = 0) -> list[Path]:
+    """Return the files of a run's networks in their order: `count`, missing ones too, or those that are there."""
+    if count:
+        return [_numbered(folder, number) for number in range(1, count + 1)]
+    there = [path for path in folder.glob(NETWORK.replace(".", "*.")) if _NUMBERED.fullmatch(path.name)]
+    return sorted(there, key=lambda path: int(re.sub(r"\D", "", path.name) or 1))
 
 
-def load_ensemble(folder: Path, spec: BackboneSpec) -> tuple[Ensemble, dict[str, Any]]:
+def load_ensemble(folder: Path, spec: BackboneSpec, count: int = 0) -> tuple[Ensemble, dict[str, Any]]:
     """Return the networks of a run as one, in eval mode, and their configuration.
 
-    OSError and SafetensorError pass through; FileNotFoundError where there is none.
+    OSError and SafetensorError pass through; FileNotFoundError where there is none, or not one of `count`.
     """
     networks: list[FinetunedNetwork] = []
     about: dict[str, Any] = {}
-    for path in network_files(folder) or [folder / NETWORK]:
+    for path in network_files(folder, count) or [folder / NETWORK]:
         tensors, about = load_network(path)
         classes, width = tensors[f"{CLASSIFIER}.weight"].shape
         network = FinetunedNetwork(load_tail(spec, about["after"]), width, classes)
@@ -291,7 +293,7 @@ def _read(run: Crossfit, name: str) -> Fit | None:
     try:
         with safe_open(run.fits / f"{name}.safetensors", "numpy") as file:
             about = file.metadata()
-            if about["identity"] != run.identity or not _network(run, name).exists():
+            if about["identity"] != run.identity or not is_network(_network(run, name)):
                 return None
             values = json.loads(about["values"])
             history = [Epoch(*line) for line in values["history"]]

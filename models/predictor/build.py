@@ -346,7 +346,7 @@ def _members(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     from models.finetuning.cross_validation import CLASSIFIER, NETWORK, network_files
 
     members = []
-    for path in network_files(run.folder) or [run.folder / NETWORK]:
+    for path in network_files(run.folder, run.record.networks) or [run.folder / NETWORK]:
         try:
             tensors, about = load_network(path)
         except (OSError, SafetensorError) as error:

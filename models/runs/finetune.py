@@ -29,7 +29,7 @@ from features.storage import artifacts_root, slug
 from features.views import View, map_rows
 from models.finetuning.augmentation import Pixels
 from models.finetuning.batches import Inputs
-from models.finetuning.checkpoints import load_network, load_seen, save_network
+from models.finetuning.checkpoints import is_network, load_network, load_seen, save_network
 from models.finetuning.cross_validation import (
     CLASSIFIER,
     NETWORK,
@@ -40,6 +40,7 @@ from models.finetuning.cross_validation import (
     crossfit,
     fit_once,
     keep_networks,
+    network_files,
 )
 from models.finetuning.images import DecodedImages
 from models.finetuning.network import FinetunedNetwork
@@ -47,7 +48,7 @@ from models.finetuning.settings import FLIPS, RECIPES, FinetuneOptions
 from models.finetuning.train import Epoch, best_epoch
 from models.runs.features import Stage, is_current, lacks_seeds
 from models.runs.options import RunOptions
-from models.runs.record import FINETUNED, load_run, runs_root, save_run
+from models.runs.record import FINETUNED, load_record, load_run, remove_record, runs_root, save_run
 from models.runs.seeds import spread
 from models.validation.cross_validation import Protocol, learned
 
@@ -62,14 +63,22 @@ def finetuned(
     With several `seeds` the spread over them is added: of trainings in the same folds.
     """
     for job in _jobs(features, options, run):
-        if not is_current(job.folder(), job.identity()):
+        if not (is_current(job.folder(), job.identity()) and _has_networks(job.folder())):
             with job.crossfit(_trainings(options.networks, run.rules)) as training:
                 found = crossfit(training, run.rules)
+                remove_record(job.folder())  # before its networks go
                 keep_networks(training, found.names)
             _save(job, found)
         if lacks_seeds(job.folder(), job.identity(), seeds):
             _add_spread(job, seeds)
         yield job
+
+
+def _has_networks(folder: Path) -> bool:
+    """Tell whether the networks of a whole run are there."""
+    record = load_record(folder)
+    files = network_files(folder, record.networks) if record else []
+    return bool(files) and all(map(is_network, files))
 
 
 def _add_spread(job: FinetuneJob, seeds: int) -> None:
@@ -221,7 +230,7 @@ class FinetuneJob:
         """Give what all trainings of the run, or of another seed, have in common; the bar is for `trainings`."""
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         what = f"finetune {self.request.spec.name} {self.described}" + (f", seed {seed}" if seed is not None else "")
-        with self.inputs() as inputs, shown(what, "batches") as progress:
+        with self.inputs() as inputs, shown(what, "batches", at_most=True) as progress:
             yield Crossfit(
                 self.view,
                 inputs,
@@ -285,7 +294,8 @@ def _tell(label: str, epoch: Epoch, left: float) -> None:
     rate = epoch.images / epoch.seconds
     say(
         f"{label}, epoch {epoch.epoch}: loss {epoch.loss:.4f}, validation ROC AUC {epoch.roc_auc:.4f}, "
-        f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} images/s, {_duration(left)} left"
+        f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} images/s, "
+        f"{_duration(left)} left at most"
     )
 
 

@@ -83,6 +83,12 @@ class RunRecord:
         return self.head not in (*HEADS, FINETUNED)
 
     @property
+    def networks(self) -> int:
+        """Return how many networks a fine-tuned run is; 0 for a head, and where a record of old does not say."""
+        asked = (self.finetuning or {}).get("networks")
+        return self.folds if asked == "mean" else int(asked is not None)
+
+    @property
     def root(self) -> Path:
         """Return the folder of all runs that are compared with this one."""
         return runs_root(self.dataset, *self.scheme)
@@ -159,6 +165,11 @@ def save_run(folder: Path, record: RunRecord, predictions: Predictions) -> Run:
     save_predictions(folder / "predictions.csv", predictions, record.classes)
     write_whole(folder / "run.json", [json.dumps(record.to_json(), indent=1).encode()])
     return Run(folder, record, predictions)
+
+
+def remove_record(folder: Path) -> None:
+    """Remove the `run.json` of a run that is about to be replaced: its files are of no whole run from here on."""
+    (folder / "run.json").unlink(missing_ok=True)
 
 
 def load_record(folder: Path) -> RunRecord | None:
