@@ -210,3 +210,12 @@ def test_nested_predictions_do_not_know_their_own_labels() -> None:
     np.testing.assert_allclose(first[1, ~own], second[1, ~own], atol=5e-3)  # solved to a wider gap
     assert np.abs(first[0, ~own] - second[0, ~own]).max() > 0.01
     assert Logistic().fit_folds(X, y, folds % 3) is None, "three folds: two left out leave too little"
+
+
+def test_a_class_of_one_image_is_discriminated_without_a_warning() -> None:
+    """A fold may leave one image of a small class to learn from."""
+    X = np.random.default_rng(0).normal(size=(21, 4)).astype(np.float32)
+    y = np.array([0] * 10 + [1] * 10 + [2])
+    X[y == 2] += 5
+    proba = make_head("lda").fit(X, y).predict_proba(X)
+    assert proba.argmax(axis=1)[-1] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -142,7 +143,9 @@ class Discriminant(Linear):
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
         mean, std = standardisation(X)
-        solved = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit((X - mean) / std, y)
+        with warnings.catch_warnings():  # a class of one image has no covariance, which shrinks to none
+            warnings.filterwarnings("ignore", "Only one sample available")
+            solved = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit((X - mean) / std, y)
         self.coef_ = np.asarray(solved.coef_, dtype=np.float64) / std
         self.intercept_ = np.asarray(solved.intercept_, dtype=np.float64) - self.coef_ @ mean
         self.classes_ = np.asarray(solved.classes_)
