@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -13,12 +15,37 @@ from features.errors import BadDataset
 _MANY = 20_000  # groups, for which scikit-learn's greedy choice takes 8 seconds, and minutes for a million
 
 
+class TooFewGroups(BadDataset):
+    """A class of which too few groups are left, by its number: whoever knows its name says it."""
+
+    def __init__(self, label: int, groups: int, needed: int) -> None:
+        self.label, self.groups, self.needed = label, groups, needed
+        super().__init__(self.told(f"number {label} (from 0)", "group"))
+
+    def told(self, name: str, unit: str) -> str:
+        """Return the message, with the name of the class and of what a group is."""
+        units = f"{unit}{'s' * (self.groups != 1)}"
+        return (
+            f"class {name} has {self.groups} {units} left to learn from where a fold is held out, and {self.needed} "
+            f"are needed; add more, or leave the class out"
+        )
+
+
+@contextmanager
+def naming(classes: Sequence[str], unit: str) -> Iterator[None]:
+    """Name the class, and what a group is, in a TooFewGroups of the block."""
+    try:
+        yield
+    except TooFewGroups as error:
+        raise BadDataset(error.told(classes[error.label], unit or "image")) from None
+
+
 def grouped_folds(y: NDArray[np.int64], groups: NDArray[np.str_] | None, k: int, *, seed: int = 0) -> NDArray[np.int64]:
     """Return the fold 0..k-1 of each row, (n,), for classes (n,) or a label matrix (n, L) (`label_folds`).
 
     The folds of scikit-learn's StratifiedGroupKFold (1.9), shuffled with `seed`; 20,000 groups or more are shuffled and
-    dealt out. `k` is lowered to what the smallest class allows, counted in groups; BadDataset where a class has fewer
-    than two groups, for then nothing can be held out.
+    dealt out. `k` is lowered to what the smallest class allows, counted in groups; TooFewGroups where a class has
+    fewer than two, for then nothing can be held out.
     """
     if y.ndim == 2:
         return label_folds(y, groups, k, seed=seed)
@@ -30,9 +57,9 @@ def grouped_folds(y: NDArray[np.int64], groups: NDArray[np.str_] | None, k: int,
 def _grouped(labels: bytes, groups: bytes, k: int, seed: int) -> NDArray[np.int64]:
     """Return the folds for labels and groups in int64; heads on other views ask for the same ones again and again."""
     y, names = (np.frombuffer(column, dtype=np.int64) for column in (labels, groups))
-    fewest = min(len(np.unique(names[y == c])) for c in np.unique(y))
+    fewest, rarest = min((len(np.unique(names[y == c])), int(c)) for c in np.unique(y))
     if fewest < 2:
-        raise BadDataset("a class has images of one group only to learn from, and two at least are needed; add more")
+        raise TooFewGroups(rarest, fewest, 2)
     return (_dealt if names.max() >= _MANY else _stratified)(y, names, min(k, fewest), seed)
 
 

@@ -13,6 +13,7 @@ from features.options import FeatureOptions, Taking, make_command
 from features.progress import say, shown
 from features.request import open_features
 from features.storage import artifacts_root, write_whole
+from models.folds import naming
 from models.heads import HEADS, make_head
 from models.metrics import score
 from models.runs.features import Stage
@@ -50,7 +51,7 @@ def learning_curve(features: FeatureOptions, view: View, run: Labels) -> list[st
             dev = seen.take(seen.splits != "test")
             make = partial(make_head, name, seed=seed, device=features.device)
             words = f"learning curve of {name} on {described}"
-            with shown(words, "fits") as progress:
+            with shown(words, "fits") as progress, naming(stage.classes, dataset.grouped_by):
                 points = learning.learning_curve(make, dev, seed=seed, progress=progress)
             curves.append(_curve(f"{name} on {described}", points, seed))
     unit = dataset.grouped_by or "image"

@@ -20,7 +20,7 @@ from verbs_for_tests import compare, extract, finetune, train_heads
 from features.cache.entry import cache_root
 from features.cache.verify import find_entries
 from features.datasets import load_dataset
-from features.errors import BadWeights, CacheError, FirnError
+from features.errors import BadDataset, BadWeights, CacheError, FirnError
 from features.views import pooled_view
 from models.finetuning.checkpoints import load_network
 from models.folds import held_out
@@ -232,3 +232,16 @@ def test_a_full_disk_is_said_before_anything_is_written(spots: Path, monkeypatch
     with pytest.raises(FirnError, match="are free"):
         finetune(str(spots), NET, **QUICK)
     assert not find_entries(cache_root(load_dataset(str(spots)).name))
+
+
+def test_a_class_of_too_few_images_is_named(tmp_path: Path) -> None:
+    """By the heads and by fine-tuning alike: a fold of two leaves one, which nothing can be held out of."""
+    data = draw(tmp_path / "pairs", per_class=6, test=1, size=32)
+    for n in range(2, 6):
+        (data / "train" / "spot" / f"train{n:03}.png").unlink()
+    extract(str(data), NET, precision="float32")
+    said = r"class spot has 1 image left to learn from where a fold is held out, and 2 are needed"
+    with pytest.raises(BadDataset, match=said):
+        train_heads(str(data), NET, heads="logistic", precision="float32")
+    with pytest.raises(BadDataset, match=said):
+        finetune(str(data), NET, **QUICK)

@@ -37,6 +37,7 @@ from features.views import (
     rows_view,
 )
 from models.finetuning.checkpoints import load_seen
+from models.folds import naming
 from models.heads import HEADS, make_head, save_head
 from models.runs.current import class_names, manifest_digest
 from models.runs.options import RunOptions
@@ -170,7 +171,8 @@ class Stage:
         what = f"{name} on {self.name} {described}" + (f", seed {seed}" if seed != self.data.seed else "")
         folds = self.data.seed if HEADS[name].random else seed
         how: Any = {"protocol": self.run.rules, "until": self.until, "device": self.device}
-        return fitted(name, view, what, seed=seed, folds=folds, **how)
+        with naming(self.classes, self._manifests[0].about["grouped_by"]):
+            return fitted(name, view, what, seed=seed, folds=folds, **how)
 
     def _add_spread(self, run: Run, view: View, seeds: int) -> None:
         """Train a run with the seeds after its own and record how far its scores spread."""

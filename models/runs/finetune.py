@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from models.finetuning.images import DecodedImages
 from models.finetuning.network import FinetunedNetwork
 from models.finetuning.settings import FLIPS, RECIPES, FinetuneOptions
 from models.finetuning.train import Epoch, best_epoch
+from models.folds import naming
 from models.runs.features import Stage, is_current, lacks_seeds
 from models.runs.options import RunOptions
 from models.runs.record import FINETUNED, load_record, load_run, remove_record, runs_root, save_run
@@ -225,12 +226,15 @@ class FinetuneJob:
         item = int(np.dtype(request.entry.key.stored).itemsize)
         return len(request.dataset) * int(np.prod(request.spec.blocks[self.after])) * item
 
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(self.stage.classes, self.request.dataset.grouped_by)
+
     @contextmanager
     def crossfit(self, trainings: int, *, seed: int | None = None) -> Iterator[Crossfit]:
         """Give what all trainings of the run, or of another seed, have in common; the bar is for `trainings`."""
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         what = f"finetune {self.request.spec.name} {self.described}" + (f", seed {seed}" if seed is not None else "")
-        with self.inputs() as inputs, shown(what, "batches", at_most=True) as progress:
+        with self._naming(), self.inputs() as inputs, shown(what, "batches", at_most=True) as progress:
             yield Crossfit(
                 self.view,
                 inputs,

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import BadDataset
 from features.views import View
-from models.folds import grouped_folds
+from models.folds import TooFewGroups, grouped_folds
 from models.heads.head import Head
 from models.validation.cross_validation import FOLDS
 from models.validation.predictions import Predictions
@@ -37,7 +36,7 @@ def learning_curve(
     """Return the learning curve of a head: growing parts of the training groups, five held-out folds, three draws.
 
     `view` has the training images only; test images have no part in it. Parts are nested, drawn by whole groups
-    with the classes in proportion, of log-spaced sizes. Raises BadDataset for too few groups.
+    with the classes in proportion, of log-spaced sizes. Raises TooFewGroups for too few groups.
     """
     folds = grouped_folds(view.y, view.groups, FOLDS, seed=seed)
     k, counts = int(folds.max()) + 1, sizes(view, folds)
@@ -66,18 +65,15 @@ def sizes(view: View, folds: Ints) -> list[int]:
     """Return log-spaced numbers of groups, up to what every fold leaves to learn from; ascending, at most POINTS."""
     classes = int(view.y.max()) + 1
     left = [len(np.unique(view.groups[folds != fold])) for fold in np.unique(folds)]
-    rarest = min(
-        len(np.unique(view.groups[(folds != fold) & (view.y == c)]))
+    rarest, label = min(
+        (len(np.unique(view.groups[(folds != fold) & (view.y == c)])), c)
         for fold in np.unique(folds)
         for c in range(classes)
     )
     most = min(left)
     least = int(np.ceil(FEWEST * most / max(rarest, 1)))
     if rarest < FEWEST:
-        raise BadDataset(
-            f"a learning curve needs {FEWEST} groups (patients) of every class outside each fold, but one class has "
-            f"{rarest}; add more, or merge classes with LABELS="
-        )
+        raise TooFewGroups(label, rarest, FEWEST)
     counts: list[int] = np.unique(np.geomspace(least, most, POINTS).round().astype(np.int64)).tolist()
     return counts
 
