@@ -40,6 +40,7 @@ def bundle(model: ModelSelector, how: BundleOptions, to: OutOptions) -> list[str
     """
     from models.predictor.loading import load
 
+    model.say_unused()
     run = model.load(several=True)
     target = write_bundle(run, Path(to.out) if to.out else _place(run), how)
     predictor = load(target, device="cpu")

@@ -56,6 +56,7 @@ def export(model: ModelSelector, to: ExportOptions, how: Annotated[BundleOptions
     """
     from models.predictor.loading import load
 
+    model.say_unused()
     row, path = FORMATS[to.format], bundled(model, how)
     target = Path(to.out) if to.out else artifacts_root() / "exports" / f"{_stem(path)}{row.suffix}"
     predictor = load(path, device="cpu")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from models.predictor.predictor import Prediction, Predictor
 
 POINTS = ("youden", "sensitivity>=0.95")
+GROUPS, OVERLAYS = "predictions-by-group.csv", "overlays"  # beside predictions.csv
 _TOLD = 20  # unreadable files on the terminal
 
 
@@ -73,6 +74,7 @@ def predict(
     """
     from models.predictor.loading import load
 
+    model.say_unused()
     found_, path = find_images(what.images), bundled(model, how, several=True)
     for record in found_.left_out:
         say(str(record))
@@ -91,14 +93,21 @@ def predict(
     found = _predicted(predictor, listed, what.point, threads.workers)
     if not found.names:
         raise BadImage(f"no image could be read; the first: {next(iter(found.left_out.values()))}")
+    _remove_earlier(folder)
     names = {str(one.path): one.name for one in listed}
     stated = _stated(found.calibrated, predictor, asked.prevalence)
     _write_tables(found, names, folder, stated)
     lines = [_summary(found, predictor, what.point, path), _of_prevalence(found, stated)]
     lines.append(_write_groups(found, predictor, listed, asked.aggregate, what.point, folder))
     if what.overlays:
-        lines.append(_write_overlays(predictor, found, names, folder / "overlays"))
+        lines.append(_write_overlays(predictor, found, names, folder / OVERLAYS))
     return [*filter(None, lines), str(folder / "predictions.csv")]
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier prediction wrote into the folder and this one may not: groups and overlays."""
+    for path in (folder / GROUPS, *(folder / OVERLAYS).glob("[0-9]" * 5 + "-*.png")):
+        path.unlink(missing_ok=True)
 
 
 class Stated(NamedTuple):
@@ -138,7 +147,7 @@ def _write_groups(
     if not any(one.group for one in listed):
         return ""
     if predictor.several:
-        return "no predictions-by-group.csv: it is of classes, and this model is of several findings"
+        return f"no {GROUPS}: it is of classes, and this model is of several findings"
     names, proba, images = probabilities_by_group(found.proba, [told[path] for path in found.names], how)
     threshold, classes = threshold_of_groups(predictor, how, point), found.classes
     decided = len(classes) > 2 or threshold is not None
@@ -148,7 +157,7 @@ def _write_groups(
         [name, n, *row, *([classes[k]] if decided else [])]
         for name, n, row, k in zip(names.tolist(), images.tolist(), proba.tolist(), called.tolist(), strict=True)
     )
-    write_whole(folder / "predictions-by-group.csv", [csv_lines([*header, *lines])])
+    write_whole(folder / GROUPS, [csv_lines([*header, *lines])])
     counts = np.bincount(called, minlength=len(classes)).tolist()
     words = ", ".join(f"{n:,} {name}" for n, name in zip(counts, classes, strict=True))
     rule = "the most probable class" if threshold is None else f"{classes[1]} from {threshold:.6g} up"

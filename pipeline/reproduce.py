@@ -158,7 +158,9 @@ def reproduce(recorded: RecordedOptions, model: Chosen, machine: Machine) -> tup
     """
     if recorded.run and load_record(Path(recorded.run)) is None:
         raise CacheError(f"expected RUN= to be the folder of a run (with a run.json), got {recorded.run}")
-    run, where = replace(model, model=recorded.run).load(), choose_device(machine.device)
+    model = replace(model, model=recorded.run)
+    model.say_unused()
+    run, where = model.load(), choose_device(machine.device)
     bases = bases_of(run)
     names = list(dict.fromkeys(name for base in bases for name in base.record.backbone.split("+")))
     make_folder(artifacts_root())

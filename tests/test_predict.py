@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,11 @@ from verbs_for_tests import bundle, predict, selected
 
 from features.datasets.image_list import find_images
 from features.errors import BadBundle, BadDataset, BadImage, CacheError, FirnError, UnknownName
+from features.options import DatasetOptions
 from features.storage import csv_lines
 from models.predictor.predictor import Prediction
 from models.runs.compare import choose
-from models.runs.options import ModelSelector
+from models.runs.options import ModelSelector, RunOptions
 from models.runs.record import load_runs
 from pipeline.predict import predictions_table, threshold_of_groups
 
@@ -259,3 +261,28 @@ def test_the_notebook(linear: ModelSelector, workshop: Path, tmp_path: Path, mon
     exec(code, names)
     assert names["found"].proba.shape == (2, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.png", "other.png", "pneumonia.zip"]
+
+
+def test_options_beside_a_model_are_said_to_be_unused(
+    linear: ModelSelector, workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = replace(linear, data=DatasetOptions("my set"), run=RunOptions(protocol="cv"))
+    predict(str(workshop / "spots" / "test"), both, out=str(tmp_path / "out"))
+    said = f"not used: DATASET='my set' PROTOCOL=cv; {linear.model} is one model already\n"
+    assert said in capsys.readouterr().err
+    predict(str(workshop / "spots" / "test"), linear, out=str(tmp_path / "out"))
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_nothing_of_an_earlier_prediction_is_left(linear: ModelSelector, workshop: Path, tmp_path: Path) -> None:
+    """Groups and overlays of other images would be taken for those of these; files of a user's own stay."""
+    folder, out = shutil.copytree(workshop / "spots" / "test", tmp_path / "new"), tmp_path / "out"
+    images = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    (folder / "list.csv").write_text("path,patient\n" + "".join(f"{image},p1\n" for image in images[:2]))
+    predict(str(folder / "list.csv"), linear, out=str(out), overlays=True)
+    (out / "overlays" / "mine.png").touch()
+    assert len(list((out / "overlays").iterdir())) == 3
+    assert (out / "predictions-by-group.csv").exists()
+    predict(str(folder / images[2]), linear, out=str(out))
+    assert [path.name for path in (out / "overlays").iterdir()] == ["mine.png"]
+    assert not (out / "predictions-by-group.csv").exists()

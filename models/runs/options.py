@@ -9,8 +9,9 @@ from features.backbones.registry import BACKBONES, architecture, domains, file_n
 from features.backbones.weights import find
 from features.cache.pack import is_pack
 from features.datasets.findings import ONE, label_names
-from features.errors import BadBundle, CacheError, FirnError, unknown
-from features.options import DatasetOptions, make_command, names_in, option
+from features.errors import BadBundle, CacheError, FirnError, quoted, unknown
+from features.options import DatasetOptions, leaves, make_command, names_in, option
+from features.progress import say
 from features.views import choose_pool
 from models.heads import HEADS, choose_heads
 from models.predictor.archive import BUNDLE, is_bundle
@@ -101,6 +102,13 @@ class ModelSelector:
         chosen = {"HEADS": self.heads, "BACKBONE": self.backbone}
         if self.model and (late := [name for name, value in chosen.items() if value]):
             raise FirnError(f"{self.model} is one model already, and {late[0]}= chooses among several; leave it away")
+
+    def say_unused(self) -> None:
+        """Say which options are not used because the one model that was named has its own."""
+        asked = [(f, value) for part in (self.data, self.run) for f, value in leaves(part)]
+        given = [f"{f.name.upper()}={quoted(str(value))}" for f, value in asked if value != f.default]
+        if self.model and given:
+            say(f"not used: {' '.join(given)}; {self.model} is one model already")
 
     @property
     def bundle(self) -> Path | None:
