@@ -70,6 +70,16 @@ def test_headline_of_more_classes_of_folds_and_of_one_run() -> None:
     assert headline(alone).endswith("on 80 test images of 40 patients.")
 
 
+def test_a_class_without_test_images_is_not_told_apart() -> None:
+    runs = draw_runs(3, strengths=(2.0, 1.5))
+    kept = [(run.predictions.fold >= 0) | (run.predictions.y != 1) for run in runs]
+    some = [replace(run, predictions=run.predictions.take(at)) for run, at in zip(runs, kept, strict=True)]
+    found = compare_runs(some, n_bootstrap=DRAWS)
+    assert headline(found).startswith("The best model tells 2 classes apart (kind 0, kind 2) with a mean AUC of 0.")
+    assert "No test image is of kind 1: no score says anything of that." in [*cautions(found)]
+    assert not any("No test image" in line for line in cautions(compare_runs(runs, n_bootstrap=DRAWS)))
+
+
 def test_cautions_follow_their_rules(two: tuple[list[Run], ComparisonResult]) -> None:
     _, results = two
     said = " ".join(cautions(results))

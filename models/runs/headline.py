@@ -51,8 +51,16 @@ def _separates(results: ComparisonResult) -> str:
     data = results.dataset
     if data.positive:
         return f"separates {spoken(data.positive)} from {spoken(data.classes[0])}"
-    named = f" ({', '.join(map(spoken, data.classes))})" if len(data.classes) <= NAMED else ""
-    return f"tells {len(data.classes)} classes apart{named}"
+    unseen = _unseen(results)
+    seen = [name for name in data.classes if name not in unseen]
+    named = f" ({', '.join(map(spoken, seen))})" if len(seen) <= NAMED else ""
+    return f"tells {len(seen)} classes apart{named}"
+
+
+def _unseen(results: ComparisonResult) -> list[str]:
+    """Return the classes that no scored image is of, where scores are of two others at least."""
+    unseen = [row["name"] for row in results.classes if not row["images"]]
+    return unseen if len(results.classes) - len(unseen) > 1 else []
 
 
 def spoken(name: str) -> str:
@@ -163,6 +171,8 @@ def cautions(results: ComparisonResult) -> Iterator[str]:
     """Yield what to be wary of before any figure is quoted."""
     data = results.dataset
     yield from leak(results)
+    if unseen := _unseen(results):
+        yield f"No test image is of {', '.join(map(spoken, unseen))}: no score says anything of that."
     held, found = results.chosen.validation["roc_auc"], results.chosen.shown["roc_auc"]
     if results.tested and (held["low"] or 0) > (1 if found["high"] is None else found["high"]):
         yield (
