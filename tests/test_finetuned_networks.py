@@ -27,9 +27,8 @@ from models.heads.linear import probabilities
 from models.predictor.loading import load
 from models.predictor.manifest import load_contents
 from models.runs.options import RunOptions
-from models.runs.record import Run, load_record, load_run
+from models.runs.record import Run, finetune_command, load_record, load_run
 from models.runs.stack import base_runs, train_stack
-from models.runs.summary import finetune_command
 
 NET = "squeezenet1_1"
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "precision": "float32"}

@@ -24,8 +24,7 @@ from models.heads import HEADS, load_head
 from models.heads.findings import sigmoid
 from models.heads.linear import probabilities
 from models.runs.current import manifest_digest
-from models.runs.record import FINETUNED, Run, RunRecord
-from models.runs.summary import extract_command, train_command
+from models.runs.record import FINETUNED, Run, RunRecord, extract_command, train_command
 
 if TYPE_CHECKING:
     from features.cache import Entry

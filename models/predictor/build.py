@@ -36,9 +36,8 @@ from models.predictor.ood import MOST, Novelty, fit_novelty
 from models.predictor.seen import SEEN, Seen, seen_of
 from models.runs.examination import points_by_group, trained_shares
 from models.runs.findings import score_run
-from models.runs.record import FINETUNED, Run, load_run
+from models.runs.record import FINETUNED, Run, load_run, train_command
 from models.runs.scores import scored
-from models.runs.summary import train_command
 
 
 def learn_outliers(contents: Contents, run: Run, cut: Mapping[int, Key]) -> tuple[list[list[Any]], Novelty | None]:

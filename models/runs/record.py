@@ -11,9 +11,10 @@ from typing import Any
 from features.cache.key import Key
 from features.datasets.dataset import is_guess
 from features.errors import CacheError
-from features.options import DatasetOptions, FeatureOptions
+from features.options import DatasetOptions, FeatureOptions, make_command
 from features.storage import artifacts_root, slug, write_whole
 from features.version import firn_version
+from models.finetuning.settings import FinetuneOptions
 from models.heads import HEADS
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
@@ -195,3 +196,55 @@ def load_runs(
     root = runs_root(dataset, labels, protocol, folds, repeats)
     folders = (path.parent for path in sorted(root.rglob("run.json")))
     return [load_run(folder) for folder in folders if load_record(folder) is not None]
+
+
+def train_command(record: RunRecord) -> str:
+    """Return the command that trains one run again, from features that are there."""
+    if record.finetuning is not None:
+        return finetune_command(record)
+    view = {"heads": record.head, "blocks": record.asked_blocks, "pool": record.pool}
+    return make_command(
+        "train-heads", **data_of(record), **scheme_of(record), backbone=record.backbone, **view, **pixels_of(record)
+    )
+
+
+def extract_command(record: RunRecord, *maps: str) -> str:
+    """Return the command that extracts a run's features again, and keeps the maps of some blocks."""
+    return make_command(
+        "extract", **data_of(record), backbone=record.backbone, **pixels_of(record), maps=" ".join(maps)
+    )
+
+
+def finetune_command(record: RunRecord) -> str:
+    """Return the command that fine-tunes a network again, with every setting that was chosen."""
+    known = dict(record.finetuning or {})
+    names = {"batch": "batch_size"}
+    how = {names.get(name, name): str(value) for name, value in known.items()}
+    chosen = {name: how[name] for name in FinetuneOptions.__dataclass_fields__ if name in how}
+    return make_command(
+        "finetune",
+        **data_of(record),
+        **scheme_of(record),
+        backbone=record.backbone,
+        blocks=record.asked_blocks,
+        seeds=len(record.spread["seeds"]) if record.spread else "",
+        **chosen,
+        **pixels_of(record),
+    )
+
+
+def data_of(record: RunRecord) -> dict[str, Any]:
+    """Return the variables of a command that name a run's images."""
+    return {"dataset": record.asked, **record.data.more}
+
+
+def scheme_of(record: RunRecord) -> dict[str, Any]:
+    """Return labels, protocol, folds and repeats where they are not the usual ones."""
+    usual = {"labels": "classes", "protocol": "split", "folds": 0, "repeats": 0}
+    return {name: v for (name, u), v in zip(usual.items(), record.scheme, strict=True) if v != u}
+
+
+def pixels_of(record: RunRecord) -> dict[str, str]:
+    """Return how images were prepared and computed with, and the seed."""
+    key = record.keys[0]
+    return {"preprocess": key.preprocess_mode, "precision": key.precision, "seed": str(record.seed)}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from features.options import make_command
 from features.storage import slug
 from features.views import POOLS
-from models.finetuning.settings import FinetuneOptions
-from models.runs.record import RunRecord
+from models.runs.record import RunRecord, data_of, finetune_command, pixels_of, scheme_of
 from models.runs.results import ComparisonResult, RunResult, Score
 
 CHOSEN = {  # by whether there are test images
@@ -173,8 +172,8 @@ def commands(
         left = [record for record in left if place_of(record) not in stack.bases]
         backbones = stack.backbone.replace("+", " ")
         how = {"backbone": backbones, "heads": stack.head, "seed": str(stack.seed)}
-        lines.append(make_command("train-heads", **_data(stack), **_run(stack), **how))
-    compared = make_command("compare", **_data(records[0]), **_run(records[0]), seed=str(seed), **asked)
+        lines.append(make_command("train-heads", **data_of(stack), **scheme_of(stack), **how))
+    compared = make_command("compare", **data_of(records[0]), **scheme_of(records[0]), seed=str(seed), **asked)
     return [*lines, *_single(left), compared]
 
 
@@ -191,46 +190,13 @@ def place_of(record: RunRecord) -> str:
     return "/".join([record.entry, *parts])
 
 
-def train_command(record: RunRecord) -> str:
-    """Return the command that trains one run again, from features that are there."""
-    if record.finetuning is not None:
-        return finetune_command(record)
-    view = {"heads": record.head, "blocks": record.asked_blocks, "pool": record.pool}
-    return make_command(
-        "train-heads", **_data(record), **_run(record), backbone=record.backbone, **view, **_pixels(record)
-    )
-
-
-def extract_command(record: RunRecord, *maps: str) -> str:
-    """Return the command that extracts a run's features again, and keeps the maps of some blocks."""
-    return make_command("extract", **_data(record), backbone=record.backbone, **_pixels(record), maps=" ".join(maps))
-
-
-def finetune_command(record: RunRecord) -> str:
-    """Return the command that fine-tunes a network again, with every setting that was chosen."""
-    known = dict(record.finetuning or {})
-    names = {"batch": "batch_size"}
-    how = {names.get(name, name): str(value) for name, value in known.items()}
-    chosen = {name: how[name] for name in FinetuneOptions.__dataclass_fields__ if name in how}
-    return make_command(
-        "finetune",
-        **_data(record),
-        **_run(record),
-        backbone=record.backbone,
-        blocks=record.asked_blocks,
-        seeds=len(record.spread["seeds"]) if record.spread else "",
-        **chosen,
-        **_pixels(record),
-    )
-
-
 def _extractions(records: Sequence[RunRecord]) -> list[str]:
     """Return one command for all backbones that were extracted in the same way."""
     maps: dict[str, list[str]] = {}
     for r in filter(_on_maps, records):
         maps.setdefault(r.entry, []).extend(b for b in r.blocks if b not in maps.get(r.entry, ()))
-    ways = _joined(((tuple(_pixels(r).items()), " ".join(maps.get(r.entry, ()))), r.backbone) for r in records)
-    data = _data(records[0]) if records else {}
+    ways = _joined(((tuple(pixels_of(r).items()), " ".join(maps.get(r.entry, ()))), r.backbone) for r in records)
+    data = data_of(records[0]) if records else {}
     return [
         make_command("extract", **data, backbone=names.replace("+", " "), **dict(way), maps=kept)
         for (way, kept), names in ways.items()
@@ -241,21 +207,11 @@ def _trainings(records: Sequence[RunRecord]) -> list[str]:
     """Return one command for all heads and backbones that were trained on the same kind of view."""
     heads = _joined(((r.backbone, _view(r)), r.head) for r in records)
     every = _joined(((names, view), backbone) for (backbone, view), names in heads.items())
-    data, run = (_data(records[0]), _run(records[0])) if records else ({}, {})
+    data, run = (data_of(records[0]), scheme_of(records[0])) if records else ({}, {})
     return [
         make_command("train-heads", **data, **run, backbone=backbones, heads=names, **dict(view))
         for (names, view), backbones in every.items()
     ]
-
-
-def _data(record: RunRecord) -> dict[str, Any]:
-    return {"dataset": record.asked, **record.data.more}
-
-
-def _run(record: RunRecord) -> dict[str, Any]:
-    """Return labels, protocol, folds and repeats where they are not the usual ones."""
-    usual = {"labels": "classes", "protocol": "split", "folds": 0, "repeats": 0}
-    return {name: v for (name, u), v in zip(usual.items(), record.scheme, strict=True) if v != u}
 
 
 def _on_maps(record: RunRecord) -> bool:
@@ -264,12 +220,7 @@ def _on_maps(record: RunRecord) -> bool:
 
 def _view(record: RunRecord) -> tuple[tuple[str, str], ...]:
     seeds = [("seeds", str(len(record.spread["seeds"])))] if record.spread else []
-    return (("blocks", record.asked_blocks), ("pool", record.pool), *seeds, *_pixels(record).items())
-
-
-def _pixels(record: RunRecord) -> dict[str, str]:
-    key = record.keys[0]
-    return {"preprocess": key.preprocess_mode, "precision": key.precision, "seed": str(record.seed)}
+    return (("blocks", record.asked_blocks), ("pool", record.pool), *seeds, *pixels_of(record).items())
 
 
 def _joined(pairs: Iterable[tuple[K, str]]) -> dict[K, str]:
