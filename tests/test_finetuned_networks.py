@@ -17,7 +17,7 @@ from verbs_for_tests import bundle, compare, explain, export, finetune, selected
 from features.backbones import load_spec
 from features.backbones.build import load_backbone
 from features.datasets import load_dataset
-from features.errors import BadBundle, BadDataset, FirnError
+from features.errors import BadBundle, BadDataset, CacheError, FirnError
 from features.extraction.prefetch import ImageStream
 from features.options import DatasetOptions
 from models.finetuning.checkpoints import load_network
@@ -212,6 +212,11 @@ def test_networks_that_are_gone_or_damaged_come_back(spots: Path, tmp_path: Path
     files[2].write_bytes(kept[2][:1000])  # the trained network has the same bytes: it is a link
     assert finetune(str(spots), NET, **QUICK)
     assert [path.read_bytes()[-1000:] for path in network_files(folder)] == [each[-1000:] for each in kept]
+    np.testing.assert_array_equal(load_run(folder).predictions.proba, first.predictions.proba)
+    (folder / "predictions.csv").write_text("id,group\n")
+    with pytest.raises(CacheError, match=r"cannot read .*; run: make finetune .*NETWORKS=mean"):
+        load_run(folder)
+    assert finetune(str(spots), NET, **QUICK)
     np.testing.assert_array_equal(load_run(folder).predictions.proba, first.predictions.proba)
 
 

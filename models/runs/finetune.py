@@ -19,7 +19,7 @@ from features.backbones.build import IMAGES, boundary, load_backbone, load_tail,
 from features.backbones.weights import finetuned_root
 from features.cache.entry import open_entry
 from features.devices import checked
-from features.errors import FirnError
+from features.errors import CacheError, FirnError
 from features.extraction.engine import fill
 from features.images import Augmentation
 from features.options import ExtractOptions, FeatureOptions
@@ -49,7 +49,7 @@ from models.finetuning.train import Epoch, best_epoch
 from models.folds import naming
 from models.runs.features import Stage, is_current, lacks_seeds
 from models.runs.options import RunOptions
-from models.runs.record import FINETUNED, load_record, load_run, remove_record, runs_root, save_run
+from models.runs.record import FINETUNED, load_run, remove_record, runs_root, save_run
 from models.runs.seeds import spread
 from models.validation.cross_validation import Protocol, learned
 
@@ -64,7 +64,7 @@ def finetuned(
     With several `seeds` the spread over them is added: of trainings in the same folds.
     """
     for job in _jobs(features, options, run):
-        if not (is_current(job.folder(), job.identity()) and _has_networks(job.folder())):
+        if not (is_current(job.folder(), job.identity()) and _is_whole(job.folder())):
             with job.crossfit(_trainings(options.networks, run.rules)) as training:
                 found = crossfit(training, run.rules)
                 remove_record(job.folder())  # before its networks go
@@ -75,10 +75,12 @@ def finetuned(
         yield job
 
 
-def _has_networks(folder: Path) -> bool:
-    """Tell whether the networks of a whole run are there."""
-    record = load_record(folder)
-    files = network_files(folder, record.networks) if record else []
+def _is_whole(folder: Path) -> bool:
+    """Tell whether the predictions of a run can be read and its networks are there."""
+    try:
+        files = network_files(folder, load_run(folder).record.networks)
+    except CacheError:
+        return False
     return bool(files) and all(map(is_network, files))
 
 

@@ -186,7 +186,10 @@ def load_run(folder: Path) -> Run:
     record = load_record(folder)
     if record is None:
         raise CacheError(f"no whole run in {folder}; expected one with a run.json, below artifacts/heads")
-    return Run(folder, record, load_predictions(folder / "predictions.csv", record.classes))
+    again = f"run: {train_command(record)}"
+    if record.finetuning is None:  # a fine-tuned run's folder holds hours of training, which are taken up
+        again = f"remove {folder} and {again}"
+    return Run(folder, record, load_predictions(folder / "predictions.csv", record.classes, again=again))
 
 
 def load_runs(

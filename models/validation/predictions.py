@@ -74,8 +74,8 @@ def _header(classes: tuple[str, ...], *, several: bool) -> list[str]:
     return ["id", "group", "fold", *labels, *(f"p_{name}" for name in classes)]
 
 
-def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
-    """Read the predictions that `save_predictions` wrote. Raises CacheError where the file does not read."""
+def load_predictions(path: Path, classes: tuple[str, ...], *, again: str = "") -> Predictions:
+    """Read the predictions that `save_predictions` wrote; else CacheError, which says how to make them `again`."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
@@ -92,5 +92,5 @@ def load_predictions(path: Path, classes: tuple[str, ...]) -> Predictions:
             len(rows), len(classes)
         )
     except (OSError, ValueError, LookupError) as error:
-        raise CacheError(f"cannot read {path} ({error}); remove {path.parent} and run: make train-heads") from None
+        raise CacheError(f"cannot read {path} ({error}){f'; {again}' * bool(again)}") from None
     return Predictions(ids, groups, y, proba, fold)
