@@ -133,7 +133,7 @@ def test_npz_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset(str(path))
     large = npz(tmp_path / "large.npz", train_images=np.zeros((4, 1000, 1000), np.uint8))
     assert large.stat().st_size < 20_000
-    monkeypatch.setattr("features.datasets.medmnist.os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, 1500))
+    monkeypatch.setattr("features.datasets.medmnist.memory", lambda: 1500 * 4096)
     with pytest.raises(BadDataset, match="more than half of the memory"):
         load_dataset(str(large))
 
