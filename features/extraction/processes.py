@@ -139,12 +139,11 @@ class _Process:
 
     def _ask(self, images: list[tuple[int, str]]) -> list[Prepared]:
         _send(self._socket, [name for _, name in images])
-        told: list[tuple[Prepared, list[tuple[tuple[int, ...], str]]]] = _receive(self._socket)
-        lengths = [[int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in arrays] for _, arrays in told]
-        memory, at, found = _exactly(self._socket, sum(map(sum, lengths))), 0, []
-        for (row, _), (prepared, arrays), sizes in zip(images, told, lengths, strict=True):
+        told: list[tuple[Prepared, list[tuple[tuple[int, ...], str, int]]]] = _receive(self._socket)
+        memory, at, found = _exactly(self._socket, sum(size for _, arrays in told for *_, size in arrays)), 0, []
+        for (row, _), (prepared, arrays) in zip(images, told, strict=True):
             pixels = []
-            for (shape, kind), size in zip(arrays, sizes, strict=True):
+            for shape, kind, size in arrays:
                 pixels.append(memory[at : at + size].view(kind).reshape(shape))
                 at += size
             found.append(prepared._replace(image=row, pixels=tuple(pixels)))
@@ -165,7 +164,7 @@ def serve(descriptor: int) -> None:
             names = _receive(asking)
             rows, ahead = range(len(names)), len(names)
             found = list(prepare(source, names, rows, geometries, wanted=lambda sha256: True, workers=1, ahead=ahead))
-            arrays = [[(array.shape, array.dtype.str) for array in prepared.pixels] for prepared in found]
+            arrays = [[(array.shape, array.dtype.str, array.nbytes) for array in prepared.pixels] for prepared in found]
             heads = [prepared._replace(pixels=()) for prepared in found]
             _send(asking, list(zip(heads, arrays, strict=True)))
             for prepared in found:
