@@ -76,7 +76,7 @@ def test_a_class_without_test_images_is_not_told_apart() -> None:
     some = [replace(run, predictions=run.predictions.take(at)) for run, at in zip(runs, kept, strict=True)]
     found = compare_runs(some, n_bootstrap=DRAWS)
     assert headline(found).startswith("The best model tells 2 classes apart (kind 0, kind 2) with a mean AUC of 0.")
-    assert "No test image is of kind 1: no score says anything of that." in [*cautions(found)]
+    assert "No test image is of “kind_1”: no score tells how well such images are recognised." in [*cautions(found)]
     assert not any("No test image" in line for line in cautions(compare_runs(runs, n_bootstrap=DRAWS)))
 
 

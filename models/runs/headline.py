@@ -172,7 +172,8 @@ def cautions(results: ComparisonResult) -> Iterator[str]:
     data = results.dataset
     yield from leak(results)
     if unseen := _unseen(results):
-        yield f"No test image is of {', '.join(map(spoken, unseen))}: no score says anything of that."
+        names = " or ".join(f"“{name}”" for name in unseen)
+        yield f"No test image is of {names}: no score tells how well such images are recognised."
     held, found = results.chosen.validation["roc_auc"], results.chosen.shown["roc_auc"]
     if results.tested and (held["low"] or 0) > (1 if found["high"] is None else found["high"]):
         yield (
