@@ -11,7 +11,7 @@ from features.datasets.columns import further_columns
 from features.errors import FirnError, unknown
 from features.options import DATA, Taking, option, typed
 from features.storage import artifacts_root
-from models.runs.compare import compare_runs, run_names
+from models.runs.compare import compare_runs, runs_by_name
 from models.runs.current import say_if_stale
 from models.runs.examination import ExaminationOptions, examined
 from models.runs.findings import compare_findings
@@ -120,7 +120,7 @@ def _named(pair: PairOptions, runs: ModelSelector) -> list[Run]:
     known: dict[str, Run] = {}
     if any(load_record(Path(name)) is None for name in (pair.a, pair.b)):
         every = runs.load_all()
-        known = dict(zip(run_names(every), every, strict=True))
+        known = runs_by_name(every)
     found = [known[name] if name in known else _in_folder(name, known) for name in (pair.a, pair.b)]
     for run in found:
         require_one_finding(run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from features.datasets.columns import further_columns
 from features.storage import artifacts_root, csv_lines, write_whole
-from models.runs.compare import compare_runs, run_names
+from models.runs.compare import compare_runs, runs_by_name
 from models.runs.examination import ExaminationOptions
 from pipeline.compare import Compared, MarginOptions, PageOptions
 
@@ -24,7 +24,7 @@ def figures(runs: Compared, how: ExaminationOptions, against: MarginOptions, pag
     columns = further_columns(runs.data.load(), how.columns)
     results = compare_runs(found, how, columns, seed=runs.data.seed, margin=against.margin, title=page.title)
     beside = artifacts_root() / "compare" / found[0].record.root.name
-    chosen = dict(zip(run_names(found), found, strict=True))[results.chosen.name]
+    chosen = runs_by_name(found)[results.chosen.name]
     extras, folder, drawn = load_extras(beside, results, chosen), beside / "figures", dict[str, None]()
     for name, content in draw_figures(results, found, extras.learning, extras.gallery):
         write_whole(folder / name, [content])

@@ -76,11 +76,7 @@ def read_manifest(
     table, base = read_table(path), root or path.parent
     if "path" not in table.roles:
         raise BadDataset(f"{path}, line 1: no column 'path' in {','.join(table.header)!r}; expected {LAYOUT}")
-    findings: tuple[str, ...] = ()
-    if task == "findings" or (not task and not target and several_findings(table)):
-        findings, labels = read_findings(table, uncertain)
-    else:
-        labels = read_labels(table, target, uncertain=uncertain)
+    findings, labels = _labels(table, target, task, uncertain)
     if not task and fewest > 1:
         refuse_no_classes(table, target, findings or labels, findings=bool(findings))
     lines, numbers, gone = _read_rows(table, labels, base, bool(findings))
@@ -108,6 +104,13 @@ def read_manifest(
         positive_is_guess=not findings and is_guess(classes),
         findings=findings,
     )
+
+
+def _labels(table: Table, target: str, task: str, uncertain: str) -> tuple[tuple[str, ...], list[str]]:
+    """Return the names of the findings, where each image may have several, and the label of each row."""
+    if task == "findings" or (not task and not target and several_findings(table)):
+        return read_findings(table, uncertain)
+    return (), read_labels(table, target, uncertain=uncertain)
 
 
 def _require_classes(path: Path, classes: tuple[str, ...], fewest: int, gone: tuple[LeftOut, ...]) -> None:

@@ -187,6 +187,11 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return _told_apart(names, [f"#{i}" for i in range(1, len(names) + 1)])
 
 
+def runs_by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return the runs by those names, in their order."""
+    return dict(zip(run_names(runs), runs, strict=True))
+
+
 def _told_apart(names: list[str], tells: list[str]) -> list[str]:
     """Return the names, each with its tell where others of that name have another."""
     known: dict[str, set[str]] = {}

@@ -13,7 +13,7 @@ from features.datasets.dataset import SPLITS
 from features.progress import printable
 from features.storage import write_whole
 from models.metrics import METRICS, Band, pr_curve_band, roc_curve_band
-from models.runs.compare import run_names
+from models.runs.compare import runs_by_name
 from models.runs.findings_headline import cautions, extremes, missed, technical
 from models.runs.findings_results import FindingsResult, FindingsRunResult
 from models.runs.record import Run
@@ -117,7 +117,7 @@ def write_findings(results: FindingsResult, runs: Sequence[Run], folder: Path, *
     write_whole(folder / "results.json", [text.encode()])
     write_whole(folder / "predictions.csv", predictions_csv(runs))
     page = folder / "report.html"
-    chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
+    chosen = runs_by_name(runs)[results.chosen.name]
     gallery = kept_gallery(folder, results, chosen)
     write_whole(page, [render_findings(results, runs, gallery, no_gallery=no_gallery).encode()])
     return page
@@ -129,7 +129,7 @@ def render_findings(
     """Return the HTML of the comparison, which needs no network and no script."""
     from markupsafe import Markup
 
-    by_name = dict(zip(run_names(runs), runs, strict=True))
+    by_name = runs_by_name(runs)
     parts = [shown(by_name[row.name]) for row in results.runs[:LINES]]
     template = environment().get_template("findings.html.j2")
     return template.render(

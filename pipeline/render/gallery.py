@@ -15,7 +15,7 @@ from features.errors import CacheError, FirnError
 from features.options import make_command
 from models.explain.run_maps import EXPLAINERS, Case, Evidence, can_be_explained, digests_of, evidence_of
 from models.explain.run_maps import image_seen as seen_by_network
-from models.runs.compare import in_order, run_names
+from models.runs.compare import in_order, runs_by_name
 from models.runs.findings_results import FindingsResult
 from models.runs.outcomes import Outcome, Part, asked_in, errors, origin, parts_of, predicted_in
 from models.runs.record import Run
@@ -52,7 +52,7 @@ def make_gallery(
     CacheError where they are others now, BadWeights, BadImage.
     """
     dataset.source.stamps([])  # a pack has no images and says so
-    named = dict(zip(run_names(runs), runs, strict=True))
+    named = runs_by_name(runs)
     run = named[results.chosen.name]
     parts = parts_of(run, errors, MOST_OF_FINDING if run.record.several else MOST)
     mapped = _mapped(_case(run, dataset, parts, weights), named, parts, weights)

@@ -13,7 +13,7 @@ from features.datasets.dataset import SPLITS
 from features.options import in_a_file, make_command
 from features.storage import csv_lines, write_whole
 from models.audit import CHECKS
-from models.runs.compare import run_names
+from models.runs.compare import runs_by_name
 from models.runs.costs import costs
 from models.runs.examination import at_stated, first_repeat, grouped_run
 from models.runs.findings_results import FindingsResult
@@ -280,7 +280,7 @@ def _ranking(results: ComparisonResult) -> tuple[bytes, bytes]:
 
 def _drawn(results: ComparisonResult, runs: Sequence[Run], learning: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the page's script works on: the figures, and the operating points of two classes."""
-    by_name = dict(zip(run_names(runs), runs, strict=True))
+    by_name = runs_by_name(runs)
     classes, chosen = results.dataset.classes, results.chosen
     names = [row.name for row in results.runs]
     parts = [sides(shown(by_name[name]), classes) for name in names]
@@ -347,7 +347,7 @@ def write_report(results: ComparisonResult, runs: Sequence[Run], folder: Path, *
     write_whole(folder / "predictions.csv", predictions_csv(runs))
     for name, content in zip(("ranking.csv", "ranking.tex"), _ranking(results), strict=True):
         write_whole(folder / name, [content])
-    chosen = dict(zip(run_names(runs), runs, strict=True))[results.chosen.name]
+    chosen = runs_by_name(runs)[results.chosen.name]
     _write_examined(folder, results, chosen)
     for name, content in draw_plots(results, runs).items():
         write_whole(folder / name, [content])
@@ -375,7 +375,7 @@ def predictions_csv(runs: Sequence[Run]) -> Iterator[bytes]:
     classes, several = runs[0].record.classes, runs[0].record.several
     labels = [f"label_{name}" for name in classes] if several else ["label"]
     yield csv_lines([["id", "group", "split", "fold", *labels, *(f"p_{name}" for name in classes), "run"]])
-    for run, name in zip(runs, run_names(runs), strict=True):
+    for name, run in runs_by_name(runs).items():
         columns = zip(*(column.tolist() for column in run.predictions), strict=True)
         yield csv_lines(
             [

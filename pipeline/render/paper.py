@@ -14,7 +14,7 @@ import numpy as np
 
 from features.progress import printable
 from models.metrics import net_benefit, reliability_curve
-from models.runs.compare import run_names
+from models.runs.compare import runs_by_name
 from models.runs.examination import first_repeat
 from models.runs.record import Run
 from models.runs.results import ComparisonResult, Score
@@ -57,7 +57,7 @@ def draw_figures(
     """
     import matplotlib as mpl
 
-    by_name = dict(zip(run_names(runs), runs, strict=True))
+    by_name = runs_by_name(runs)
     classes, chosen = results.dataset.classes, by_name[results.chosen.name]
     once = sides(first_repeat(chosen, shown(chosen)), classes)
     ranked = [(row, sides(shown(by_name[row.name]), classes)) for row in results.runs[:4]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.progress import printable
-from models.runs.compare import run_names
+from models.runs.compare import runs_by_name
 from models.runs.record import Run
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
@@ -37,7 +37,7 @@ def draw_plots(results: ComparisonResult, runs: Sequence[Run]) -> dict[str, byte
     """
     import matplotlib as mpl
 
-    by_name = dict(zip(run_names(runs), runs, strict=True))
+    by_name = runs_by_name(runs)
     classes = results.dataset.classes
     ranked = [(row, sides(shown(by_name[row.name]), classes)) for row in results.runs[:MOST]]
     with mpl.rc_context(STYLE), warnings.catch_warnings():
