@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.image_list import Listed, find_images
+from features.datasets.load import name_of_path
 from features.errors import BadImage, FirnError, unknown
 from features.images import pixels
 from features.options import ExtractOptions, FeatureOptions, Taking, option
@@ -80,16 +81,10 @@ def predict(
         say(str(record))
     listed = found_.images
     predictor = load(path, device=machine.device, explained=what.overlays)
-    folder = Path(what.out) if what.out else artifacts_root() / "predict" / _name(Path(what.images).resolve())
+    _check_asked(predictor, asked, grouped=any(one.group for one in listed))
+    place = artifacts_root() / "predict" / name_of_path(Path(what.images)) / predictor.contents.stem
+    folder = Path(what.out) if what.out else place
     make_folder(folder)
-    if predictor.several and asked.prevalence:
-        raise FirnError(
-            f"PREVALENCE= is of classes, and {predictor.contents.name} is of several findings; leave it away"
-        )
-    even = np.full((1, len(predictor.classes)), 1 / len(predictor.classes))
-    _stated(even, predictor, asked.prevalence)  # a mistake is said before any work
-    if any(one.group for one in listed):
-        probabilities_by_group(even, [""], asked.aggregate)
     found = _predicted(predictor, listed, what.point, threads.workers)
     if not found.names:
         raise BadImage(f"no image could be read; the first: {next(iter(found.left_out.values()))}")
@@ -102,6 +97,18 @@ def predict(
     if what.overlays:
         lines.append(_write_overlays(predictor, found, names, folder / OVERLAYS))
     return [*filter(None, lines), str(folder / "predictions.csv")]
+
+
+def _check_asked(predictor: Predictor, asked: ExaminationOptions, *, grouped: bool) -> None:
+    """Raise FirnError for a mistake in what is asked for, before any work."""
+    if predictor.several and asked.prevalence:
+        raise FirnError(
+            f"PREVALENCE= is of classes, and {predictor.contents.name} is of several findings; leave it away"
+        )
+    even = np.full((1, len(predictor.classes)), 1 / len(predictor.classes))
+    _stated(even, predictor, asked.prevalence)
+    if grouped:
+        probabilities_by_group(even, [""], asked.aggregate)
 
 
 def _remove_earlier(folder: Path) -> None:
@@ -188,10 +195,6 @@ def write_unreadable(found: Prediction, names: dict[str, str], folder: Path) -> 
     write_whole(folder / "unreadable.csv", [csv_lines([("path", "reason"), *unreadable])])
     for name, why in unreadable[:_TOLD]:
         say(printable(f"left out {name}: {why}"))
-
-
-def _name(images: Path) -> str:
-    return slug(images.name if images.is_dir() else images.stem)
 
 
 def _predicted(predictor: Predictor, listed: Sequence[Listed], point: str, workers: int) -> Prediction:

@@ -17,7 +17,7 @@ from features.datasets.load import load_to_judge
 from features.errors import BadDataset, BadImage, FirnError, command
 from features.options import ExtractOptions, FeatureOptions, Taking, make_command, names_in, option
 from features.progress import say, shown
-from features.storage import artifacts_root, csv_lines, make_folder, slug, write_whole
+from features.storage import artifacts_root, csv_lines, make_folder, write_whole
 from models.predictor.build import BundleOptions
 from models.runs.options import ModelSelector
 from models.validation.class_names import LEFT_OUT, matched_labels
@@ -73,8 +73,7 @@ def validate(what: ValidateOptions, model: Judged, how: Weights, machine: Machin
         remarks=list(_remarks(images, predictor, dataset)),
         seed=model.data.seed,
     )
-    name = slug(f"{predictor.contents.name}-{result.model['identity'][:8]}")
-    folder = Path(what.out) if what.out else artifacts_root() / "validate" / dataset.name / name
+    folder = Path(what.out) if what.out else artifacts_root() / "validate" / dataset.name / predictor.contents.stem
     _write(result, judged, found, dataset, rows, folder)
     print_validation(result)
     return [summary(result), str(folder / "validation.html")]

@@ -71,6 +71,22 @@ def test_the_command(linear: ModelSelector, workshop: Path, tmp_path: Path) -> N
     assert (tmp_path / "again" / "predictions.csv").read_bytes() == (tmp_path / "out" / "predictions.csv").read_bytes()
 
 
+def test_each_folder_and_each_model_has_a_place_of_its_own(
+    linear: ModelSelector, workshop: Path, tmp_path: Path
+) -> None:
+    """Two folders called scan, one folder before two models: no table of predictions is written over another."""
+    (image, *_) = sorted((workshop / "spots" / "test").rglob("*.png"))
+    folders = [tmp_path / place / "scan" for place in "ab"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        shutil.copy(image, folder / "1.png")
+    (other,) = (workshop / "artifacts" / "heads" / stored("spots")).glob("*/features.12-avg/lightgbm")
+    tables = [Path(predict(f, model)[-1]) for f in folders for model in (linear, selected(other))]
+    assert len({*tables}) == 4
+    assert all(path.is_file() for path in tables)
+    assert Path(predict(folders[0], linear)[-1]) == tables[0]
+
+
 def test_dicom(linear: ModelSelector, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files that pydicom ships: what holds one image is predicted, the rest is listed with its reason."""
     folder = tmp_path / "pacs"

@@ -13,6 +13,7 @@ import numpy as np
 
 from features.cache.key import Key
 from features.errors import BadBundle
+from features.storage import slug
 from features.views import POOLS
 from models.metrics import BadPredictions, Calibration, calibration_from_json
 from models.predictor.archive import BUNDLE, read_json
@@ -94,6 +95,18 @@ class Contents:
     files: Mapping[str, str]  # name -> sha256
     card: Mapping[str, Any]  # data, results, settings, versions: for people, and for `make bundle` itself
     findings: tuple[Finding, ...] = ()  # one for each of `classes`, where these are several findings per image
+
+    @property
+    def identity(self) -> str:
+        """Return what tells its run from all others; empty where the card does not say."""
+        run = self.card.get("run")
+        identity = run.get("identity") if isinstance(run, Mapping) else ""
+        return identity if isinstance(identity, str) else ""
+
+    @property
+    def stem(self) -> str:
+        """Return the name of a folder for what it says of images, which no other model has."""
+        return slug(f"{self.name[:80]}-{self.identity[:8]}")
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `bundle.json` holds."""

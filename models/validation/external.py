@@ -331,7 +331,7 @@ def _kind(calibration: Calibration) -> str:
 def _model(contents: Contents) -> dict[str, Any]:
     """Return what tells the model, as far as its card says it."""
     run, data = (_mapping(contents.card.get(part)) for part in ("run", "data"))
-    about = {"identity": run.get("identity"), "dataset": data.get("dataset"), "labels": run.get("labels")}
+    about = {"identity": contents.identity, "dataset": data.get("dataset"), "labels": run.get("labels")}
     said = {name: value if isinstance(value, str) else "" for name, value in about.items()}
     return {"name": contents.name, **said, "calibration": _kind(contents.calibration) if contents.calibration else ""}
 
