@@ -70,10 +70,8 @@ def train_heads(
         lines += _trained(stage, names, view, spread.seeds)
     bases = names or _of_features(tuple(HEADS))  # alone, a stack combines all heads that are there
     stacks = [name for name in view.names if HEADS[name].input == "runs" and stages[0].knows(name, insist=view.insist)]
-    backbones = [stage.name for stage in stages]
-    return lines + [
-        f"ready: {name} {train_stack(dataset.name, features.data, run, backbones, bases)}" for name in stacks
-    ]
+    made_of = (dataset.name, features.data, run, [stage.name for stage in stages], bases)
+    return lines + [f"ready: {name} {train_stack(*made_of, manifest=stages[0].digest)}" for name in stacks]
 
 
 def _say_before(trainings: Sequence[Training]) -> None:

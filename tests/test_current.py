@@ -67,6 +67,13 @@ def test_a_stale_run_named_by_its_folder_says_so(table: Path) -> None:
     assert [line.rpartition(": ")[2] for line in lines] == ["1 labels have changed"]
 
 
+def test_a_stack_is_of_runs_of_today(table: Path) -> None:
+    """Runs of the labels of before are not combined."""
+    relabel(table)
+    with pytest.raises(CacheError, match=r"has 0 that fit together; run: make train-heads .*HEADS='logistic"):
+        train_heads(str(table), NET, heads="stack", precision="float32")
+
+
 def test_stale_runs_can_be_removed(table: Path) -> None:
     """cache-gc lists them, and removes them when told to; a run may be named too."""
     assert collect(str(table), NET, precision="float32")[-1].startswith("nothing to remove")

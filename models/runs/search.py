@@ -97,8 +97,9 @@ def search(dataset: str, stages: Sequence[Stage], heads: Sequence[str]) -> list[
     lines = [f"{r.area:.4f} {r.trial.head} on {r.trial.stage.name} {r.folder}" for r in ranked]
     backbones = [stage.name for stage in known.stages]
     stacked = "stack" in heads and first.knows("stack", insist=False)
-    if stacked and len(base_runs(dataset, first.data, first.run, backbones, heads)) >= FEWEST:
-        folder = train_stack(dataset, first.data, first.run, backbones, heads, nest=False)  # a second or two
+    made_of = (dataset, first.data, first.run, backbones, heads)
+    if stacked and len(base_runs(*made_of, manifest=first.digest)) >= FEWEST:
+        folder = train_stack(*made_of, manifest=first.digest, nest=False)  # a second or two
         lines.insert(0, f"{_area(folder):.4f} stack {folder}")
     say(f"{len(ranked)} combinations were tried, {known.left_out} left out for want of time; areas are out of fold")
     return lines

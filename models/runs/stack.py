@@ -34,16 +34,19 @@ def train_stack(
     backbones: Sequence[str],
     heads: Sequence[str],
     *,
+    manifest: str = "",
     nest: bool = True,
 ) -> Path:
     """Combine all runs of some backbones and heads, unless that run is there; return its folder.
+
+    `manifest` is the digest of the data set as it is now, of which they are to be; without, they are of the newest's.
 
     The vote on the images of a fold is learned from what heads that have not seen it say of the other folds, which
     takes `pair_predictions`, and at last from all out-of-fold predictions for the test images. Without `nest`, and for
     runs that have none, out-of-fold predictions take their place, of heads that had seen the fold. Raises CacheError
     for fewer than two runs.
     """
-    runs = base_runs(dataset, data, run, backbones, heads)
+    runs = base_runs(dataset, data, run, backbones, heads, manifest=manifest)
     if len(runs) < FEWEST:
         again = make_command("train-heads", data, run, heads="logistic lightgbm stack")
         raise CacheError(
@@ -113,9 +116,17 @@ def _record(runs: Sequence[Run], named: str, identity: str, facts: Mapping[str, 
 
 
 def base_runs(
-    dataset: str, data: DatasetOptions, run: RunOptions, backbones: Sequence[str], heads: Sequence[str]
+    dataset: str,
+    data: DatasetOptions,
+    run: RunOptions,
+    backbones: Sequence[str],
+    heads: Sequence[str],
+    *,
+    manifest: str = "",
 ) -> list[Run]:
     """Return the runs that can be combined: of these backbones and heads, on the same images and folds.
+
+    Those of other images, labels or splits than a data set of the digest `manifest` cannot.
 
     With all heads come the fine-tuned networks.
     """
@@ -129,6 +140,7 @@ def base_runs(
         and set(one.record.backbone.split("+")) <= known
         and one.record.head in wanted
         and one.record.seed == data.seed
+        and one.record.manifest == (manifest or one.record.manifest)
         and one.record.folds > 1  # else most images are not predicted out of fold
     ]
     newest = max(runs, key=lambda one: (one.folder / "run.json").stat().st_mtime, default=None)
