@@ -114,6 +114,7 @@ def test_it_is_compared_and_not_bundled(features: Features, workshop: Path) -> N
     ("estimator", "name", "words"),
     [
         (GaussianNB(), "logistic", "tell the run from Firn's own heads"),
+        (GaussianNB(), "Logistic!", "tell the run from Firn's own heads"),
         (GaussianNB(), " ", "tell the run from Firn's own heads"),
         (LinearSVC(), "svm", "CalibratedClassifierCV"),
     ],
@@ -128,6 +129,15 @@ def test_what_is_refused(estimator: object, name: str, words: str, features: Fea
     assert {run.folder for run in load_runs(stored("spots"))} == before
 
 
+def test_names_that_would_share_a_folder(features: Features) -> None:
+    """The second does not replace the first; under its own name a run is replaced."""
+    folder = add_run(features, GaussianNB(), name="bayes 1")
+    with pytest.raises(FirnError, match="differ by more than signs from 'bayes 1'"):
+        add_run(features, GaussianNB(), name="Bayes-1")
+    assert add_run(features, GaussianNB(var_smoothing=1e-3), name="bayes 1") == folder
+    folder.joinpath("run.json").unlink()
+
+
 class Halves(GaussianNB):
     """Says one half of everything."""
 
@@ -136,10 +146,19 @@ class Halves(GaussianNB):
         return super().predict_proba(X) / 2
 
 
-def test_probabilities_must_be_some(features: Features) -> None:
-    """Rows that do not sum to 1 are no probabilities."""
-    with pytest.raises(FirnError, match="do not sum to 1"):
-        add_run(features, Halves(), name="halves")
+class Beyond(GaussianNB):
+    """Says more than is certain."""
+
+    def predict_proba(self, X: object) -> object:
+        """Return rows that sum to 1, with a number below 0."""
+        return np.tile([1.5, -0.5], (len(super().predict_proba(X)), 1))
+
+
+@pytest.mark.parametrize("estimator", [Halves(), Beyond()])
+def test_probabilities_must_be_some(estimator: GaussianNB, features: Features) -> None:
+    """Rows that do not sum to 1 are no probabilities, nor are numbers below 0."""
+    with pytest.raises(FirnError, match="do not sum to 1, or below 0"):
+        add_run(features, estimator, name="halves")
 
 
 def test_errors_say_what_to_type(workshop: Path, spots: Path) -> None:

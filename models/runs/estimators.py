@@ -17,7 +17,7 @@ from models.heads import HEADS
 from models.heads.head import Array, Head
 from models.runs.features import facts_of
 from models.runs.frames import Features
-from models.runs.record import FINETUNED, save_run
+from models.runs.record import FINETUNED, load_record, save_run
 from models.validation.cross_validation import fit
 
 _TO_ONE = 1e-3  # how far a sum of probabilities may be off
@@ -34,7 +34,7 @@ def add_run(features: Features, estimator: Any, *, name: str) -> Path:
     """
     from sklearn.base import clone
 
-    if name in (*HEADS, FINETUNED) or not name.strip():
+    if slug(name) in (*HEADS, FINETUNED) or not name.strip():
         raise FirnError(f"expected name= to tell the run from Firn's own heads ({', '.join(HEADS)}), got {name!r}")
     if not hasattr(estimator, "predict_proba"):
         raise FirnError(
@@ -43,6 +43,9 @@ def add_run(features: Features, estimator: Any, *, name: str) -> Path:
         )
     stage, view = features.stage, _view(features)
     described = stage.view("logistic", features.blocks, features.pool)[0].removeprefix(f"{stage.name} ")
+    folder = stage.folder(described, slug(name))
+    if (there := load_record(folder)) is not None and there.head != name:
+        raise FirnError(f"expected name= to differ by more than signs from {there.head!r}, which {folder} holds")
     about = " ".join(repr(estimator).split())
     with shown(f"{name} on {stage.name} {described}", "fits") as progress:
         found = fit(
@@ -62,7 +65,6 @@ def add_run(features: Features, estimator: Any, *, name: str) -> Path:
         identity=hashlib.sha256(f"{name}{about}{described}{stage.digest}{keys}{stage.run}".encode()).hexdigest(),
         **facts_of(name, view, found, about=about),
     )
-    folder = stage.folder(described, slug(name))
     save_run(folder, record, found.predictions)
     return folder
 
@@ -91,6 +93,6 @@ class _Estimator(Head):
     def predict_proba(self, X: Array) -> NDArray[np.float64]:
         proba = np.zeros((len(X), len(self.classes_)))
         proba[:, self.estimator.classes_] = self.estimator.predict_proba(X)  # a fold may lack a class
-        if not (np.abs(proba.sum(axis=1) - 1) < _TO_ONE).all():
-            raise FirnError(f"{type(self.estimator).__name__} gives probabilities that do not sum to 1")
+        if not ((np.abs(proba.sum(axis=1) - 1) < _TO_ONE).all() and (proba >= 0).all()):
+            raise FirnError(f"{type(self.estimator).__name__} gives probabilities that do not sum to 1, or below 0")
         return proba
