@@ -13,7 +13,7 @@ import torch
 import torchvision
 from conftest import draw, stored
 from test_heads import drawn
-from verbs_for_tests import compare, extract, train_heads
+from verbs_for_tests import bundle, compare, extract, selected, train_heads
 
 from features.errors import BadDataset, CacheError, FirnError, UnknownName
 from features.views import View
@@ -352,6 +352,26 @@ def test_runs_of_an_older_form_are_passed_over(drawn_set: str) -> None:
         compare(drawn_set)
     train_heads(drawn_set, "squeezenet1_1", heads="knn")
     assert [run.record.protocol for run in load_runs(stored("spots"))] == ["split"]
+
+
+@pytest.mark.parametrize("file", ["predictions.csv", "head.json", "head.safetensors"])
+def test_a_run_with_a_damaged_file_is_trained_again(file: str, drawn_set: str, tmp_path: Path) -> None:
+    """Nothing is made of it before, and what is suggested mends it: cut short, gone, or other rows that read well."""
+    (line,) = train_heads(drawn_set, "squeezenet1_1", heads="mlp")
+    folder = Path(line.split()[-1])
+    path, whole = folder / file, (folder / file).read_bytes()
+    words = f"{file} is gone, damaged or edited .*; run: make train-heads .*HEADS=mlp"
+    for damage in (b"".join(whole.splitlines(keepends=True)[:-1]), whole[: len(whole) // 2], None):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        for use in (
+            partial(bundle, selected(folder), out=tmp_path / "b"),
+            *([partial(compare, drawn_set)] if file == "predictions.csv" else []),
+        ):
+            with pytest.raises(CacheError, match=words):
+                use()
+        train_heads(drawn_set, "squeezenet1_1", heads="mlp")
+        assert path.read_bytes() == whole
+    compare(drawn_set)
 
 
 def test_names_of_all_kinds_come_back(tmp_path: Path) -> None:

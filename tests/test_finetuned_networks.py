@@ -214,7 +214,7 @@ def test_networks_that_are_gone_or_damaged_come_back(spots: Path, tmp_path: Path
     assert [path.read_bytes()[-1000:] for path in network_files(folder)] == [each[-1000:] for each in kept]
     np.testing.assert_array_equal(load_run(folder).predictions.proba, first.predictions.proba)
     (folder / "predictions.csv").write_text("id,group\n")
-    with pytest.raises(CacheError, match=r"cannot read .*; run: make finetune .*NETWORKS=mean"):
+    with pytest.raises(CacheError, match=r"damaged .*; run: make finetune .*NETWORKS=mean"):
         load_run(folder)
     assert finetune(str(spots), NET, **QUICK)
     np.testing.assert_array_equal(load_run(folder).predictions.proba, first.predictions.proba)

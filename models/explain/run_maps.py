@@ -24,7 +24,7 @@ from models.heads import HEADS, load_head
 from models.heads.findings import sigmoid
 from models.heads.linear import probabilities
 from models.runs.current import manifest_digest
-from models.runs.record import FINETUNED, Run, RunRecord, extract_command, train_command
+from models.runs.record import FINETUNED, Run, RunRecord, extract_command, require_whole, train_command
 
 if TYPE_CHECKING:
     from features.cache import Entry
@@ -58,6 +58,7 @@ def _of_head(case: Case) -> Evidence:
     """Explain a head; the mean over positions of a linear one's class maps is its logits."""
     record = case.run.record
     maps, sha256 = _cached(case, record.keys[0], record.blocks[-1])
+    require_whole(case.run.folder, record)
     head, form = load_head(case.run.folder), HEADS[record.head].form
     found, exact = votes(form, head, maps), form == "linear"
     of_logits = sigmoid if head.several else probabilities

@@ -56,7 +56,7 @@ class Perceptron(Head):
 
     def restore(self, values: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
         """Take over weights and biases."""
-        self._layers = [arrays[f"layer{i}"] for i in range(len(arrays))]
+        self._layers = [arrays[f"layer{i}"] for i in range(4)]
         return self
 
 

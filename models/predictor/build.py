@@ -36,7 +36,7 @@ from models.predictor.ood import MOST, Novelty, fit_novelty
 from models.predictor.seen import SEEN, Seen, seen_of
 from models.runs.examination import points_by_group, trained_shares
 from models.runs.findings import score_run
-from models.runs.record import FINETUNED, Run, load_run, train_command
+from models.runs.record import FINETUNED, Run, load_run, require_whole, train_command
 from models.runs.scores import scored
 
 
@@ -216,6 +216,7 @@ class _Packing:
 
     def _stack(self, run: Run) -> str:
         """Add the runs to which a stack gives weight, the largest first, then the stack."""
+        require_whole(run.folder, run.record)
         head: Any = load_head(run.folder)
         root = run.record.root
         _, arrays = head.state()
@@ -235,6 +236,7 @@ class _Packing:
 
     def _headed(self, run: Run, kind: str, folder: str) -> Part:
         """Add a head on features or maps, as it lies in the folder of its run."""
+        require_whole(run.folder, run.record)
         keys = run.record.keys
         networks = tuple(self._network(key) for key in keys)
         wanted = " ".join(run.record.blocks) if kind == "maps" else run.record.asked_blocks

@@ -41,7 +41,7 @@ from models.folds import naming
 from models.heads import HEADS, make_head, save_head
 from models.runs.current import class_names, manifest_digest
 from models.runs.options import RunOptions
-from models.runs.record import Run, RunRecord, load_record, load_run, runs_root, save_run
+from models.runs.record import Run, RunRecord, damaged, load_record, load_run, runs_root, save_run
 from models.runs.seeds import spread
 from models.validation.cross_validation import Fitted, Protocol, fit, learned
 
@@ -363,15 +363,15 @@ def _pooled(entry: Cached, blocks: Sequence[str], pool: str) -> View:
 
 
 def is_current(folder: Path, identity: str) -> bool:
-    """Return whether a whole run of that identity is there."""
+    """Return whether a whole run of that identity is there, each of its files as it was written."""
     record = load_record(folder)
-    return record is not None and record.identity == identity
+    return record is not None and record.identity == identity and not damaged(folder, record)
 
 
 def lacks_seeds(folder: Path, identity: str, seeds: int) -> bool:
     """Return whether no whole run of that identity is there, or none that tells the spread over so many seeds."""
     record = load_record(folder)
-    if record is None or record.identity != identity:
+    if record is None or not is_current(folder, identity):
         return True
     return seeds > 1 and (record.spread is None or len(record.spread["seeds"]) < seeds)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from models.heads import HEADS
 from models.validation.predictions import Predictions, load_predictions, save_predictions
 
 FINETUNED = "finetuned"  # what stands for the head in a run of a fine-tuned network
+PREDICTIONS = "predictions.csv"
+FILES = (PREDICTIONS, "head.json", "head.safetensors", "lightgbm.txt")  # of a run, besides networks
 _RENAMED = {"pictures_per_second": "images_per_second", "thaw": "finetuning"}  # names of fields until November 2026
 
 
@@ -65,6 +68,7 @@ class RunRecord:
     spread: Mapping[str, Any] | None = None  # over seeds, where there were several: `models.runs.seeds.spread`
     history: tuple[Any, ...] = ()  # of each training: the epochs, each epoch, loss, roc_auc, loss, seconds, images
     device: str = "cpu"  # on which the head was computed
+    files: Mapping[str, str] | None = None  # sha256 of those of FILES that are there; None in a record of old
     firn: str = field(default_factory=firn_version)
 
     @property
@@ -162,10 +166,31 @@ def runs_root(dataset: str, labels: str = "classes", protocol: str = "split", fo
 
 
 def save_run(folder: Path, record: RunRecord, predictions: Predictions) -> Run:
-    """Write predictions first and `run.json` last: a run with `run.json` is whole."""
-    save_predictions(folder / "predictions.csv", predictions, record.classes)
+    """Write predictions first and `run.json` last, with the digests of the others: a run with `run.json` is whole."""
+    save_predictions(folder / PREDICTIONS, predictions, record.classes)
+    record = replace(record, files={name: found for name in FILES if (found := _digest(folder / name))})
     write_whole(folder / "run.json", [json.dumps(record.to_json(), indent=1).encode()])
     return Run(folder, record, predictions)
+
+
+def damaged(folder: Path, record: RunRecord, names: Sequence[str] = FILES) -> list[Path]:
+    """Return the files of a run, of `names` alone, that are gone or not as they were written."""
+    known = record.files or {}
+    return [folder / name for name in names if name in known and _digest(folder / name) != known[name]]
+
+
+def require_whole(folder: Path, record: RunRecord, names: Sequence[str] = FILES) -> None:
+    """Raise CacheError where a file of a run, of `names` alone, is gone or not as it was written."""
+    if files := damaged(folder, record, names):
+        raise CacheError(f"{files[0]} is gone, damaged or edited since the run was saved; {_again(folder, record)}")
+
+
+def _digest(path: Path) -> str:
+    """Return the sha256 of a file, empty where there is none."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def remove_record(folder: Path) -> None:
@@ -186,10 +211,18 @@ def load_run(folder: Path) -> Run:
     record = load_record(folder)
     if record is None:
         raise CacheError(f"no whole run in {folder}; expected one with a run.json, below artifacts/heads")
-    again = f"run: {train_command(record)}"
-    if record.finetuning is None:  # a fine-tuned run's folder holds hours of training, which are taken up
-        again = f"remove {folder} and {again}"
-    return Run(folder, record, load_predictions(folder / "predictions.csv", record.classes, again=again))
+    require_whole(folder, record, [PREDICTIONS])
+    return Run(folder, record, load_predictions(folder / PREDICTIONS, record.classes, again=_again(folder, record)))
+
+
+def _again(folder: Path, record: RunRecord) -> str:
+    """Return how a run is made again whose files are damaged."""
+    if record.added:
+        return f"add it again by firn.add_run, or remove {folder}"
+    # A record of old does not show the damage to training, but for a fine-tuned run, whose trainings are taken up; and
+    # which heads a stack was to combine no command tells.
+    noticed = record.finetuning is not None or (record.files is not None and not record.bases)
+    return f"{'' if noticed else f'remove {folder} and '}run: {train_command(record)}"
 
 
 def load_runs(
