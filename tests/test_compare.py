@@ -86,6 +86,7 @@ def test_a_fold_of_easy_images_is_no_merit() -> None:
     found = {row["head"]: row for row in results["runs"]}
     assert found["alone"]["validation"]["roc_auc"]["value"] == 1 > found["leader"]["validation"]["roc_auc"]["value"]
     assert [*found] == ["leader", "alone", "weak"], "as good as the leader there, and less sure of it"
+    assert "A single network (NETWORKS=one) is validated on one fold" in printed(results)
     assert choose(runs).record.head == "leader"
     assert choose([alone]) is alone
     confident = make_run(
