@@ -66,10 +66,11 @@ def bundled(model: ModelSelector, how: BundleOptions, *, several: bool = False) 
 def require_one(predictor: Predictor) -> None:
     """Raise FirnError for a bundle of several findings, where these are not known."""
     if predictor.several:
-        names = predictor.classes
+        names, data = predictor.classes, predictor.contents.card.get("data")
+        asked = data.get("asked") if isinstance(data, dict) else None
         raise FirnError(
             f"{predictor.contents.name} is of {len(names)} findings per image, and this takes one at a time; run: "
-            f"{command('bundle', LABELS=f'{ONE}{names[0]}')}"
+            f"{command('bundle', DATASET=asked or 'path/to/its/images', LABELS=f'{ONE}{names[0]}')}"
         )
 
 

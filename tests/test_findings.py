@@ -508,6 +508,24 @@ def test_two_runs_alone_and_a_search_know_their_limits(place: str, capsys: pytes
     assert "stack is left out: it knows one finding at a time" in capsys.readouterr().err
 
 
+def test_a_bundle_of_all_findings_names_the_images_that_it_was_made_of(place: str, spots: Path, tmp_path: Path) -> None:
+    """And not those that it was to be judged on."""
+    bundle = tmp_path / "all"
+    verbs.verb("bundle", place, heads="knn", out=str(bundle))
+    with pytest.raises(FirnError, match=rf"run: make bundle DATASET={place} LABELS=finding:") as told:
+        verbs.verb("validate", model=str(bundle), dataset=str(spots))
+    assert str(spots) not in str(told.value)
+
+
+def test_fine_tuning_on_all_findings_is_refused_before_anything_is_extracted(
+    place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for labels, words in (("classes", "takes one of them at a time"), ("finding:x", "unknown labels")):
+        with pytest.raises(FirnError, match=words):
+            verbs.finetune(place, "squeezenet1_1", blocks="2", labels=labels)
+    assert "extract" not in capsys.readouterr().err
+
+
 def test_one_finding_alone_is_a_task_of_two_classes(place: str) -> None:
     name = load_dataset(place).name
     verbs.train_heads(place, "squeezenet1_1", heads="knn", labels="finding:device")

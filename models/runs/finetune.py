@@ -18,8 +18,10 @@ import numpy as np
 from features.backbones.build import IMAGES, boundary, load_backbone, load_tail, truncated
 from features.backbones.weights import finetuned_root
 from features.cache.entry import open_entry
+from features.datasets import Dataset
+from features.datasets.findings import label_names, one_finding
 from features.devices import checked
-from features.errors import CacheError, FirnError
+from features.errors import CacheError, FirnError, unknown
 from features.extraction.engine import fill
 from features.images import Augmentation
 from features.options import ExtractOptions, FeatureOptions
@@ -128,6 +130,7 @@ class FinetuneJob:
         # Where images are varied, what comes before is computed anew each time; else its maps come from the cache.
         self.after = IMAGES if self.settings.augment != "none" else self.thawed
         self.requests = [self._request(number) for number in range(options.views)]
+        _require_labels(request.dataset, run.labels)
         self._extract()
         self.stage = Stage([request.entry], self.data, run)
         self.view: View = self.stage.view("logistic", "1", "avg")[1]
@@ -294,6 +297,14 @@ class FinetuneJob:
             "protocol": self.run.protocol,
             "manifest": self.stage.digest,
         }
+
+
+def _require_labels(dataset: Dataset, labels: str) -> None:
+    """Raise FirnError for labels that no network learns, before hours of extraction."""
+    if labels not in label_names(dataset):
+        raise unknown("labels", labels, label_names(dataset))
+    if dataset.findings:
+        one_finding({"dataset": dataset.name, "findings": dataset.findings, "classes": dataset.classes}, labels)
 
 
 def _tell(label: str, epoch: Epoch, left: float) -> None:
