@@ -451,16 +451,17 @@ def test_calibration_slope_and_intercept_are_those_of_statsmodels(grouped: bool)
     odds = np.log(proba[:, 1] / proba[:, 0])
     line, n_groups = calibration_line(y, proba[:, 1], groups), int(groups.max()) + 1
     evidence = effective_groups(*(len(np.unique(groups[y == k])) for k in (0, 1)))
-    strata_ = [np.arange(n_groups)] if grouped else [np.flatnonzero(y == k) for k in (0, 1)]
-    designs = (np.column_stack([odds, np.ones(300)]), np.zeros(300)), (np.ones((300, 1)), odds)
-    for interval, (design, offset) in zip(line, designs, strict=True):
+    whole = [np.arange(n_groups)]
+    classes = whole if grouped else [np.flatnonzero(y == k) for k in (0, 1)]
+    fits = (np.column_stack([odds, np.ones(300)]), np.zeros(300), classes), (np.ones((300, 1)), odds, whole)
+    for interval, (design, offset, drawn) in zip(line, fits, strict=True):
 
         def fit(keep: NDArray[np.bool_], design: Floats = design, offset: Floats = offset) -> float:
             model = GLM(y[keep], design[keep], family=Binomial(), offset=offset[keep])
             return float(model.fit(tol=1e-12).params[0])
 
         left_out = np.array([fit(groups != g) for g in range(n_groups)])
-        variance = sum((len(at) - 1) ** 2 / len(at) * left_out[at].var(ddof=1) for at in strata_)
+        variance = sum((len(at) - 1) ** 2 / len(at) * left_out[at].var(ddof=1) for at in drawn)
         half = np.sqrt(variance) * t.isf(0.025, evidence - 1)
         assert interval.value == pytest.approx(fit(groups >= 0), rel=1e-6)
         assert interval.high - interval.value == pytest.approx(half, rel=0.05), "ours takes one step of Newton's method"
@@ -476,13 +477,23 @@ def test_calibration_line_finds_the_factor_and_says_what_it_cannot() -> None:
     thrice = calibration_line(*(np.tile(c, 3) for c in (y, proba[:, 1])), np.tile(np.arange(4000), 3))
     assert np.allclose(thrice, line, rtol=1e-6), "copies in their groups"
     constant = calibration_line([0, 0, 1, 1, 1, 1], [0.1] * 6).intercept
-    assert constant.value == pytest.approx(np.log(2) + np.log(9)) and np.isnan(constant.low), (
-        "the mix is held: no spread"
-    )
+    assert constant.value == pytest.approx(np.log(2) + np.log(9)) and constant.low < constant.value < constant.high
     separated = calibration_line([0, 0, 1, 1], [0.1, 0.2, 0.7, 0.9])
     assert np.isnan(separated.slope).all() and not np.isnan(separated.intercept).any()
     for labels, groups in (([1, 1, 1], None), ([0, 1, 1], [0, 1, 1])):
         assert np.isnan(calibration_line(labels, [0.4, 0.3, 0.8], groups)).all()
+
+
+@pytest.mark.parametrize(("prevalence", "spread"), [(0.5, 0.2), (0.2, 1.0)])
+def test_calibration_intercept_holds_for_patients_as_they_come(prevalence: float, spread: float) -> None:
+    """Of perfectly calibrated models few are called too high or too low; with the mix of classes held it was half."""
+    random, held = np.random.default_rng(1), 0
+    for _ in range(200):
+        odds = random.normal(np.log(prevalence / (1 - prevalence)), spread, 100)
+        proba = 1 / (1 + np.exp(-odds))
+        line = calibration_line((random.random(100) < proba).astype(int), proba)
+        held += line.intercept.low <= 0 <= line.intercept.high
+    assert 182 <= held <= 199
 
 
 def overconfident(k: int, factor: float) -> tuple[Ints, Floats]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from models.metrics.bootstrap import CONSTANT, Interval, effective_count, quantile, strata, wilson
+from models.metrics.bootstrap import Interval, effective_count, quantile, strata, wilson
 from models.metrics.registry import BINS, SMALLEST, bin_of
 from models.metrics.sample import BadPredictions, Floats, Ints, Sample, effective_groups, make_sample, two_classes
 
@@ -83,35 +83,37 @@ def calibration_line(
     """Return the calibration slope and intercept, with intervals by group.
 
     y (n,) of 0 and 1, score (n,) in 0 to 1, groups (n,), folds (n,). Cox 1958; Van Calster et al. 2019 (BMC Medicine
-    17:230). Bounds are Student's t with the variance of the jackknife over groups. NaN with fewer than two
-    groups of a class, or where the classes separate and no slope is finite. Raises BadPredictions.
+    17:230). Bounds are Student's t with the variance of the jackknife over groups: for the slope within the strata of
+    the bootstrap; for the intercept, which is about how many are positive, the mix of classes varies too. NaN with
+    fewer than two groups of a class, or where the classes separate and no slope is finite. Raises BadPredictions.
     """
     sample = make_sample(y, two_classes(score), groups, folds=folds).by_fold()
     odds = np.diff(_log(sample.proba), axis=1)[:, 0]
     ones = np.ones((len(odds), 1))
-    fits = (np.column_stack([odds, ones]), np.zeros(len(odds))), (ones, odds)
-    return CalibrationLine(*(_coefficient(sample, design, offset, level) for design, offset in fits))
+    slope = _coefficient(sample, np.column_stack([odds, ones]), np.zeros(len(odds)), strata(sample), level)
+    return CalibrationLine(slope, _coefficient(sample, ones, odds, [np.arange(sample.n_groups)], level))
 
 
-def _coefficient(sample: Sample, design: Floats, offset: Floats, level: float) -> Interval:
-    """Return the first coefficient of a logistic regression of y on a design (n, p), with its interval by group."""
+def _coefficient(sample: Sample, design: Floats, offset: Floats, drawn: Sequence[Ints], level: float) -> Interval:
+    """Return the first coefficient of a logistic regression of y on a design (n, p), with its interval by group.
+
+    `drawn` are the strata from which the groups were drawn.
+    """
     freedom = effective_groups(*sample.independent[:-1]) - 1
     beta = _logistic(sample.y, design, offset)
     if beta is None or not freedom > 0 or (sample.groups_by_class == 0).any():
         return Interval(np.nan, np.nan, np.nan)
     fitted = _sigmoid(design @ beta + offset)
-    error = float(np.sqrt(sample.inflation * _jackknife(sample, design, sample.y - fitted, fitted * (1 - fitted))))
-    half = quantile(level, freedom) * error
-    if half < CONSTANT:  # all probabilities are alike, and the mix of classes is held
-        half = np.nan
+    variance = _jackknife(sample, design, sample.y - fitted, fitted * (1 - fitted), drawn)
+    half = quantile(level, freedom) * float(np.sqrt(sample.inflation * variance))
     return Interval(float(beta[0]), float(beta[0]) - half, float(beta[0]) + half)
 
 
-def _jackknife(sample: Sample, design: Floats, residual: Floats, curvature: Floats) -> float:
+def _jackknife(sample: Sample, design: Floats, residual: Floats, curvature: Floats, drawn: Sequence[Ints]) -> float:
     """Return the variance of the first coefficient by leaving out one group at a time, in one step of Newton's method.
 
     Bell & McCaffrey 2002 (Survey Methodology 28:169, CR3): each group's leverage, which the cluster-robust variance of
-    Liang & Zeger 1986 leaves out, counts. Groups are drawn within the strata of the bootstrap.
+    Liang & Zeger 1986 leaves out, counts.
     """
     one, p = np.zeros_like(sample.y), design.shape[1]
     scores = np.hstack([sample.tally(one, 1, column * residual) for column in design.T])
@@ -119,7 +121,7 @@ def _jackknife(sample: Sample, design: Floats, residual: Floats, curvature: Floa
     rest = (own.sum(axis=0) - own).reshape(-1, p, p)
     moved = np.linalg.solve(rest, scores[:, :, None])[:, 0, 0]
     variance = 0.0
-    for members in strata(sample):
+    for members in drawn:
         away = moved[members] - moved[members].mean()
         n = len(members) / sample.repeats
         variance += float(away @ away) * (n - 1) / n

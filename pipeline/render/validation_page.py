@@ -50,19 +50,13 @@ def summary(result: ExternalValidation) -> str:
 
 
 def _trust(result: ExternalValidation) -> Iterator[str]:
-    """Yield whether probabilities of two classes are too high or too low on the whole, where that is known.
-
-    For the mix of classes of the set, which the interval holds: how far that of other patients lies, it does not tell.
-    """
+    """Yield whether probabilities of two classes are too high or too low on the whole, where that is known."""
     intercept = list(result.calibration.values())[-1].get("intercept", {})
     low, high = intercept.get("low"), intercept.get("high")
     if low is None or high is None:
         return
     side = "too low" if low > 0 else "too high" if high < 0 else "neither too high nor too low as far as one can tell"
-    yield (
-        f"probabilities of {result.classes[1]} are on the whole {side}, for the mix of classes of these images "
-        f"(intercept {with_interval(intercept)})"
-    )
+    yield f"probabilities of {result.classes[1]} are on the whole {side} (intercept {with_interval(intercept)})"
 
 
 def print_validation(result: ExternalValidation) -> None:
