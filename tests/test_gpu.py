@@ -23,7 +23,7 @@ from features.cache import entries
 from features.datasets import load_dataset
 from features.errors import FirnError
 from features.extraction import loop, processes
-from features.extraction.cuda_graph import COMPILE_FROM, compiling_pays
+from features.extraction.cuda_graph import COMPILE_FROM, compiling_pays, made
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.loop import extract
 from features.progress import heard
@@ -101,6 +101,21 @@ def test_batches_on_their_way_do_not_mix() -> None:
     for pixels, found in zip(batches, coming, strict=True):
         alone = to_arrays(forward(pixels))
         assert all(np.array_equal(array, alone[key]) for key, array in found.result().items())
+
+
+@on_gpu
+def test_a_recording_is_not_disturbed() -> None:
+    """Another thread fetches features again and again, more often than torch has streams, while a batch is recorded."""
+    spec = load_spec("squeezenet1_1")
+    forward, other = (Forward(spec, device="cuda", batch_size=size) for size in (4, 8))
+    named = forward(images(4))
+    after = made(named)
+    with ThreadPoolExecutor(1) as pool, heard() as lines:
+        coming = [pool.submit(to_arrays, named, "", after) for _ in range(500)]
+        to_arrays(other(images(8)))
+    assert not lines and other.replays == 1
+    first, *rest = (each.result() for each in coming)
+    assert all(np.array_equal(array, each[key]) for each in rest for key, array in first.items())
 
 
 @on_gpu

@@ -16,7 +16,7 @@ from features.backbones.build import load_backbone, refined
 from features.backbones.spec import BackboneSpec, luma
 from features.devices import out_of_memory
 from features.errors import FirnError
-from features.extraction.cuda_graph import Replay, fetched
+from features.extraction.cuda_graph import Replay, fetched, made
 from features.extraction.onednn import pack, packs
 from features.progress import say
 
@@ -184,10 +184,13 @@ class Forward:
         return pixels.float().div_(255).sub(self._mean).div_(self._std).to(self._dtype)
 
 
-def to_arrays(named: dict[str, Tensor], precision: str = "") -> dict[str, NDArray[Any]]:
-    """Bring features to the CPU; waits for the device.
+def to_arrays(
+    named: dict[str, Tensor], precision: str = "", after: torch.cuda.Event | None = None
+) -> dict[str, NDArray[Any]]:
+    """Bring features to the CPU; waits until the device has made them.
 
-    Raises FirnError where a value is not finite: float16 overflowed, in the arithmetic or where features are stored.
+    In another thread than that which asked for them `after` is what `cuda_graph.made` said there. Raises FirnError
+    where a value is not finite: float16 overflowed, in the arithmetic or where features are stored.
     """
     device = next(iter(named.values())).device
     on_host = fetched(named, device) if device.type == "cuda" else named

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from features.cache.content import UNKNOWN, Digests
 from features.cache.entry import Entry, cache_root
 from features.cache.lease import Leases
 from features.datasets.dataset import Dataset
+from features.extraction.cuda_graph import made
 from features.extraction.forward import Forward, to_arrays
 from features.extraction.job import Job, no_seconds
 from features.extraction.workers import WorkerPool
@@ -28,6 +30,14 @@ from features.storage import make_folder
 
 _BEHIND = 64 << 20  # bytes of features that may wait while a slow disk is written to, before the networks wait too,
 _BATCHES_BEHIND = 16  # and batches: what a SIGKILL costs at most, besides the shard that is being filled
+
+
+class _Computed(NamedTuple):
+    """A batch that went through the network."""
+
+    named: dict[str, Tensor]
+    after: torch.cuda.Event | None  # at which a GPU has made it
+    seconds: float  # until it was asked for
 
 
 class ShardWriter:
@@ -101,15 +111,13 @@ class ShardWriter:
             self._behind.popleft().result()
         self.waits["write"] += time.perf_counter() - start
 
-    def _run(self, pixels: list[NDArray[np.generic]]) -> tuple[dict[str, Tensor], float]:
+    def _run(self, pixels: list[NDArray[np.generic]]) -> _Computed:
         """Return what the network gives for a batch, and the seconds that it took. Runs in a thread of the pool."""
         start = time.perf_counter()
         named = self._forward(stacked(pixels))
-        return named, time.perf_counter() - start
+        return _Computed(named, made(named), time.perf_counter() - start)
 
-    def _write(
-        self, rows: list[tuple[int, bytes]], named: Future[tuple[dict[str, Tensor], float]] | None, ended: list[int]
-    ) -> None:
+    def _write(self, rows: list[tuple[int, bytes]], named: Future[_Computed] | None, ended: list[int]) -> None:
         """Wait for the network, sort rows into partitions and commit those that ended. Runs in the writing thread.
 
         Batches come here in their order, whichever is computed first.
@@ -124,12 +132,12 @@ class ShardWriter:
         for partition in ended:
             self._commit(partition)
 
-    def _computed(self, named: Future[tuple[dict[str, Tensor], float]]) -> dict[str, NDArray[Any]]:
+    def _computed(self, named: Future[_Computed]) -> dict[str, NDArray[Any]]:
         """Wait for the network and the device."""
         start = time.perf_counter()
-        tensors, seconds = named.result()
+        tensors, after, seconds = named.result()
         launched = time.perf_counter()
-        arrays = to_arrays(tensors, self.entry.key.precision)
+        arrays = to_arrays(tensors, self.entry.key.precision, after)
         done = time.perf_counter()
         self.seconds["forward"] += seconds + done - launched
         self.waits["forward"] += done - start
