@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +40,7 @@ from features.extraction.loop import extract
 from features.extraction.shard_writer import ShardWriter
 from features.extraction.workers import WorkerPool
 from features.images import Augmentation, Geometry, pixels, several_pixels
+from features.progress import heard
 from features.views import map_view, pooled_view
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +226,54 @@ def test_what_cannot_be_recorded_is_run() -> None:
     with torch.inference_mode():
         found = to_arrays(forward._recorded(torch.from_numpy(batch))(torch.from_numpy(batch)))
     assert same(tuple(found.values()), tuple(to_arrays(forward(batch)).values()))
+
+
+class Recording:
+    """In place of a CUDA graph: what it would be of."""
+
+    def __init__(self, step: Any, example: torch.Tensor) -> None:
+        self.step = step
+        step(example)
+
+
+@pytest.mark.parametrize("error", [subprocess.CalledProcessError(1, "cc"), RuntimeError("no headers"), RuntimeError()])
+def test_what_cannot_be_compiled_is_recorded(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that fails, in whatever way, costs a line and the speed; that memory is lacking is passed on."""
+
+    def failing(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise error
+
+    monkeypatch.setattr("features.extraction.forward.Replay", Recording)
+    forward, batch = Forward(load_spec("squeezenet1_1"), batch_size=2), torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    forward._compiled = failing
+    with heard() as lines:
+        recorded = forward._recorded(batch)
+    assert isinstance(recorded, Recording) and recorded.step == forward._features
+    assert len(lines) == 1 and lines[0].startswith("not compiled, which is slower")
+    error = torch.OutOfMemoryError()
+    with pytest.raises(torch.OutOfMemoryError):
+        forward._recorded(batch)
+
+
+def test_a_network_that_is_not_needed_is_gone() -> None:
+    """Nothing waits for the garbage collector, which knows nothing of the memory of a GPU."""
+    gc.disable()
+    try:
+        forward = Forward(load_spec("squeezenet1_1"), batch_size=1)
+        forward(np.zeros((1, 1, 64, 64), np.uint8))
+        seen = weakref.ref(forward)
+        del forward
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_deep_pixels_stay_as_they_are() -> None:
+    """Another network sees them too: they come in float32, and are not normalised in their own memory."""
+    forward, seen = Forward(load_spec("squeezenet1_1"), batch_size=2), np.full((2, 1, 64, 64), 51.0, np.float32)
+    once, again = (to_arrays(forward(seen)) for _ in range(2))
+    assert (seen == 51).all()
+    assert same(tuple(once.values()), tuple(again.values()))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sysconfig
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,12 +19,13 @@ COMPILE_FROM = 1_000_000  # images: below, the seconds that torch.compile takes 
 
 
 def compiling_pays(device: str, images: int) -> bool:
-    """Tell whether torch.compile is worth its time: on a GPU, for a large data set, where it finds a C compiler.
+    """Tell whether torch.compile is worth its time: on a GPU, for a large data set, with a C compiler and headers.
 
     `images` is the size of the whole data set, not of what it lacks, so that a run that is resumed rounds as before.
     """
-    there = find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return device.startswith("cuda") and images >= COMPILE_FROM and there
+    compiler = find_spec("triton") is not None and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()  # which triton includes
+    return device.startswith("cuda") and images >= COMPILE_FROM and compiler and headers
 
 
 class _Streams(NamedTuple):

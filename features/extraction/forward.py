@@ -82,7 +82,8 @@ class Forward:
             self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, C)
             self._module = self._fast(network, spec.size)
         self._steps: dict[object, Step] = {}  # on a GPU, by the shape and type of pixels
-        self._one_step: Step = torch.compile(self._features, dynamic=False) if compiled else self._features
+        # Not self._features itself: what holds itself keeps its memory on the GPU until Python looks for such.
+        self._compiled: Step | None = torch.compile(self._features, dynamic=False) if compiled else None
 
     def _fast(self, network: fx.GraphModule, side: int) -> nn.Module:
         """Return the network as this device runs it best."""
@@ -144,14 +145,20 @@ class Forward:
         return self._steps[kind]
 
     def _recorded(self, example: Tensor) -> Step:
-        """Return a recording of the step; the step itself, and say so, where CUDA cannot record what a network does."""
-        try:
-            return Replay(self._one_step, example)
-        except (RuntimeError, ValueError) as error:
-            if out_of_memory(error):
-                raise
-            say(f"not recorded as a CUDA graph, which is slower: {str(error).splitlines()[0][:200]}")
-            return lambda pixels: self._features(pixels.to(self._device))
+        """Return a recording of the step, compiled where that was asked for.
+
+        Where there is no compiling, or CUDA cannot record what a network does, it goes without, and a line says so.
+        """
+        for step, lost in ((self._compiled, "compiled"), (self._features, "recorded as a CUDA graph")):
+            try:
+                if step:
+                    return Replay(step, example)
+            except Exception as error:  # compilers have kinds of their own
+                if out_of_memory(error):
+                    raise
+                why = " ".join(str(error).split())[:200]
+                say(f"not {lost}, which is slower: {type(error).__name__}: {why}")
+        return lambda pixels: self._features(pixels.to(self._device))
 
     def _features(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the features of one whole batch that is on the device."""
@@ -181,7 +188,9 @@ class Forward:
         return self._normal(pixels).contiguous(memory_format=torch.channels_last)
 
     def _normal(self, pixels: Tensor) -> Tensor:
-        return pixels.float().div_(255).sub(self._mean).div_(self._std).to(self._dtype)
+        # A copy: deep images come as float32 already, and are somebody's.
+        seen = pixels.to(torch.float32, copy=True)
+        return seen.div_(255).sub(self._mean).div_(self._std).to(self._dtype)
 
 
 def to_arrays(
@@ -192,8 +201,8 @@ def to_arrays(
     In another thread than that which asked for them `after` is what `cuda_graph.made` said there. Raises FirnError
     where a value is not finite: float16 overflowed, in the arithmetic or where features are stored.
     """
-    device = next(iter(named.values())).device
-    on_host = fetched(named, device) if device.type == "cuda" else named
+    after = after or made(named)
+    on_host = fetched(named, after) if after else named
     arrays = {name: tensor.contiguous().numpy() for name, tensor in on_host.items()}
     for name, array in arrays.items():
         if not _finite(array):
