@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from features.extraction.job import Job
 from features.extraction.loop import extract
 from features.extraction.prefetch import ImageStream
 from features.views import View, map_rows
-from models.finetuning.batches import Inputs, batches, epoch_plan
+from models.finetuning.batches import Batch, Inputs, batches, epoch_plan
 from models.finetuning.network import Convolution, FinetunedNetwork, set_mode, start_from_probe, use_products
 from models.finetuning.settings import RECIPES
 from models.finetuning.train import Epoch, Task, best_epoch, predict, train
@@ -282,6 +283,21 @@ def test_batches_come_from_the_views_that_were_drawn() -> None:
     plan = epoch_plan(np.arange(10), batch=4, views=3, channels=1, mixup=0, dropout=0, rng=rng)
     for batch, maps in batches(Inputs(views), plan):
         assert maps[:, 0, 0, 0].tolist() == (100 * batch.view + batch.rows).tolist()
+
+
+def test_batches_for_a_gpu_are_pinned_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads copies them into pinned memory, and not the one that keeps a GPU busy."""
+    threads = []
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        threads.append(current_thread().name.partition("_")[0])
+        return tensor + 1
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    plan = [Batch(np.arange(3 * i, 3 * i + 3), np.zeros(3, np.intp)) for i in range(3)]
+    for batch, maps in batches(Inputs([Rows(np.arange(10.0)[:, None, None, None])]), plan, "cuda:1"):
+        assert maps.flatten().tolist() == (batch.rows + 1).tolist()
+    assert threads == ["read"] * 3
 
 
 def test_class_weights_and_multiclass() -> None:

@@ -9,7 +9,9 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from features.errors import CacheError
 from models.finetuning.augmentation import NUMBERS, Pixels
@@ -111,13 +113,23 @@ def numbers(n: int, *, seed: int, training: int, epoch: int) -> NDArray[np.float
     return rng.random((n, NUMBERS), dtype=np.float32)
 
 
-def batches(inputs: Inputs, plan: Iterable[Batch]) -> Iterator[tuple[Batch, NDArray[Any]]]:
-    """Yield the batches of a plan with their rows, which a thread reads ahead."""
+def for_device(array: NDArray[Any], device: str) -> Tensor:
+    """Return an array as a tensor in the memory of the host, pinned for a GPU, which fetches it while it works."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if device.startswith("cuda") else tensor
+
+
+def batches(inputs: Inputs, plan: Iterable[Batch], device: str = "cpu") -> Iterator[tuple[Batch, Tensor]]:
+    """Yield the batches of a plan with their rows, which a thread reads ahead, as `for_device` gives them."""
+
+    def read(batch: Batch) -> Tensor:
+        return for_device(inputs.read(batch.rows, batch.view), device)
+
     with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
-        coming: deque[tuple[Batch, Future[NDArray[Any]]]] = deque()
+        coming: deque[tuple[Batch, Future[Tensor]]] = deque()
         try:
             for batch in plan:
-                coming.append((batch, pool.submit(inputs.read, batch.rows, batch.view)))
+                coming.append((batch, pool.submit(read, batch)))
                 if len(coming) > _AHEAD:
                     ready, future = coming.popleft()
                     yield ready, future.result()

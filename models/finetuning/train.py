@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from features.errors import FirnError
-from models.finetuning.batches import Batch, Inputs, batches, epoch_plan, numbers
+from models.finetuning.batches import Batch, Inputs, batches, epoch_plan, for_device, numbers
 from models.finetuning.checkpoints import load_checkpoint, remove_checkpoint, save_checkpoint
 from models.finetuning.network import Ensemble, FinetunedNetwork, arithmetic, parameter_groups, products, set_mode
 from models.finetuning.settings import RECIPES, Settings
@@ -205,7 +205,7 @@ def _steps(state: _State, task: Task, settings: Settings, plan: Sequence[Batch],
     set_mode(state.network, training=True, norm=settings.norm)
     weights = _class_weights(task.y[task.rows], int(task.y.max()) + 1, settings.class_weights).to(device)
     keep, number = settings.keep or math.exp(-2 / len(plan)), len(state.history)
-    for done, (batch, rows) in enumerate(batches(task.inputs, plan)):
+    for done, (batch, rows) in enumerate(batches(task.inputs, plan, device)):
         rate = settings.rate * RECIPES[settings.recipe].multiplier(number + done / len(plan), settings.epochs)
         for group in state.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
@@ -223,7 +223,7 @@ def _loss(
     network: FinetunedNetwork,
     task: Task,
     batch: Batch,
-    rows: NDArray[Any],
+    rows: Tensor,
     weights: Tensor,
     settings: Settings,
     device: str,
@@ -245,9 +245,9 @@ def _loss(
     return loss
 
 
-def _entered(inputs: Inputs, batch: Batch, rows: NDArray[Any], settings: Settings, device: str) -> Tensor:
+def _entered(inputs: Inputs, batch: Batch, rows: Tensor, settings: Settings, device: str) -> Tensor:
     """Return rows as the network takes them, float32 on the device, channels last; images are varied there."""
-    tensor = _sent(rows, device)
+    tensor = rows.to(device, non_blocking=True)
     if not inputs.pixels:
         return tensor.float().contiguous(memory_format=torch.channels_last)
     drawn = None if batch.drawn is None else _sent(batch.drawn, device)
@@ -255,9 +255,8 @@ def _entered(inputs: Inputs, batch: Batch, rows: NDArray[Any], settings: Setting
 
 
 def _sent(array: NDArray[Any], device: str) -> Tensor:
-    """Return an array on the device; a GPU gets it from pinned memory while it still works on what came before."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
+    """Return an array on the device; a GPU gets it while it still works on what came before."""
+    return for_device(array, device).to(device, non_blocking=True)
 
 
 def trained_per_second(network: FinetunedNetwork, task: Task, settings: Settings, *, device: str = "cpu") -> float:
@@ -298,9 +297,10 @@ def predict_logits(
     judged = Ensemble([network], mirrored=settings.mirrored and inputs.pixels is not None)
     pieces = [rows[i : i + 2 * settings.batch] for i in range(0, len(rows), 2 * settings.batch)]
     plan = (Batch(piece, np.zeros(len(piece), np.intp)) for piece in pieces)
-    logits = [np.empty((0, network.classifier.out_features))]
-    for batch, read in batches(inputs, plan):
+    logits = [torch.empty((0, network.classifier.out_features), dtype=torch.float64, device=device)]
+    for batch, read in batches(inputs, plan, device):
         X = _entered(inputs, batch, read, settings, device)
         with arithmetic(settings.precision, device):
-            logits.append(judged(X).double().cpu().numpy())
-    return np.concatenate(logits)
+            logits.append(judged(X).double())  # stays there: a GPU is not waited for at each batch
+    found: NDArray[np.float64] = torch.cat(logits).cpu().numpy()
+    return found
