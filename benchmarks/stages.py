@@ -7,7 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,7 +160,7 @@ class Alone:
 
         self.dataset = load_dataset(str(folder))
         self.jobs = jobs(self.dataset, names, precision)
-        self.batch = BATCH[device]
+        self.batch, self.device = BATCH[device], device
         self.pool = WorkerPool(device)
         self.networks = [
             Forward(job.spec, device=device, precision=precision, batch_size=self.batch) for job in self.jobs
@@ -172,20 +172,18 @@ class Alone:
         self._named = [self._features(network) for network in self.networks]
 
     def _prepared(self) -> Iterator[Any]:
-        """Read, digest, decode and preprocess all images as the extraction does."""
+        """Read, digest, decode and preprocess all images as the extraction does, by processes where it takes some."""
         from features.extraction.prefetch import prepare
+        from features.extraction.processes import DecodingProcesses, pays
 
-        source, ids = self.dataset.source, self.dataset.ids
+        source, ids, workers = self.dataset.source, self.dataset.ids, os.cpu_count() or 1
         geometries = tuple(dict.fromkeys(job.spec.geometry(job.preprocess) for job in self.jobs))
-        yield from prepare(
-            source,
-            ids,
-            range(len(ids)),
-            geometries,
-            wanted=lambda sha256: True,
-            workers=os.cpu_count() or 1,
-            ahead=2 * self.batch + 8 * (os.cpu_count() or 1),
-        )
+        rows, ahead = range(len(ids)), 2 * self.batch + 8 * workers
+        if pays(self.device, workers, source, len(ids)):
+            with closing(DecodingProcesses(source, geometries, workers)) as processes:
+                yield from processes.prepare(ids, rows, ahead=ahead)
+        else:
+            yield from prepare(source, ids, rows, geometries, wanted=lambda sha256: True, workers=workers, ahead=ahead)
 
     def decode(self) -> None:
         """Decode all images and drop them."""
