@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from features.cache.content import Digests
 from features.datasets.dataset import Dataset
+from features.devices import checked
 from features.errors import BadImage, FirnError
 from features.extraction.job import Job, Outcome, Settings, add, rows_per_shard
 from features.extraction.loop import RangeResult, extract_range
@@ -107,6 +108,7 @@ def _work(dataset: Dataset, jobs: list[Job], settings: Settings, first: int, hom
     import torch
 
     home.enter()
+    checked(settings.device)
     torch.set_num_threads(settings.workers)
     return extract_range(dataset, jobs, settings, first)
 
