@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from features.errors import FirnError, unknown
@@ -68,6 +70,19 @@ def device_for(wanted: str, numbers: int) -> str:
 def out_of_memory(error: Exception) -> bool:
     """Tell whether a GPU had no memory left, be it torch that says so or a library of CUDA (cuBLAS, cuSOLVER)."""
     return type(error).__name__ == "OutOfMemoryError" or any(w in str(error) for w in ("out of memory", "ALLOC_FAILED"))
+
+
+@contextmanager
+def fitting(what: str, instead: str = "DEVICE=cpu") -> Iterator[None]:
+    """Raise FirnError where a GPU has no room for something in a block; most often other programs have taken it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise FirnError(
+            f"{what} does not fit the GPU's free memory (nvidia-smi tells who has it); run again with {instead}"
+        ) from None
 
 
 def gpu_utilisation(device: str) -> list[int]:

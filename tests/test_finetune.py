@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import draw, stored
 from verbs_for_tests import compare, extract, finetune, train_heads
 
@@ -37,6 +38,17 @@ def folder_of(lines: list[str]) -> Path:
     """Return the folder of the only run."""
     (line,) = lines
     return Path(line.split("; backbone")[0].split(" ")[-1])
+
+
+def test_a_training_that_does_not_fit_a_gpu(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is part of the recipe and is not made smaller unasked: the line says how to ask for it."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("models.finetuning.cross_validation.trained_per_second", full)
+    with pytest.raises(FirnError, match=r"BATCH_SIZE=6 does not fit .*; run again with BATCH_SIZE=3 or DEVICE=cpu$"):
+        finetune(str(workshop / "spots"), NET, **QUICK | {"batch_size": 6})
 
 
 def test_heads_and_thawed_networks_in_one_comparison(spots: Path) -> None:

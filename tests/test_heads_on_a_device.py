@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -18,8 +19,13 @@ from features.errors import FirnError, UnknownName
 from features.progress import heard
 from models.heads import HEADS, linear, make_head, map_heads
 from models.heads.head import Nested
+from models.heads.linear import probabilities
 from models.logistic_path import sweep
+from models.predictor.heads import NetworkModel
 from models.runs.record import load_record
+
+if TYPE_CHECKING:
+    from models.finetuning.network import Ensemble
 
 NET = "squeezenet1_1"
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -96,6 +102,23 @@ def test_a_gpu_too_small(error: Exception, monkeypatch: pytest.MonkeyPatch) -> N
         assert head.device_ == "cpu"
         assert len(lines) == 1 and "do not fit the memory of torch-cpu" in lines[0], "said once, not for every solution"
         assert np.array_equal(head.predict_proba(X), make_head(name).fit(X, y, groups).predict_proba(X))
+
+
+def test_a_network_of_a_bundle_takes_what_fits() -> None:
+    """Where a GPU has no memory for all images at once it gets fewer; the logits are those of each image."""
+    sizes = []
+
+    def mean(X: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(X))
+        if len(X) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return X.mean((2, 3))
+
+    part: Any = SimpleNamespace(networks=(0,), precision="float32")
+    maps, network = np.random.default_rng(0).normal(size=(7, 2, 4, 4)).astype(np.float32), cast("Ensemble", mean)
+    found = NetworkModel(part, network, "maps/a", "cpu").proba([{"maps/a": maps}])
+    np.testing.assert_allclose(found, probabilities(maps.mean((2, 3), dtype=np.float64)), atol=1e-6)
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
 
 
 def test_auto_is_a_gpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:

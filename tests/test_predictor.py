@@ -202,6 +202,17 @@ def test_damage_is_noticed(linear: Path) -> None:
         load(linear)
 
 
+def test_a_gpu_without_memory_is_not_the_bundles_fault(linear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told to make a bundle anew that another machine, or the CPU, can read."""
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("models.predictor.loading.load_unchecked", full)
+    with pytest.raises(FirnError, match=r"^the bundle does not fit the GPU's .*; run again with DEVICE=cpu$"):
+        load(linear)
+
+
 def test_pickles_are_refused(linear: Path) -> None:
     """Neither as a head nor as weights is a pickle ever loaded."""
     import pickle

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, max_pool2d
 
 from features.backbones.build import load_backbone, refined
 from features.backbones.spec import BackboneSpec, luma
-from features.devices import out_of_memory
+from features.devices import fitting, out_of_memory
 from features.errors import FirnError
 from features.extraction.cuda_graph import Replay, fetched, made
 from features.extraction.onednn import pack, packs
@@ -37,19 +37,6 @@ def float32_products(kind: str) -> Iterator[None]:
     finally:
         for library, as_before in zip(libraries, before, strict=True):
             library.fp32_precision = as_before
-
-
-@contextmanager
-def _fitting() -> Iterator[None]:
-    """Raise FirnError where a GPU has no room for a network; most often other programs have taken it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise FirnError(
-            "the network does not fit the GPU's free memory (nvidia-smi tells who has it); run again with DEVICE=cpu"
-        ) from None
 
 
 class Forward:
@@ -76,7 +63,7 @@ class Forward:
         self._products = "tf32" if precision == "tf32" else "ieee"  # of float32 numbers, on a GPU
         self._stored = _DTYPES[stored]
         network = load_backbone(spec)
-        with _fitting():
+        with fitting("the network"):
             self._mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1)
             self._std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1)
             self._greys = self._normal(torch.arange(256, device=device).view(256, 1, 1, 1)).flatten(1)  # (256, C)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from features.backbones import BackboneSpec
 from features.backbones.build import IMAGES, load_tail
+from features.devices import out_of_memory
 from features.errors import BadBundle, CacheError, UnknownName
 from features.views import choose_pool
 from models.explain.class_maps import CLASS_MAPS, ensemble_class_maps, votes
@@ -68,12 +69,25 @@ class NetworkModel:
 
     def proba(self, features: Sequence[Features]) -> Floats:
         """Return probabilities (n, K), in the precision of the training."""
+        return probabilities(self._logits(self._maps(features)))
+
+    def _logits(self, maps: Array) -> Floats:
+        """Return the logits (n, K) of maps (n, C, H, W), half of them at a time where a GPU has no memory for more."""
+        try:
+            return self._at_once(maps)
+        except RuntimeError as error:
+            if len(maps) < 2 or not out_of_memory(error):
+                raise
+        halves = maps[: len(maps) // 2], maps[len(maps) // 2 :]
+        return np.concatenate([self._logits(half) for half in halves])
+
+    def _at_once(self, maps: Array) -> Floats:
         import torch
 
-        maps = torch.from_numpy(self._maps(features)).to(self.device).float()
+        X = torch.from_numpy(maps).to(self.device).float().contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), arithmetic(self.part.precision, self.device):
-            logits = self.network(maps.contiguous(memory_format=torch.channels_last)).double().cpu()
-        return probabilities(logits.numpy())
+            logits: Floats = self.network(X).double().cpu().numpy()
+        return logits
 
     def votes(self, features: Sequence[Features]) -> Floats:
         """Return the exact class maps of the last block."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from features.backbones import BackboneSpec
-from features.devices import BATCH, checked, choose_device
+from features.devices import BATCH, checked, choose_device, fitting
 from features.errors import BadBundle, FirnError, unknown
 from models.explain.class_maps import CLASS_MAPS
 from models.heads import HEADS
@@ -157,9 +157,10 @@ def load(path: str | Path, *, device: str = "auto", batch_size: int = 0, explain
     """
     with opened(Path(path)) as folder:
         try:
-            predictor = load_unchecked(folder, device=device, batch_size=batch_size, explained=explained)
-            images, proba, distance = load_golden(folder)
-            found = predictor(images)
+            with fitting("the bundle"):
+                predictor = load_unchecked(folder, device=device, batch_size=batch_size, explained=explained)
+                images, proba, distance = load_golden(folder)
+                found = predictor(images)
         except (FirnError, MemoryError):
             raise
         except Exception as error:  # blocks and tensors of strangers that fit nowhere

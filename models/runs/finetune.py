@@ -20,7 +20,7 @@ from features.backbones.weights import finetuned_root
 from features.cache.entry import open_entry
 from features.datasets import Dataset
 from features.datasets.findings import label_names, one_finding
-from features.devices import checked
+from features.devices import checked, fitting
 from features.errors import CacheError, FirnError, unknown
 from features.extraction.engine import fill
 from features.images import Augmentation
@@ -239,7 +239,13 @@ class FinetuneJob:
         """Give what all trainings of the run, or of another seed, have in common; the bar is for `trainings`."""
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         what = f"finetune {self.request.spec.name} {self.described}" + (f", seed {seed}" if seed is not None else "")
-        with self._naming(), self.inputs() as inputs, shown(what, "batches", at_most=True) as progress:
+        fewer = f"BATCH_SIZE={max(2, settings.batch // 2)} or DEVICE=cpu"
+        with (
+            self._naming(),
+            self.inputs() as inputs,
+            shown(what, "batches", at_most=True) as progress,
+            fitting(f"a training with BATCH_SIZE={settings.batch}", fewer),
+        ):
             yield Crossfit(
                 self.view,
                 inputs,
