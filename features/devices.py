@@ -13,6 +13,12 @@ from features.errors import FirnError, unknown
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 _FLOAT16_MAX = 65504.0
+_NO_MEMORY = (  # where it is a library of CUDA that says so: cuDNN has no engine whose workspace there is room for
+    "out of memory",
+    "ALLOC_FAILED",
+    "unable to find an engine",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+)
 _PAYS_FROM = 4_000_000  # numbers: below, a CPU is done with them while torch and the GPU start (some seconds)
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
@@ -68,8 +74,13 @@ def device_for(wanted: str, numbers: int) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether a GPU had no memory left, be it torch that says so or a library of CUDA (cuBLAS, cuSOLVER)."""
-    return type(error).__name__ == "OutOfMemoryError" or any(w in str(error) for w in ("out of memory", "ALLOC_FAILED"))
+    """Tell whether a GPU had no memory left, be it torch that says so or cuBLAS, cuDNN or cuSOLVER."""
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in _NO_MEMORY)
+
+
+def first_words(error: Exception) -> str:
+    """Return how an error begins, in one line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:100].partition(". ")[0] or type(error).__name__
 
 
 @contextmanager
@@ -81,7 +92,8 @@ def fitting(what: str, instead: str = "DEVICE=cpu") -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise FirnError(
-            f"{what} does not fit the GPU's free memory (nvidia-smi tells who has it); run again with {instead}"
+            f"{what} does not fit the GPU's free memory ({first_words(error)}; nvidia-smi tells who has it); "
+            f"run again with {instead}"
         ) from None
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding, max_pool2d
 
 from features.backbones.build import load_backbone, refined
 from features.backbones.spec import BackboneSpec, luma
-from features.devices import fitting, out_of_memory
+from features.devices import first_words, fitting, out_of_memory
 from features.errors import FirnError
 from features.extraction.cuda_graph import Replay, fetched, made
 from features.extraction.onednn import pack, packs
@@ -98,7 +98,9 @@ class Forward:
                 if not out_of_memory(error):
                     raise
                 if self.batch_size == 1:
-                    raise FirnError("not even one image fits the GPU's memory; run again with DEVICE=cpu") from None
+                    raise FirnError(
+                        f"not even one image fits the GPU's memory ({first_words(error)}); run again with DEVICE=cpu"
+                    ) from None
             self.batch_size //= 2  # here, where the error does not hold on any more to what was computed
             self._steps.clear()
             torch.cuda.empty_cache()
@@ -143,8 +145,7 @@ class Forward:
             except Exception as error:  # compilers have kinds of their own
                 if out_of_memory(error):
                     raise
-                why = " ".join(str(error).split())[:200]
-                say(f"not {lost}, which is slower: {type(error).__name__}: {why}")
+                say(f"not {lost}, which is slower: {first_words(error)}")
         return lambda pixels: self._features(pixels.to(self._device))
 
     def _features(self, pixels: Tensor) -> dict[str, Tensor]:
