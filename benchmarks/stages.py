@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from features.backbones import load_spec
 from features.cache import Digests, Entry, open_entry
 from features.datasets import Dataset, load_dataset
-from features.devices import BATCH
+from features.devices import BATCH, cores
 from features.extraction.job import Job
 from features.extraction.loop import extract
 from features.storage import data_root
@@ -147,7 +147,7 @@ def firn(folder: Path, names: list[str], precision: str, device: str) -> Entry:
     """Extract as the command does, files on the disk to committed HDF5; return the entry of the first backbone."""
     dataset = load_dataset(str(folder))
     asked = jobs(dataset, names, precision)
-    extract(dataset, asked, device=device, batch_size=BATCH[device], workers=os.cpu_count() or 1)
+    extract(dataset, asked, device=device, batch_size=BATCH[device], workers=cores())
     return asked[0].entry
 
 
@@ -176,7 +176,7 @@ class Alone:
         from features.extraction.prefetch import prepare
         from features.extraction.processes import DecodingProcesses, pays
 
-        source, ids, workers = self.dataset.source, self.dataset.ids, os.cpu_count() or 1
+        source, ids, workers = self.dataset.source, self.dataset.ids, cores()
         geometries = tuple(dict.fromkeys(job.spec.geometry(job.preprocess) for job in self.jobs))
         rows, ahead = range(len(ids)), 2 * self.batch + 8 * workers
         if pays(self.device, workers, source, len(ids)):

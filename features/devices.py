@@ -19,6 +19,7 @@ _NO_MEMORY = (  # where it is a library of CUDA that says so: cuDNN has no engin
     "unable to find an engine",
     "CUBLAS_STATUS_NOT_INITIALIZED",
 )
+_SHARE = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time, and in how many
 _PAYS_FROM = 4_000_000  # numbers: below, a CPU is done with them while torch and the GPU start (some seconds)
 BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so that maps stay in reused memory
 
@@ -26,6 +27,16 @@ BATCH = {"cpu": 8, "cuda": 256}  # images per forward pass; on a CPU few, so tha
 def memory() -> int:
     """Return the bytes of memory that this machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cores() -> int:
+    """Return how many cores this process may use: of its affinity (SLURM, taskset), and of its container's share."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, _SHARE.read_text().split())
+    except (OSError, ValueError):  # no control groups, or "max": no limit
+        return own
+    return max(1, min(own, -(-quota // period)))
 
 
 def choose_device(wanted: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from features.datasets import SPLITS, Dataset
 from features.datasets.findings import ONE, has_any, label_matrix
-from features.devices import BATCH
+from features.devices import BATCH, cores
 from features.errors import BadDataset, FirnError
 from features.images import Geometry
 from features.inspection.diagnoses import Case, Diagnosis, diagnose
@@ -101,7 +100,7 @@ def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -
         device=checked(first.device),
         precision=first.entry.key.precision,
         batch_size=min(BATCH[first.device.partition(":")[0]], max(1, len(rows) // 3)),
-        workers=os.cpu_count() or 1,
+        workers=cores(),
         most_seconds=PATIENCE,
     )
     asked = sum(size(r, kept) for r, kept in zip(requests, wanted, strict=True))
@@ -220,7 +219,7 @@ def _of_cost(case: Case, requests: Sequence[Request], cost: _Cost | None) -> lis
         return []
     names = ", ".join(f"{r.spec.name} ({r.spec.size} pixels, {case.preprocess})" for r in requests)
     lines = [
-        f"network   {names}; {cost.device}, {os.cpu_count()} cores, {cost.precision}",
+        f"network   {names}; {cost.device}, {cores()} cores, {cost.precision}",
         f"cache     about {cost.pooled / 1e6:,.0f} MB, {(cost.pooled + cost.maps) / 1e6:,.0f} MB with the maps of the "
         f"last block; {case.free / 1e9:,.1f} GB are free",
     ]

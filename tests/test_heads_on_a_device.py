@@ -14,7 +14,7 @@ import torch
 from test_heads import drawn
 from verbs_for_tests import extract, train_heads
 
-from features.devices import device_for
+from features.devices import cores, device_for
 from features.errors import FirnError, UnknownName
 from features.progress import heard
 from models.heads import HEADS, linear, make_head, map_heads
@@ -119,6 +119,17 @@ def test_a_network_of_a_bundle_takes_what_fits() -> None:
     found = NetworkModel(part, network, "maps/a", "cpu").proba([{"maps/a": maps}])
     np.testing.assert_allclose(found, probabilities(maps.mean((2, 3), dtype=np.float64)), atol=1e-6)
     assert sizes == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_the_cores_are_those_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a node's cores those that SLURM or a container gives, and not processes for all of them."""
+    share = tmp_path / "cpu.max"
+    monkeypatch.setattr("features.devices._SHARE", share)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    assert cores() == 16
+    for text, expected in (("max 100000", 16), ("800000 100000", 8), ("150000 100000", 2), ("6400000 100000", 16)):
+        share.write_text(f"{text}\n")
+        assert cores() == expected
 
 
 def test_auto_is_a_gpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:

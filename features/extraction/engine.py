@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
 
 def _local() -> Callable[..., Outcome]:
     """Return extraction in this process."""
-    from features.devices import checked
+    from features.devices import checked, cores
     from features.extraction.loop import extract
 
     def run(*what: Any, device: str, workers: int, **how: Any) -> Outcome:
-        return extract(*what, device=checked(device), workers=workers or os.cpu_count() or 1, **how)
+        return extract(*what, device=checked(device), workers=workers or cores(), **how)
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.dataset import Source
+from features.devices import cores
 from features.errors import BadBundle, BadImage, unknown
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.shard_writer import stacked
@@ -120,7 +120,7 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield predictions of images of a data set as `stream` does, without those whose sha256 is not `wanted`."""
         threshold = self.thresholds(point) if self.several else self.threshold(point)
-        workers = workers or os.cpu_count() or 1
+        workers = workers or cores()
         coming = prepare(
             source,
             ids,

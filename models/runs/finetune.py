@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +19,7 @@ from features.backbones.weights import finetuned_root
 from features.cache.entry import open_entry
 from features.datasets import Dataset
 from features.datasets.findings import label_names, one_finding
-from features.devices import checked, fitting
+from features.devices import checked, cores, fitting
 from features.errors import CacheError, FirnError, unknown
 from features.extraction.engine import fill
 from features.images import Augmentation
@@ -201,7 +200,7 @@ class FinetuneJob:
 
     def _decoded(self, request: Request) -> DecodedImages:
         """Return the decoded images of a view."""
-        source, ids, workers = self.request.dataset.source, self.view.ids.tolist(), os.cpu_count() or 1
+        source, ids, workers = self.request.dataset.source, self.view.ids.tolist(), cores()
         with shown("decode") as progress:
             return DecodedImages(source, ids, request.spec, request.preprocess, workers=workers, progress=progress)
 
