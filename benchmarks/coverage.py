@@ -30,6 +30,7 @@ from models.metrics import (
     METRICS,
     Interval,
     bootstrap_test,
+    calibration_line,
     compare_with,
     delong,
     delong_test,
@@ -60,6 +61,7 @@ class World(NamedTuple):
     mixed: bool = False  # a patient has images of both classes
     confidence: float = 1.5  # the log odds given out are this times the right ones
     classes: int = 2
+    varying: bool = False  # how many patients are of a class: as they come, not as somebody chose them
 
     @property
     def patients(self) -> int:
@@ -90,6 +92,8 @@ def draw(world: World, random: np.random.Generator, times: int = 1) -> tuple[Int
     groups = np.repeat(np.arange(patients), random.integers(1, world.images + 1, patients))
     y = np.minimum(groups // (times * world.positives), world.classes - 1)
     y = (world.classes - 1 - y).astype(np.int64)
+    if world.varying:
+        y = (random.random(patients) < world.positives / world.patients)[groups].astype(np.int64)
     if world.mixed:
         y = (random.random(len(groups)) < random.beta(1, 1, patients)[groups]).astype(np.int64)
     size = (len(y), 1 if world.classes == 2 else world.classes)
@@ -118,6 +122,12 @@ def printed(y: Ints, proba: Floats, groups: Ints, point: float | None, **draws: 
     together = predictions_by_group(y, proba, groups)
     by_patient = score(together.y, together.proba, **draws)
     return found | {f"by patient: {name}": by_patient[name] for name in ("roc_auc", "sensitivity", "brier")}
+
+
+def _calibrated(y: Ints, proba: Floats, groups: Ints, point: float | None, **draws: int) -> dict[str, Interval]:
+    """Return the intervals of the ROC AUC, of the calibration slope and of the intercept."""
+    line, area = calibration_line(y, proba[:, 1], groups), score(y, proba, groups, only=("roc_auc",), n_bootstrap=0)
+    return area | {"calibration slope": line.slope, "calibration intercept": line.intercept}
 
 
 def _bars(y: Ints, column: Floats, groups: Ints) -> dict[str, Interval]:
@@ -280,6 +290,11 @@ PARTS = {
         "Coverage of 95 % intervals, %",
         list(DESIGNS),
         lambda name, *draws: coverage(DESIGNS[name], *draws[:2], seed=draws[2]),
+    ),
+    "mix": Part(
+        "Coverage of 95 % intervals where the mix of classes varies, %",
+        [name for name, world in DESIGNS.items() if world.classes == 2 and world.positives >= 15 and not world.mixed],
+        lambda name, *draws: coverage(DESIGNS[name]._replace(varying=True), *draws[:2], _calibrated, seed=draws[2]),
     ),
     "subgroups": Part(
         "Coverage in subgroups, and differences found where there are none, %",
