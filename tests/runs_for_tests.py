@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from features.cache.key import Key
-from models.runs.record import Run, RunRecord
+from models.runs.record import Run, RunRecord, load_record
 from models.validation.predictions import Predictions
 
 KEY = {
@@ -85,6 +87,13 @@ def make_run(
     facts |= changed
     facts["classes"] = tuple(facts["classes"])
     return Run(Path("heads") / head, RunRecord(**facts), predictions)
+
+
+def without_digests(folder: Path) -> None:
+    """Make a run's record one of an older Firn, which did not say what its files were."""
+    record = load_record(folder)
+    assert record is not None and record.files
+    (folder / "run.json").write_text(json.dumps(replace(record, files=None).to_json()))
 
 
 def draw_runs(

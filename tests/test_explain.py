@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import stored
 from PIL import Image
+from runs_for_tests import without_digests
 from torch import nn
 from verbs_for_tests import explain, extract, finetune, train_heads
 from verbs_for_tests import pack as cache_pack
@@ -283,5 +284,8 @@ def test_what_does_not_belong_together(spots: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     save_file({name: -array for name, array in load_file(head).items()}, head)
+    with pytest.raises(CacheError, match=r"head.safetensors is gone, damaged or edited since the run was saved"):
+        explain(str(spots), per_row=8)
+    without_digests(head.parent)
     with pytest.raises(CacheError, match=r"do not belong together.*make train-heads"):
         explain(str(spots), per_row=8)

@@ -18,6 +18,7 @@ import pydicom.data
 import pytest
 from conftest import stored
 from PIL import Image
+from runs_for_tests import without_digests
 from verbs_for_tests import bundle, predict, selected
 
 from features.datasets.image_list import find_images
@@ -239,6 +240,9 @@ def test_a_run_whose_head_was_replaced(linear: ModelSelector, workshop: Path, tm
     folder = Path(shutil.copytree(linear.model, tmp_path / "heads" / "logistic"))
     head = folder / "head.safetensors"
     save_file({name: -array for name, array in load_file(head).items()}, head)
+    with pytest.raises(CacheError, match=r"head.safetensors is gone, damaged or edited since the run was saved"):
+        bundle(selected(folder), out=str(tmp_path / "b"))
+    without_digests(folder)
     with pytest.raises(CacheError, match=r"differs by .* from what the run said"):
         bundle(selected(folder), out=str(tmp_path / "b"))
 

@@ -408,8 +408,9 @@ def of_area(
 def test_intervals_hold_the_truth_95_times_in_100() -> None:
     """A wrong variance shows: ignoring the patients holds it fewer than 85 times."""
     held = coverage(DESIGNS["patients, 50 + 50"], 250, 100, of_scores, size=200_000)
-    for name in ("roc_auc", "pr_auc", "accuracy", "sensitivity", "mcc", "brier", "log_loss", "slope", "intercept"):
+    for name in ("roc_auc", "pr_auc", "accuracy", "sensitivity", "mcc", "brier", "log_loss", "slope"):
         assert 0.91 <= held[name] <= 0.99, (name, held[name])
+    assert held["intercept"] >= 0.91, "wider than here is needed, where as many of each class are drawn every time"
     assert held["auc unclustered"] < 0.85
 
 

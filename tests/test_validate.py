@@ -146,6 +146,26 @@ def test_updates_are_scored_on_groups_that_they_were_not_fitted_on(judged: tuple
     assert sum(shares["estimated"].values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("strength", "empty"), [(0.02, True), (3.0, False)])
+def test_probabilities_that_tell_nothing_tell_no_class_shares(strength: float, empty: bool) -> None:
+    """An estimate that leaves nothing of a class that is there is no update, and a remark says so."""
+    given = draw_predictions(3, strength=strength, train=0, test=90)
+    proba = given.proba**0.1 * [2, 1, 1] if empty else given.proba
+    proba = proba / proba.sum(axis=1, keepdims=True)
+    card = {"data": {"counts": {"train": {"a": 30, "b": 30, "c": 30}}}}
+    contents = Contents("logistic", ("a", "b", "c"), (), (), "", None, {}, None, {}, card)
+    nothing = np.full(90, np.nan)
+    found = LabelledSet(given.y, proba, proba, given.groups, nothing, nothing > 0, {}, "patient")
+    about = {"name": "x", "note": "", "command": ""}
+    result = validated(
+        found, contents, dataset=about, images={"given": 90, "judged": 90, "tested_on": 0}, n_bootstrap=60
+    )
+    assert ("prevalence" in result.recalibration) is not empty
+    assert (result.prevalence["estimated"] is None) is empty
+    assert any("no update by class shares" in line for line in result.remarks) is empty
+    assert ("estimated without labels</th>" in validation_page(result, given, given)) is not empty
+
+
 def test_the_intercept_alone_makes_the_mean_right() -> None:
     """Fitted on many images, the mean probability of each class is its share, and odds move by one factor."""
     rng = np.random.default_rng(0)

@@ -37,6 +37,7 @@ from models.validation.recalibration import RECALIBRATIONS, crossfitted
 Floats = NDArray[np.float64]
 SCHEMA = 1
 FOLDS = 5
+_SOME, _NONE = 5, 0.5  # images of a class that are there, and that an estimate counts as none
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,9 +222,24 @@ class _Judge:
         """Return the share of each class in training, here, and here as the probabilities alone estimate it."""
         classes, trained = self.contents.classes, _trained_shares(self.contents)
         here = (self.images_of / self.images_of.sum()).tolist()
-        estimated = None if trained is None else estimated_prevalence(self.found.calibrated, trained).tolist()
-        shares = {"training": trained, "here": here, "estimated": estimated}
+        shares = {"training": trained, "here": here, "estimated": self._estimated()[0]}
         return {n: None if s is None else dict(zip(classes, s, strict=True)) for n, s in shares.items()}
+
+    def _estimated(self) -> tuple[list[float] | None, str]:
+        """Return the class shares as estimated without labels, and why there are none.
+
+        Where probabilities hardly tell the classes apart, the likelihood rises to where one of them is gone.
+        """
+        if (trained := _trained_shares(self.contents)) is None:
+            return None, ""
+        shares = estimated_prevalence(self.found.calibrated, trained)
+        gone = np.flatnonzero((self.images_of >= _SOME) & (shares * len(self.found.y) < _NONE))
+        if not gone.size:
+            return shares.tolist(), ""
+        return None, (
+            f"no update by class shares: estimated without labels there would be no image of class "
+            f"{self.contents.classes[gone[0]]}; the probabilities hardly tell the classes of these images apart"
+        )
 
     def novelty(self, training: Floats | None) -> dict[str, Any] | None:
         """Return the share of images flagged as unlike the training images, and both distributions of the distance."""
@@ -273,6 +289,8 @@ class _Judge:
                 yield f"no image is of class {name}: {self._lost(k)}"
             elif row["groups"] < FEWEST:
                 yield f"class {name} has {row['groups']} {plural(unit)}, fewer than {FEWEST}: its scores tell little"
+        if why_not := self._estimated()[1]:
+            yield why_not
 
     def _lost(self, k: int) -> str:
         if not self.binary:
