@@ -385,8 +385,12 @@ def test_two_runs_by_name_and_by_folder(workshop: Path, capsys: pytest.CaptureFi
         verb("compare", folder, a=name)
 
 
-def test_two_runs_of_two_protocols_are_not_compared() -> None:
+def test_two_runs_of_two_tasks_are_not_compared() -> None:
     p = draw_predictions(2, strength=1.0)
+    with pytest.raises(CacheError, match=r"two runs of one data set, which are named by: make compare DATASET=colon$"):
+        compare_two(make_run(p, dataset="colon", asked="colon"), make_run(p, "knn"))
+    with pytest.raises(CacheError, match=r"LABELS=classes and .* under binary.*run: make train-heads"):
+        compare_two(make_run(p), make_run(p, "knn", labels="binary"))
     with pytest.raises(CacheError, match=r"PROTOCOL=split and .* under cv.*run: make train-heads"):
         compare_two(make_run(p), make_run(p, "knn", protocol="cv"))
     with pytest.raises(CacheError, match="different images"):

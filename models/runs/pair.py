@@ -46,15 +46,10 @@ def compare_two(a: Run, b: Run, *, seed: int = 0, n_bootstrap: int = 2000, margi
     """Compare two runs on the images that both were judged on, paired and by group, each at its own threshold.
 
     The ROC AUC of two classes by DeLong's test (Obuchowski's for groups), all else by the paired bootstrap. Raises
-    CacheError for runs under two protocols, or of different images.
+    CacheError for runs of two data sets or labels, under two protocols, or of different images.
     """
     first, second = run_names([a, b])
-    if a.record.protocol != b.record.protocol:
-        again = make_command("train-heads", b.record.data, protocol=a.record.protocol)
-        raise CacheError(
-            f"{first} was judged under PROTOCOL={a.record.protocol} and {second} under {b.record.protocol}, which are "
-            f"not the same images; run: {again}"
-        )
+    _require_one_task(a, b)
     check_same_images([a, b], [first, second])
     ours, theirs = shown(a), shown(b)
     folds = np.stack([ours.fold, theirs.fold])
@@ -78,6 +73,24 @@ def compare_two(a: Run, b: Run, *, seed: int = 0, n_bootstrap: int = 2000, margi
         differences,
         claim(differences["roc_auc"].test.difference, margin) if margin else "",
     )
+
+
+def _require_one_task(a: Run, b: Run) -> None:
+    """Raise CacheError for runs of two data sets, of other labels, or under two protocols: of other images."""
+    first, second = run_names([a, b])
+    if a.record.dataset != b.record.dataset:
+        raise CacheError(
+            f"{first} is of {a.record.asked} and {second} of {b.record.asked}; expected two runs of one data set, "
+            f"which are named by: {make_command('compare', a.record.data)}"
+        )
+    for name in ("labels", "protocol"):
+        ours, theirs = getattr(a.record, name), getattr(b.record, name)
+        if ours != theirs:
+            again = make_command("train-heads", b.record.data, **{name: ours})
+            raise CacheError(
+                f"{first} was judged under {name.upper()}={ours} and {second} under {theirs}, which are not the same "
+                f"images; run: {again}"
+            )
 
 
 def _value(metric: str, part: Predictions, threshold: Any) -> float:
