@@ -129,9 +129,9 @@ def _intervals(results: ComparisonResult, unit: str) -> str:
     return (
         f"Intervals hold with {100 * settings['level']:g} % confidence: "
         f"{first if results.dataset.positive else ''}the bootstrap with "
-        f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}; all for the mix of "
-        "classes that these images have, but of the calibration intercept, which is about that mix. Out of fold, areas "
-        "count pairs within folds, and intervals are those of the models of the folds on new "
+        f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}; all but that of "
+        "the calibration intercept hold for the mix of classes that these images have. Out of fold, areas count pairs "
+        "within folds, and intervals are those of the models of the folds on new "
         f"{plural(unit)}, not of training again on others (Bates et al. 2021)."
     )
 
