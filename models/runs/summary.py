@@ -124,11 +124,20 @@ def _delong(results: ComparisonResult) -> str:
     return f"DeLong (Obuchowski for several images a {unit})" if results.examination.by_group else "DeLong"
 
 
+def intervals_of_others(unit: str) -> str:
+    """Return how intervals are made but those of the ROC AUC, in words that end in "the bootstrap"."""
+    return (
+        "Wilson's interval of the effective number of images for shares of images, the influence of each "
+        f"{unit} for PR AUC and losses, leaving out one {unit} at a time for calibration slope and intercept, "
+        "and for all else the bootstrap"
+    )
+
+
 def _intervals(results: ComparisonResult, unit: str) -> str:
-    settings, first = results.settings, f"{_delong(results)} for the ROC AUC, and for all else "
+    settings, first = results.settings, f"{_delong(results)} for the ROC AUC, "
     return (
         f"Intervals hold with {100 * settings['level']:g} % confidence: "
-        f"{first if results.dataset.positive else ''}the bootstrap with "
+        f"{first if results.dataset.positive else ''}{intervals_of_others(unit)} with "
         f"{settings['n_bootstrap']:,} draws of whole {plural(unit)}, seed {settings['seed']}; all but that of "
         "the calibration intercept hold for the mix of classes that these images have. Out of fold, areas count pairs "
         "within folds, and intervals are those of the models of the folds on new "

@@ -10,7 +10,7 @@ import numpy as np
 from features.progress import printable
 from models.metrics import METRICS
 from models.runs.results import Scores
-from models.runs.summary import plural, with_interval
+from models.runs.summary import intervals_of_others, plural, with_interval
 from models.validation.external import ExternalValidation
 from models.validation.predictions import Predictions
 from pipeline.render import page_figures as figures
@@ -127,6 +127,7 @@ def validation_page(result: ExternalValidation, found: Predictions, calibrated: 
         binary=binary,
         summary=summary(result),
         unit=result.grouped_by or "image",
+        of_others=intervals_of_others(result.grouped_by or "image"),
         tiles=[(METRICS[name].label, result.here[name], result.recorded.get(name)) for name in TILES[binary]],
         metrics=[(name, METRICS[name].label, HELP.get(name, "")) for name in result.here],
         recorded_words=RECORDED[result.recorded_on],
