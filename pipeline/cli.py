@@ -59,7 +59,7 @@ NEXT = {  # what follows on success; bundle, cache-pack and transfer say it them
 _COMMAND = re.compile(
     rf"\b{PROGRAM} (?P<targets>[a-z]+(?:[ -][a-z]+)*)(?P<given>(?: [A-Z_]+=(?:'[^']*'|\"[^\"]*\"|[^\s'\";,)])+)*)"
 )
-_OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET"}  # are about what one verb does or makes
+_OF_A_VERB = {"OUT", "MODEL", "RUN", "YES", "BUDGET", "A", "B"}  # are about what one verb does or makes
 _KINDS = ((bool, "1 or 0"), (int, "a whole number"), (float, "a number"))
 MAKE_ONLY = {"PYTHON", "BASE_PYTHON", "JOBS", "TESTS", "BENCH"}  # variables of the Makefile itself
 CONFIG = "CONFIG"  # the variable that all verbs take: a file with others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -383,6 +384,15 @@ def test_two_runs_by_name_and_by_folder(workshop: Path, capsys: pytest.CaptureFi
         verb("compare", folder, a=name, b="none")
     with pytest.raises(FirnError, match="A= and B= together"):
         verb("compare", folder, a=name)
+
+
+def test_what_two_runs_of_two_sets_suggest_does_not_name_them_again(workshop: Path, tmp_path: Path) -> None:
+    (run, *_) = load_runs(stored("spots"))
+    other = Path(shutil.copytree(run.folder, tmp_path / "other"))
+    record = json.loads((other / "run.json").read_text()) | {"dataset": "other", "asked": "other"}
+    (other / "run.json").write_text(json.dumps(record))
+    with pytest.raises(CacheError, match=r"named by: make compare DATASET=\S+$"):
+        verb("compare", a=str(run.folder), b=str(other))
 
 
 def test_two_runs_of_two_tasks_are_not_compared() -> None:
