@@ -97,7 +97,7 @@ def _lines(what: str, unit: str, at_most: str) -> Callable[[int, int], None]:
             return
         last = now
         rate = (done - first[0]) / max(now - start, 1e-9)
-        left = f", {(total - done) / rate:,.0f} s left{at_most}" if done < total and rate > 0 else ""
+        left = f", {duration((total - done) / rate)} left{at_most}" if done < total and rate > 0 else ""
         say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f}/s{left}")
 
     return show

@@ -14,6 +14,7 @@ from conftest import draw, stored
 from torch import nn
 from verbs_for_tests import bundle, compare, explain, export, finetune, selected, train_heads, transfer
 
+from features import progress
 from features.backbones import load_spec
 from features.backbones.build import load_backbone
 from features.datasets import load_dataset
@@ -110,7 +111,9 @@ def test_a_bundle_of_maps_and_a_damaged_one(spots: Path, tmp_path: Path) -> None
         load(out, device="cpu")
 
 
-def test_one_network_is_compared_and_grows_into_the_mean(spots: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_network_is_compared_and_grows_into_the_mean(
+    spots: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One fold is predicted, and the test images by its network; a stack leaves it out; `mean` goes on from it."""
     one = folder_of(finetune(str(spots), NET, blocks="all", networks="one", **QUICK))
     run = load_run(one)
@@ -127,9 +130,12 @@ def test_one_network_is_compared_and_grows_into_the_mean(spots: Path, capsys: py
     bases = base_runs(stored("spots"), DatasetOptions("spots"), RunOptions(), [NET], ("logistic", "lda"))
     assert len(bases) == 2
     capsys.readouterr()
+    steps: list[tuple[int, int]] = []
+    monkeypatch.setattr(progress, "_lines", lambda *_: lambda done, total: steps.append((done, total)))
     mean = folder_of(finetune(str(spots), NET, blocks="all", **QUICK))
     said = capsys.readouterr().err
     assert "3 x 1 epochs" in said
+    assert steps[-3:] == [(1, 3), (2, 3), (3, 3)], "the bar is of what is still to be done: a batch of each training"
     assert "fold 1 of 4" not in said
     again = load_run(mean).predictions
     first = again.fold == 0

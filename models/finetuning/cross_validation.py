@@ -44,6 +44,11 @@ class Left:
     """What is still to be done."""
 
     trainings: int = 0  # the one under way among them
+    at_first: int = 0
+
+    def batches(self, done: int, total: int) -> tuple[int, int]:
+        """Return how many batches of all trainings are done, and of how many, from those of the one under way."""
+        return (self.at_first - self.trainings) * total + done, self.at_first * total
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Crossfit:
     identity: str  # digest of all that a training depends on
     about: Mapping[str, Any]  # the configuration, kept with the network
     tell: Callable[[str, Epoch, float], None]  # which training, its epoch, seconds left in all
-    step: Callable[[int, int], None]
+    step: Callable[[int, int], None]  # batches done of all trainings, of how many at most
     expect: Callable[[int, float], None]  # trainings to do, images a second
     left: Left = field(default_factory=Left)
 
@@ -156,7 +161,7 @@ def _name(fold: int) -> str:
 def _prepare(run: Crossfit, names: Sequence[str], rows: NDArray[np.intp]) -> None:
     """Count the trainings that are to be done, and say beforehand how fast they will be."""
     todo = [name for name in names if _read(run, name) is None]
-    run.left.trainings = len(todo)
+    run.left.trainings = run.left.at_first = len(todo)
     if todo:
         task = Task(run.inputs, run.view.y, rows, rows[:1], 0)
         run.expect(len(todo), trained_per_second(run.make(), task, run.settings, device=run.device))
@@ -196,7 +201,7 @@ def _fit(run: Crossfit, name: str, rows: NDArray[np.intp], asked: NDArray[np.int
         checkpoint=run.fits / f"{name}.checkpoint",
         identity=run.identity,
         tell=lambda epoch: run.tell(label, epoch, _seconds_left(run, epoch)),
-        step=run.step,
+        step=lambda done, total: run.step(*run.left.batches(done, total)),
     )
     seconds, middle = time.perf_counter() - start, time.perf_counter()
     logits = predict_logits(network, run.inputs, asked, run.settings, device=run.device)

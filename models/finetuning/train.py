@@ -116,7 +116,8 @@ def train(
     """Train `network` in place; it ends with the weights of the best epoch (see `best_epoch`).
 
     `checkpoint` is written after each epoch and taken up where it has the same `identity`; on a CPU the result is bit
-    for bit that of an undisturbed training. Raises FirnError where the loss is not finite any more.
+    for bit that of an undisturbed training. `step` is told how many batches are done, and of how many at most. Raises
+    FirnError where the loss is not finite any more.
     """
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = _State(network, settings)
@@ -168,14 +169,13 @@ def _epoch(state: _State, task: Task, settings: Settings, device: str, step: Cal
     total = torch.zeros((), dtype=torch.float64, device=device)
     for done, loss in enumerate(_steps(state, task, settings, plan, device)):
         total += loss.detach().double() * len(plan[done].rows)
-        step(done + 1, len(plan))
+        step(number * len(plan) + done + 1, settings.epochs * len(plan))
     mean = float(total) / len(task.rows)
     logits = predict_logits(state.judged, task.inputs, task.watched, settings, device=device)
     if not math.isfinite(mean) or not np.isfinite(logits).all():  # what the last step did is in the logits alone
         what = "loss is" if not math.isfinite(mean) else "logits are"
-        raise FirnError(
-            f"the {what} not finite any more in epoch {number + 1}; run again with RATE={settings.rate / 10:g}"
-        )
+        lower = min(settings.rate / 10, RECIPES[settings.recipe].rate)
+        raise FirnError(f"the {what} not finite any more in epoch {number + 1}; run again with RATE={lower:g}")
     proba, y = probabilities(logits), task.y[task.watched]
     watched_loss = float(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, None)).mean())
     area = METRICS["roc_auc"](y, proba)

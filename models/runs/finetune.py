@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from features.errors import CacheError, FirnError, unknown
 from features.extraction.engine import fill
 from features.images import Augmentation
 from features.options import ExtractOptions, FeatureOptions
-from features.progress import say, shown
+from features.progress import duration, say, shown
 from features.request import Request, resolve
 from features.storage import artifacts_root, slug
 from features.views import View, map_rows
@@ -52,7 +52,7 @@ from models.runs.features import Stage, is_current, lacks_seeds
 from models.runs.options import RunOptions
 from models.runs.record import FINETUNED, load_run, remove_record, runs_root, save_run
 from models.runs.seeds import spread
-from models.validation.cross_validation import Protocol, learned
+from models.validation.cross_validation import learned
 
 _FORMAT = 3  # raised when the same settings give other networks
 
@@ -66,7 +66,7 @@ def finetuned(
     """
     for job in _jobs(features, options, run):
         if not (is_current(job.folder(), job.identity()) and _is_whole(job.folder())):
-            with job.crossfit(_trainings(options.networks, run.rules)) as training:
+            with job.crossfit() as training:
                 found = crossfit(training, run.rules)
                 remove_record(job.folder())  # before its networks go
                 keep_networks(training, found.names)
@@ -87,17 +87,12 @@ def _is_whole(folder: Path) -> bool:
 
 def _add_spread(job: FinetuneJob, seeds: int) -> None:
     """Train with the seeds after a run's own and record how far its scores spread; their networks are not kept."""
-    run, first, each = load_run(job.folder()), job.data.seed, _trainings(job.options.networks, job.run.rules)
+    run, first = load_run(job.folder()), job.data.seed
     predictions = [run.predictions]
     for seed in range(first + 1, first + seeds):
-        with job.crossfit(each, seed=seed) as training:
+        with job.crossfit(seed=seed) as training:
             predictions.append(crossfit(training, job.run.rules).predictions)
     save_run(run.folder, replace(run.record, spread=spread("network", first, predictions)), run.predictions)
-
-
-def _trainings(networks: str, rules: Protocol) -> int:
-    """Return how many trainings a run is."""
-    return 1 if networks == "one" else rules.repeats * rules.folds + (networks == "all")
 
 
 def finetuned_once(
@@ -106,7 +101,7 @@ def finetuned_once(
     """Fine-tune one backbone on all images to learn from, without folds; return its logits of the others too."""
     (job,) = _jobs(features, replace(options, networks="all"), run)
     train = learned(job.view.splits, run.rules)
-    with job.crossfit(1) as training:
+    with job.crossfit() as training:
         fit = fit_once(training, np.flatnonzero(train), np.flatnonzero(~train))
     return job, fit, job.view.take(~train)
 
@@ -234,8 +229,8 @@ class FinetuneJob:
         return naming(self.stage.classes, self.request.dataset.grouped_by)
 
     @contextmanager
-    def crossfit(self, trainings: int, *, seed: int | None = None) -> Iterator[Crossfit]:
-        """Give what all trainings of the run, or of another seed, have in common; the bar is for `trainings`."""
+    def crossfit(self, *, seed: int | None = None) -> Iterator[Crossfit]:
+        """Give what all trainings of the run, or of another seed, have in common."""
         settings = self.settings if seed is None else replace(self.settings, seed=seed)
         what = f"finetune {self.request.spec.name} {self.described}" + (f", seed {seed}" if seed is not None else "")
         fewer = f"BATCH_SIZE={max(2, settings.batch // 2)} or DEVICE=cpu"
@@ -258,7 +253,7 @@ class FinetuneJob:
                 self.training_identity(seed),
                 self.about(),
                 _tell,
-                _counted(progress, trainings * settings.epochs),
+                progress,
                 self._expect,
             )
 
@@ -281,9 +276,9 @@ class FinetuneJob:
         rules, epochs = self.run.rules, self.settings.epochs
         images = int(learned(self.view.splits, rules).sum())
         share = (1 - 1 / rules.folds) * (1 - 1 / WATCHED)  # of the images a training of a fold learns from
-        left = _duration(trainings * epochs * share * images / rate)
+        left = duration(trainings * epochs * share * images / rate)
         say(
-            f"{left} on this machine at most: {trainings} x {epochs} epochs of {share * images:,.0f} images, "
+            f"about {left} on this machine at most: {trainings} x {epochs} epochs of {share * images:,.0f} images, "
             f"{rate:,.0f} images/s; stopped at any moment, the same command goes on from the last epoch"
         )
 
@@ -317,27 +312,8 @@ def _tell(label: str, epoch: Epoch, left: float) -> None:
     say(
         f"{label}, epoch {epoch.epoch}: loss {epoch.loss:.4f}, validation ROC AUC {epoch.roc_auc:.4f}, "
         f"log loss {epoch.watched_loss:.4f}, {epoch.seconds:.1f} s, {rate:,.0f} images/s, "
-        f"{_duration(left)} left at most"
+        f"about {duration(left)} left at most"
     )
-
-
-def _duration(seconds: float) -> str:
-    """Return "about 35 min"."""
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
-
-
-def _counted(progress: Callable[[int, int], None], epochs: int) -> Callable[[int, int], None]:
-    """Return a function that counts each batch towards so many epochs, which early stopping may cut short."""
-    seen = 0
-
-    def step(done: int, total: int) -> None:
-        nonlocal seen
-        seen += 1
-        progress(min(seen, epochs * total), epochs * total)
-
-    return step
 
 
 def _save(job: FinetuneJob, found: Fitted) -> None:
