@@ -7,7 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,17 +173,12 @@ class Alone:
 
     def _prepared(self) -> Iterator[Any]:
         """Read, digest, decode and preprocess all images as the extraction does, by processes where it takes some."""
-        from features.extraction.prefetch import prepare
-        from features.extraction.processes import DecodingProcesses, pays
+        from features.extraction.processes import decoded
 
         source, ids, workers = self.dataset.source, self.dataset.ids, cores()
         geometries = tuple(dict.fromkeys(job.spec.geometry(job.preprocess) for job in self.jobs))
-        rows, ahead = range(len(ids)), 2 * self.batch + 8 * workers
-        if pays(self.device, workers, source, len(ids)):
-            with closing(DecodingProcesses(source, geometries, workers)) as processes:
-                yield from processes.prepare(ids, rows, ahead=ahead)
-        else:
-            yield from prepare(source, ids, rows, geometries, wanted=lambda sha256: True, workers=workers, ahead=ahead)
+        how: dict[str, Any] = {"device": self.device, "workers": workers, "ahead": 2 * self.batch + 8 * workers}
+        yield from decoded(source, ids, geometries, **how, images=len(ids))
 
     def decode(self) -> None:
         """Decode all images and drop them."""

@@ -25,7 +25,8 @@ from features.request import DEFAULT_PREPROCESS, Request, resolve
 from features.storage import artifacts_root, write_whole
 from features.views import choose_blocks
 
-HEADERS, IMAGES, TIMED, SHOWN = 2000, 256, 384, 8  # looked at, decoded, sent through the network, on the sheet
+HEADERS, IMAGES, SHOWN = 2000, 256, 8  # looked at, decoded, on the sheet
+TIMED = {"cpu": 384, "cuda": 4096}  # sent through the network
 CLASSES = 24  # on the sheet and in the table
 PATIENCE = 15.0  # seconds for each of these
 ROW = 200  # bytes of ids, digests and labels that an image takes beside its features
@@ -88,10 +89,10 @@ def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -
     def size(request: Request, kept: Sequence[str]) -> int:
         return len(dataset) * (Job(request.entry, request.spec, request.preprocess, tuple(kept)).row_bytes() + ROW)
 
-    first = requests[0]
+    first, kind = requests[0], requests[0].device.partition(":")[0]
     wanted = [choose_blocks(list(r.spec.blocks), maps) if maps else () for r in requests]
     pooled, last = (sum(size(r, kept(r)) for r in requests) for kept in (lambda r: (), lambda r: [*r.spec.blocks][-1:]))
-    rows = sample(dataset, TIMED, seed=seed + 1)  # others than are looked at: these are in the system's memory by then
+    rows = sample(dataset, TIMED[kind], seed=seed + 1)  # others than are looked at, which are in memory by then
     rate = measure_rate(
         dataset.source,
         [dataset.ids[row] for row in rows.tolist()],
@@ -99,8 +100,9 @@ def _cost(dataset: Dataset, requests: Sequence[Request], maps: str, seed: int) -
         first.preprocess,
         device=checked(first.device),
         precision=first.entry.key.precision,
-        batch_size=min(BATCH[first.device.partition(":")[0]], max(1, len(rows) // 3)),
+        batch_size=min(BATCH[kind], max(1, len(rows) // 3)),
         workers=cores(),
+        images=len(dataset),
         most_seconds=PATIENCE,
     )
     asked = sum(size(r, kept) for r, kept in zip(requests, wanted, strict=True))

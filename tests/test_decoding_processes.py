@@ -10,18 +10,21 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from test_extraction import everything, job, run, same
 
+from features.backbones import load_spec
 from features.datasets.listing import FileSource
 from features.errors import FirnError
-from features.extraction import loop
+from features.extraction import loop, processes
 from features.extraction.prefetch import Prepared, prepare
 from features.extraction.processes import FEWEST, IMAGES_FROM, DecodingProcesses, pays
 from features.images import Geometry
+from features.inspection.throughput import measure_rate
 
 ROOT = Path(__file__).parents[1]
 GEOMETRIES = (Geometry("squash", 20, 32, "bilinear"), Geometry("crop", 13, 16, "bilinear"))  # one of an odd size
@@ -150,6 +153,25 @@ def test_when_it_pays(odd: tuple[FileSource, list[str]], tmp_path: Path) -> None
     assert not pays("cpu", 64, files, 10**6), "a network on the same cores is slower than its decoding"
     assert not pays("cuda:1", FEWEST - 1, files, IMAGES_FROM)
     assert not pays("cuda", 64, files, IMAGES_FROM - 1)
+
+
+@pytest.mark.parametrize(("patience", "images"), [(60.0, 144), (0.0, 16)])
+def test_the_rate_that_doctor_measures_is_of_what_would_decode(
+    odd: tuple[FileSource, list[str]], monkeypatch: pytest.MonkeyPatch, patience: float, images: int
+) -> None:
+    """Processes where the whole extraction has them, which end with the measurement; whole batches count."""
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(processes, "pays", lambda *case: asked.append(case) or True)
+    started: list[DecodingProcesses] = []
+    monkeypatch.setattr(processes, "DecodingProcesses", lambda *a: started.append(DecodingProcesses(*a)) or started[-1])
+    limits: dict[str, Any] = {"workers": 2, "images": 10**6, "most_seconds": patience}
+    how: dict[str, Any] = {"device": "cpu", "precision": "float32", "batch_size": 16, **limits}
+    rate = measure_rate(*odd, [load_spec("squeezenet1_1")], "squash", **how)
+    assert asked == [("cpu", 2, odd[0], 10**6)]
+    assert rate.images == images, "147 can be read"
+    assert rate.per_second == rate.images / rate.seconds
+    (those,) = started
+    assert ended(those.pids)
 
 
 def test_an_extraction_by_processes(spots: Path, monkeypatch: pytest.MonkeyPatch) -> None:

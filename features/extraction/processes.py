@@ -15,9 +15,9 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -40,6 +40,28 @@ def pays(device: str, workers: int, source: Source, images: int) -> bool:
     """Tell whether so many images of a source are decoded by processes: many files, before a GPU, on many cores."""
     on_gpu = device != "cpu" and sys.platform == "linux"
     return on_gpu and workers >= FEWEST and images >= IMAGES_FROM and isinstance(source, FileSource)
+
+
+def decoded(
+    source: Source,
+    ids: list[str],
+    geometries: tuple[Geometry, ...],
+    *,
+    device: str,
+    workers: int,
+    ahead: int,
+    images: int,
+    decoders: Executor | None = None,
+) -> Generator[Prepared]:
+    """Yield images `ids` in their order as an extraction of so many `images` has them: by processes where that pays."""
+    rows = range(len(ids))
+    if pays(device, workers, source, images):
+        with closing(DecodingProcesses(source, geometries, workers)) as processes:
+            yield from processes.prepare(ids, rows, ahead=ahead)
+        return
+    yield from prepare(
+        source, ids, rows, geometries, wanted=lambda sha256: True, workers=workers, ahead=ahead, decoders=decoders
+    )
 
 
 class DecodingProcesses:

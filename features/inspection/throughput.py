@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from features.backbones.spec import BackboneSpec
 from features.datasets.dataset import Source
 from features.extraction.forward import Forward, to_arrays
-from features.extraction.prefetch import batches, prepare
+from features.extraction.prefetch import batches
+from features.extraction.processes import decoded
 from features.extraction.shard_writer import stacked
 from features.extraction.workers import WorkerPool
 
@@ -41,25 +43,19 @@ def measure_rate(
     precision: str,
     batch_size: int,
     workers: int,
+    images: int,
     most_seconds: float,
 ) -> Rate:
     """Run images `ids` through all backbones, whole batches only, until they or the seconds are over.
 
-    The networks are warmed up first. Unreadable images count for nothing.
+    They are decoded as in an extraction of so many `images`. The networks are warmed up first, and the time begins with
+    the first image. Unreadable images count for nothing.
     """
     nets = [Forward(spec, device=device, precision=precision, batch_size=batch_size) for spec in specs]
     geometries = tuple(spec.geometry(preprocess) for spec in specs)
     pool = WorkerPool(device)
-    coming = prepare(
-        source,
-        ids,
-        range(len(ids)),
-        geometries,
-        wanted=lambda _: True,
-        workers=workers,
-        ahead=2 * batch_size + 8 * workers,
-        decoders=pool.decoders,
-    )
+    how: dict[str, Any] = {"device": device, "workers": workers, "ahead": 2 * batch_size + 8 * workers}
+    coming = decoded(source, ids, geometries, **how, images=images, decoders=pool.decoders)
 
     def through(batch: Sequence[Pixels]) -> int:
         for net, squares in zip(nets, zip(*batch, strict=True), strict=True):
@@ -68,12 +64,15 @@ def measure_rate(
 
     try:
         through([tuple(np.zeros((1, spec.size, spec.size), np.uint8) for spec in specs)] * batch_size)
+        readable = (p.pixels for p in coming if p.pixels)
+        first = [*islice(readable, 1)]  # readers and decoders have begun
         done, start, now = 0, time.perf_counter(), 0.0
-        some = batches((p.pixels for p in coming if p.pixels), batch_size)
+        some = batches(chain(first, readable), batch_size)
         for batch in pool.each(through, (whole for whole in some if len(whole) == batch_size)):
             done, now = done + batch, time.perf_counter() - start
             if now > most_seconds:
                 break
     finally:
+        coming.close()
         pool.close()
     return Rate(done, now)
