@@ -23,6 +23,7 @@ from features.extraction.prefetch import ImageStream
 from features.options import DatasetOptions
 from models.finetuning.checkpoints import load_network
 from models.finetuning.cross_validation import CLASSIFIER, network_files
+from models.finetuning.settings import FinetuneOptions
 from models.heads import HEADS
 from models.heads.linear import probabilities
 from models.predictor.loading import load
@@ -132,10 +133,20 @@ def test_one_network_is_compared_and_grows_into_the_mean(
     capsys.readouterr()
     steps: list[tuple[int, int]] = []
     monkeypatch.setattr(progress, "_lines", lambda *_: lambda done, total: steps.append((done, total)))
+    two = load_run(folder_of(finetune(str(spots), NET, blocks="all", networks="2", **QUICK)))
+    assert "1 x 1 epochs" in capsys.readouterr().err
+    assert steps[-1] == (1, 1), "the bar is of what is still to be done: a batch of each training"
+    assert set(two.predictions.fold.tolist()) == {-1, 0, 1}
+    logits = [logits_of(file, images) for file in network_files(two.folder)]
+    np.testing.assert_allclose(on_test_images(two, spots)[1], probabilities(np.mean(logits, axis=0)), atol=1e-5)
+    assert (len(logits), two.record.networks, two.record.partial) == (2, 2, True)
+    compare(str(spots))
+    assert len(base_runs(stored("spots"), DatasetOptions("spots"), RunOptions(), [NET], tuple(HEADS))) == 2
+    capsys.readouterr()
     mean = folder_of(finetune(str(spots), NET, blocks="all", **QUICK))
     said = capsys.readouterr().err
-    assert "3 x 1 epochs" in said
-    assert steps[-3:] == [(1, 3), (2, 3), (3, 3)], "the bar is of what is still to be done: a batch of each training"
+    assert "2 x 1 epochs" in said
+    assert steps[-2:] == [(1, 2), (2, 2)]
     assert "fold 1 of 4" not in said
     again = load_run(mean).predictions
     first = again.fold == 0
@@ -175,6 +186,16 @@ def test_one_network_needs_test_images(spots: Path) -> None:
     """For on what else would it be compared."""
     with pytest.raises(BadDataset, match="NETWORKS=mean"):
         finetune(str(spots), NET, blocks="all", networks="one", protocol="cv", **QUICK)
+    with pytest.raises(BadDataset, match="NETWORKS=4 of 4 folds is NETWORKS=mean; take that, or 3 at most"):
+        finetune(str(spots), NET, blocks="all", networks="4", **QUICK)
+
+
+def test_how_many_networks() -> None:
+    """By a name or a number; 1 is one."""
+    assert [FinetuneOptions(networks=asked).networks for asked in ("1", "02", "mean")] == ["one", "2", "mean"]
+    for wrong in ("0", "two", "-1", "1.5"):
+        with pytest.raises(FirnError, match=f"networks.*{wrong}"):
+            FinetuneOptions(networks=wrong)
 
 
 def test_a_stack_listens_to_whole_networks(spots: Path, tmp_path: Path) -> None:

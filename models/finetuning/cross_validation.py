@@ -25,7 +25,7 @@ from features.views import View
 from models.finetuning.batches import Inputs
 from models.finetuning.checkpoints import is_network, load_network, save_network
 from models.finetuning.network import Ensemble, FinetunedNetwork, start_from_probe
-from models.finetuning.settings import Settings
+from models.finetuning.settings import Settings, first_folds
 from models.finetuning.train import Epoch, Task, best_epoch, predict_logits, train, trained_per_second
 from models.folds import held_out
 from models.heads import make_head
@@ -60,7 +60,7 @@ class Crossfit:
     make: Callable[[], FinetunedNetwork]  # a new network with the pretrained weights
     settings: Settings
     seed: int  # of the folds; that of a training is in its settings
-    networks: str  # a row of NETWORKS
+    networks: str  # a row of NETWORKS, or of how many folds
     device: str
     folder: Path  # of the run
     fits: Path  # where trainings are kept, which runs of other `networks` share
@@ -96,12 +96,12 @@ class Fitted(NamedTuple):
 
 
 def crossfit(run: Crossfit, protocol: Protocol) -> Fitted:
-    """Train for every fold, and once on all or for one fold alone where `run.networks` says so.
+    """Train for every fold, and once on all or for the first folds alone where `run.networks` says so.
 
     Folds are those of the heads. Early stopping looks at a tenth of the groups inside the images that a training
     learns from, never at the fold that it predicts. Test images are predicted by the mean of the logits of the first
     repeat's networks, or by the one network. A training that is done is not done again. Raises BadDataset where a
-    class cannot be held out, or where one network alone has no test images to be compared on.
+    class cannot be held out, or where networks of some folds alone have no test images to be compared on.
     """
     learns = learned(run.view.splits, protocol)
     rows, test = np.flatnonzero(learns), np.flatnonzero(~learns)
@@ -121,13 +121,15 @@ def crossfit(run: Crossfit, protocol: Protocol) -> Fitted:
 
 
 def _plan(run: Crossfit, dev: View, protocol: Protocol, test: int) -> list[NDArray[np.int64]]:
-    """Return the fold of each row in each repeat; -1 where one network is all there is, and it learns from the row."""
-    plan = folds_of(dev.y, dev.groups, protocol, seed=run.seed)
-    if run.networks != "one":
+    """Return the fold of each row in each repeat; -1 where only the first folds have a network, and it is of others."""
+    plan, first = folds_of(dev.y, dev.groups, protocol, seed=run.seed), first_folds(run.networks)
+    if not first:
         return plan
     if not test:
-        raise BadDataset("NETWORKS=one is compared on test images, and there are none; take NETWORKS=mean")
-    return [np.where(plan[0] == 0, 0, -1)]
+        raise BadDataset(f"NETWORKS={run.networks} is compared on test images, and there are none; take NETWORKS=mean")
+    if first > (last := int(plan[0].max())):
+        raise BadDataset(f"NETWORKS={run.networks} of {last + 1} folds is NETWORKS=mean; take that, or {last} at most")
+    return [np.where(plan[0] < first, plan[0], -1)]
 
 
 def _held(

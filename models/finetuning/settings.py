@@ -24,7 +24,13 @@ NETWORKS = {
     "mean": "a network for each fold; the mean of their logits is the run",
     "all": "a network for each fold, which validates, and one on all images, which is the run",
     "one": "one network, trained on four of the five folds and validated on the fifth",
+    "2": "the networks of the first two folds, validated on these; 3, 4, ... likewise",
 }
+
+
+def first_folds(networks: str) -> int:
+    """Return of how many folds, from the first on, `NETWORKS=` wants a network; 0 for all."""
+    return int(networks) if networks.isdecimal() else int(networks == "one")
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,9 @@ class FinetuneOptions:
     augment: str = option("", "Of images: strong (shape and light), shape, none; empty is the recipe's own.")
     views: int = option(1, "Cached views per image (shift, turn, zoom, brightness), one an epoch.")
     flip: str = option("", "none, mirror (left and right), any (quarter turns too); empty is the recipe's own.")
-    networks: str = option("mean", "mean (of the folds' networks), all (one more, on all images), one (a split).")
+    networks: str = option(
+        "mean", "mean (of the folds' networks), all (one more, on all images), one, 2, ... (first folds)."
+    )
     epochs: int | None = option(None, "Most epochs; the recipe's own without.")
     rate: float | None = option(None, "Learning rate; the recipe's own without.")
     batch_size: int | None = option(None, "Images per step; the recipe's own without.")
@@ -211,7 +219,11 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         """Raise UnknownName for names that are in no table, FirnError for numbers that make no sense."""
         tables: dict[str, Collection[str]] = {"recipe": RECIPES, "augment": AUGMENTATIONS, "flip": FLIPS, "norm": NORMS}
-        tables |= {"class_weights": CLASS_WEIGHTS, "average": AVERAGES, "networks": NETWORKS}
+        tables |= {"class_weights": CLASS_WEIGHTS, "average": AVERAGES}
+        if number := int(self.networks) if self.networks.isdecimal() else 0:
+            object.__setattr__(self, "networks", "one" if number == 1 else str(number))
+        else:
+            tables["networks"] = NETWORKS
         for name, table in tables.items():
             if (value := getattr(self, name)) and value not in table:
                 raise unknown(name.replace("_", " "), value, table)

@@ -51,16 +51,16 @@ def loss_of(held: Predictions) -> float:
 def in_order(runs: Sequence[Run]) -> list[int]:
     """Return the places of runs, best validation first: by ROC AUC, of equals by log loss, then by name.
 
-    A network that is validated on one fold alone stands where its difference from the best of the other runs on the
-    images of that fold puts it, so that it gains nothing from a fold of easy images.
+    Networks that are validated on some folds alone stand where their difference from the best of the other runs on the
+    images of those folds puts them, so that they gain nothing from folds of easy images.
     """
     held = [run.predictions.part(test=False) for run in runs]
     scores = [_validated(part) for part in held]
-    if whole := [i for i, run in enumerate(runs) if run.record.folds > 1]:
-        best = max(whole, key=lambda i: tuple(scores[i]))
-        for i in {*range(len(runs))} - {*whole}:
-            common = held[best].take(np.isin(held[best].ids, held[i].ids))
-            scores[i] = scores[best] + (scores[i] - _validated(common))
+    counts = [len(np.unique(part.ids)) for part in held]
+    best = max(range(len(runs)), key=lambda i: (counts[i], *scores[i]))
+    for i in np.flatnonzero(np.array(counts) < counts[best]).tolist():
+        common = held[best].take(np.isin(held[best].ids, held[i].ids))
+        scores[i] = scores[best] + (scores[i] - _validated(common))
     return sorted(range(len(runs)), key=lambda i: (*-scores[i], runs[i].name))
 
 
@@ -223,8 +223,8 @@ def _same_images(first: Run, run: Run) -> bool:
         getattr(first.record, key) == getattr(run.record, key) for key in ("manifest", "classes", "labels", "protocol")
     )
     ours, others = first.predictions, run.predictions
-    if 1 in (first.record.folds, run.record.folds):  # one fold is held out, of the others nothing is predicted
-        ours, others = ours.part(test=True), others.part(test=True)
+    if first.record.partial or run.record.partial:  # of some folds nothing is predicted
+        ours, others = (a.take((a.fold < 0) | np.isin(a.ids, b.ids)) for a, b in ((ours, others), (others, ours)))
     return facts and all(
         np.array_equal(a, b) for a, b in ((ours.ids, others.ids), (ours.y, others.y), (ours.fold < 0, others.fold < 0))
     )

@@ -91,7 +91,12 @@ class RunRecord:
     def networks(self) -> int:
         """Return how many networks a fine-tuned run is; 0 for a head, and where a record of old does not say."""
         asked = (self.finetuning or {}).get("networks")
-        return self.folds if asked == "mean" else int(asked is not None)
+        return int(asked is not None) if asked in (None, "all") else self.folds
+
+    @property
+    def partial(self) -> bool:
+        """Return whether only some folds have a network, and images of the others no out-of-fold prediction."""
+        return (self.finetuning or {}).get("networks", "mean") not in ("mean", "all")
 
     @property
     def root(self) -> Path:

@@ -141,7 +141,7 @@ def base_runs(
         and one.record.head in wanted
         and one.record.seed == data.seed
         and one.record.manifest == (manifest or one.record.manifest)
-        and one.record.folds > 1  # else most images are not predicted out of fold
+        and not one.record.partial
     ]
     newest = max(runs, key=lambda one: (one.folder / "run.json").stat().st_mtime, default=None)
     return [one for one in runs if newest is not None and _fits(newest, one)]

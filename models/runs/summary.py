@@ -93,13 +93,13 @@ def _of_added(rows: Sequence[RunResult]) -> str:
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
     if not any(row.record.finetuning for row in rows):
         return ""
-    single = (
-        " A single network was trained on all folds but the first, which alone it predicts; in the choice it stands "
-        "where its difference from the best other run on that fold puts it."
+    some = (
+        " Networks of some folds only are validated on these; in the choice they stand where their difference from the "
+        "best run of all folds on those images puts them."
     )
     return (
         f" Fine-tuned networks stopped early by a tenth of the {plural(unit)} that they were trained on, likewise."
-        + single * any(row.record.folds == 1 for row in rows)
+        + some * any(row.record.partial for row in rows)
     )
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 WORDS = {UNDECIDED: "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-SINGLE = (
-    "A single network (NETWORKS=one) is validated on one fold, and stands where its difference from the best other run "
-    "on that fold puts it."
+PARTIAL = (
+    "Networks of some folds only (NETWORKS=one, 2, ...) are validated on these, and stand where their difference from "
+    "the best run of all folds on those images puts them."
 )
 TIES = "open: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
 CLAIMS = "equivalent: the interval of the difference lies within ±{0:g}; not worse: it lies above −{0:g}."
@@ -48,8 +48,8 @@ def print_table(results: ComparisonResult, console: Console) -> None:
     positive = (
         [f"Sensitivity is that of “{printable(data.positive)}”, the positive class{guess}."] if data.positive else []
     )
-    single = [SINGLE] * any(row.record.folds == 1 for row in results.runs)
-    lines = [NOTE, *single, *positive, TIES.format("test" if results.tested else "held-out")]
+    partial = [PARTIAL] * any(row.record.partial for row in results.runs)
+    lines = [NOTE, *partial, *positive, TIES.format("test" if results.tested else "held-out")]
     lines += map(printable, examined_lines(results))
     console.print("\n".join(lines), style="dim", markup=False, highlight=False)
     if margin := results.settings.get("margin"):
