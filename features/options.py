@@ -147,8 +147,10 @@ def in_a_file(commands: Sequence[str], path: str) -> tuple[str, list[str]]:
 
 
 def typed(value: Any) -> str:
-    """Return a value as a user types it."""
-    return "1" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    """Return a value as a user types it: a number with all its digits, 5.0 as 5."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "1" if value is True else str(value)
 
 
 def replaced(options: T, **changes: Any) -> T:

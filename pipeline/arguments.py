@@ -37,20 +37,31 @@ def configured(path: str) -> dict[str, str]:
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FirnError(f"expected CONFIG= to be a TOML file, and {path} does not read: {error}") from None
-    known = {field.name.upper() for name in VERBS for field in fields_of(load_verb(name))}
-    for name, value in content.items():
+        why = getattr(error, "strerror", None) or error
+        raise FirnError(f"expected CONFIG= to be a TOML file, and {path} does not read: {why}") from None
+    known = {field.name.upper(): field for name in VERBS for field in fields_of(load_verb(name))}
+    for name in content:
         if name not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise FirnError(f"{path}: no command takes {name}{hint}; it is to hold variables of docs/reference.md")
-        if not isinstance(value, str | int | float | list):
-            raise FirnError(f"{path}: expected {name} to be a text, a number, true, false or a list, got {value!r:.40}")
-    return {n: " ".join(map(typed, v)) if isinstance(v, list) else _typed(v) for n, v in content.items()}
+    return {name: _value(path, known[name], value) for name, value in content.items()}
 
 
-def _typed(value: Any) -> str:
+def _value(path: str, field: Field, value: Any) -> str:
+    """Return a value of a TOML file as it is typed. FirnError for what is no value of the variable."""
+    several, switch = isinstance(value, list), field.kind is bool
+    for one in value if several else [value]:
+        if not isinstance(one, str | int | float) or (isinstance(one, bool) and (several or not switch)):
+            kinds = "true, false, 1 or 0" if switch else "a text, a number or a list of these"
+            raise FirnError(f"{path}: expected {field.name.upper()} to be {kinds}, got {_toml(value):.60}")
+    if several:
+        return " ".join(map(typed, value))
     return "0" if value is False else typed(value)
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 class Typed(NamedTuple):

@@ -11,7 +11,7 @@ from runs_for_tests import draw_runs
 from test_commands import type_in
 
 from features.errors import FirnError
-from features.options import in_a_file
+from features.options import DatasetOptions, in_a_file, make_command
 from models.runs.compare import compare_runs
 from pipeline.arguments import configured
 from pipeline.render.html_page import render_page
@@ -45,6 +45,11 @@ def test_values_as_they_are_typed(tmp_path: Path) -> None:
         ('dataset = "x"', r"no command takes dataset \(did you mean DATASET\?\)"),
         ("[DATASET]\nname = 1", "expected DATASET to be a text"),
         ("DATASET = nothing", "does not read"),
+        ("SEED = true", "expected SEED to be a text, a number or a list of these, got true"),
+        ("SEED = 2020-01-01", "expected SEED to be a text"),
+        ('BACKBONE = ["alexnet", {a = 1}]', "expected BACKBONE to be a text"),
+        ('HEADS = [["lda"]]', "expected HEADS to be a text"),
+        ("OVERLAYS = [true]", "expected OVERLAYS to be true, false, 1 or 0"),
         ('CONFIG = "other.toml"', "no command takes CONFIG"),
     ],
 )
@@ -52,8 +57,23 @@ def test_what_is_refused(text: str, words: str, tmp_path: Path) -> None:
     """Unknown names, with the nearest one; what is no value; what is no TOML."""
     with pytest.raises(FirnError, match=words):
         configured(str(written(tmp_path / "c.toml", text)))
-    with pytest.raises(FirnError, match="does not read"):
+    with pytest.raises(FirnError, match=r"none\.toml does not read: No such file or directory$"):
         configured(str(tmp_path / "none.toml"))
+    with pytest.raises(FirnError, match=r"does not read: Is a directory$"):
+        configured(str(tmp_path))
+
+
+def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
+    """In a file as in a command that is suggested; 5.0 is 5 where a whole number is expected."""
+    text = "RATE = 0.1234567891\nTEST = 0.3\nEPOCHS = 5.0\nMARGIN = 1e-7\nPREVALENCE = [0.12345678, 0.5]\n"
+    assert configured(str(written(tmp_path / "c.toml", text))) == {
+        "RATE": "0.1234567891",
+        "TEST": "0.3",
+        "EPOCHS": "5",
+        "MARGIN": "1e-07",
+        "PREVALENCE": "0.12345678 0.5",
+    }
+    assert make_command("extract", DatasetOptions(test=0.23456789)) == "make extract TEST=0.23456789"
 
 
 def test_each_verb_takes_its_own_and_what_is_typed_wins(tmp_path: Path) -> None:
