@@ -64,6 +64,9 @@ def whole(path: Path, *, replace: bool = True) -> Iterator[int]:
             os.close(descriptor)
         if replace or not path.exists():
             os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write that fails names no file
+        raise
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 
 import typer
 
@@ -45,17 +46,26 @@ def _fail(line: str, code: int) -> int:
 
 def _explained(error: OSError) -> str:
     """Return what the operating system refused, and what to do."""
-    what = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+    path = error.filename2 or error.filename  # of two, as in copying, the one that is written
+    what = f"{path or ''}: {error.strerror or error}".removeprefix(": ")
+    ours = _is_of_artifacts(path)
+    place = "set FIRN_ARTIFACTS to a folder that can be written" if ours else "have that changed, or name another place"
     advice = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again, what was done is kept",
         errno.EFBIG: "a file-size limit is set; lift it (ulimit -f) and run the same command again",
         errno.EEXIST: "that is a file, and a folder has to be there; give another place",
         errno.ENOTDIR: "a file is there where a folder has to be; give another place",
-        errno.EROFS: "the folder is read-only; set FIRN_ARTIFACTS to one that can be written",
-        errno.EACCES: "permission is missing; set FIRN_ARTIFACTS to a folder that can be written",
+        errno.EROFS: f"the folder is read-only; {place}",
+        errno.EACCES: f"permission is missing; {place}",
         errno.EDQUOT: "the quota is used up; free some space and run the same command again, what was done is kept",
     }
     return f"{what} ({advice[error.errno]})" if error.errno in advice else what
+
+
+def _is_of_artifacts(path: object) -> bool:
+    from features.storage import artifacts_root
+
+    return isinstance(path, str | Path) and Path(path).absolute().is_relative_to(artifacts_root().absolute())
 
 
 if __name__ == "__main__":
