@@ -222,6 +222,14 @@ def test_the_rule(of_torch: float, of_bundle: float, changed: int, precision: st
     assert f"{changed} of 8 decisions change" in found.words
 
 
+def test_a_refusal_says_the_difference_that_is_too_large() -> None:
+    """Of a bundle in bfloat16 the distance from it is no reason, so the distance from torch is what is told."""
+    with pytest.raises(FirnError, match=r"differs by 0\.0002 from torch on 8 images, more than 0\.0001"):
+        Agreement(Trial("8 images", []), 2e-4, 0.05, 0, "bfloat16").check()
+    with pytest.raises(FirnError, match=r"differs by 0\.0003 from the bundle on 8 images, more than 0\.0001"):
+        Agreement(Trial("8 images", []), 5e-5, 3e-4, 0, "float32").check()
+
+
 def test_decisions_that_change_are_counted(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image at the threshold itself is decided otherwise by a graph that is a little off, and no other one is."""
     bundle = write_bundle(sought("logistic").load(), tmp_path / "b", BundleOptions())

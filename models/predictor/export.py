@@ -333,11 +333,13 @@ class Agreement(NamedTuple):
         That is where float32 differs from float32 by more than PARITY, or, on images that are none of Firn's own
         drawing, the probability of the bundle's coarser precision by more than APART.
         """
-        if not self.of_torch <= PARITY or (self.precision == "float32" and not self.of_bundle <= PARITY):
-            raise FirnError(
-                f"the exported graph differs by {max(self.of_torch, self.of_bundle):.2g} from the bundle on "
-                f"{self.trial.words}, more than {PARITY:g}; it was not kept; take another FORMAT="
-            )
+        alike = [("torch", self.of_torch), ("the bundle", self.of_bundle)][: 2 if self.precision == "float32" else 1]
+        for whom, off in alike:
+            if not off <= PARITY:
+                raise FirnError(
+                    f"the exported graph differs by {off:.2g} from {whom} on {self.trial.words}, "
+                    f"more than {PARITY:g}; it was not kept; take another FORMAT="
+                )
         if not self.trial.drawn and not self.of_bundle <= APART:
             raise FirnError(
                 f"the graph, in float32, differs by up to {self.of_bundle:.2g} in probability from the bundle in "
