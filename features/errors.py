@@ -6,6 +6,7 @@ import difflib
 import shlex
 from collections.abc import Iterable
 
+LISTED = 30  # names of classes or findings in a message; more are counted
 MOST_NAMES = 200  # listed in a message; more are counted
 PROGRAM = "firn" if __name__.startswith("firn.") else "make"  # what a user types: installed, or in a checkout
 
@@ -54,6 +55,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownName:
     hint = f" (did you mean {folded[close[0]]}?)" if close else ""
     every = ", ".join(names) if len(names) <= MOST_NAMES else f"{len(names):,} names"
     return UnknownName(f"unknown {kind} {name!r}; known: {every}{hint}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names joined by commas; of very many the first, and how many more there are."""
+    every = list(names)
+    more = len(every) - LISTED
+    return ", ".join(every) if more <= 0 else f"{', '.join(every[:LISTED])} and {more:,} more"
+
+
+def counted(number: int, noun: str, several: str = "") -> str:
+    """Return "1 image", "1,200 images"; `several` is the plural where it is more than an s."""
+    return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
 def command(verb: str, **options: object) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from features.datasets.findings import ONE
-from features.errors import BadBundle, CacheError, FirnError, command
+from features.errors import BadBundle, CacheError, FirnError, command, counted
 from features.options import make_command, option
 from features.progress import say
 from features.storage import artifacts_root, slug
@@ -68,9 +68,10 @@ def require_one(predictor: Predictor) -> None:
     if predictor.several:
         names, data = predictor.classes, predictor.contents.card.get("data")
         asked = data.get("asked") if isinstance(data, dict) else None
+        again = command("bundle", DATASET=asked or "path/to/its/images", LABELS=f"{ONE}{names[0]}")
         raise FirnError(
-            f"{predictor.contents.name} is of {len(names)} findings per image, and this takes one at a time; run: "
-            f"{command('bundle', DATASET=asked or 'path/to/its/images', LABELS=f'{ONE}{names[0]}')}"
+            f"{predictor.contents.name} is of {counted(len(names), 'finding')} per image, "
+            f"and this takes one at a time; run: {again}"
         )
 
 

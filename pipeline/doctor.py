@@ -15,7 +15,7 @@ import numpy as np
 from features.datasets import SPLITS, Dataset
 from features.datasets.findings import ONE, has_any, label_matrix
 from features.devices import BATCH, cores
-from features.errors import BadDataset, FirnError
+from features.errors import BadDataset, FirnError, counted
 from features.images import Geometry
 from features.inspection.diagnoses import Case, Diagnosis, diagnose
 from features.inspection.survey import Examination, examine, sample
@@ -149,9 +149,10 @@ def _lines(case: Case, whole: Dataset, requests: Sequence[Request], cost: _Cost 
     of_groups = (
         f"{len(np.unique(dataset.groups)):,} groups ({dataset.grouped_by})" if dataset.grouped_by else "no groups"
     )
+    of_classes = counted(len(dataset.classes), "class", "classes")
     looked = len(found.facts) + len(found.unreadable)
     return [
-        f"{dataset.name}: {len(dataset):,} images of {len(dataset.classes)} classes, {of_groups}",
+        f"{dataset.name}: {counted(len(dataset), 'image')} of {of_classes}, {of_groups}",
         f"split by {dataset.split_by}",
         *_of_classes(dataset),
         *_table(dataset),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.backbones import load_spec
 from features.datasets import Dataset
-from features.errors import CacheError, FirnError, unknown
+from features.errors import CacheError, FirnError, counted, unknown
 from features.options import DATA, FeatureOptions, Taking, names_in, option
 from features.progress import say
 from features.storage import artifacts_root, slug, write_whole
@@ -88,7 +88,7 @@ def _shown(run: Run, dataset: Dataset, per_row: int, weights: str) -> str:
     write_whole(png.with_suffix(".json"), [json.dumps(content, indent=1).encode()])
     if parts[0].found.seen:
         say(origin(parts[0].found))
-    return f"ready: {run.name} explained on {len(ids)} images {png.with_suffix('.json')} {png}"
+    return f"ready: {run.name} explained on {counted(len(ids), 'image')} {png.with_suffix('.json')} {png}"
 
 
 def _sheet(run: Run, parts: Sequence[Part], evidence: Evidence, seen: Sequence[NDArray[np.uint8]], most: int) -> Sheet:

@@ -14,7 +14,7 @@ import numpy as np
 from features.datasets import load_dataset
 from features.datasets.image_list import find_images
 from features.datasets.load import at_hand
-from features.errors import BadBundle, BadDataset, FirnError, unknown
+from features.errors import BadBundle, BadDataset, FirnError, counted, unknown
 from features.images import Geometry
 from features.options import Taking, option
 from features.progress import say
@@ -103,7 +103,7 @@ def _trial(images: str, contents: Contents, given: Path | None) -> Trial:
     if images:
         paths = [one.path for one in find_images(images).images]
         at = np.unique(np.linspace(0, len(paths) - 1, min(MOST, len(paths))).astype(int))
-        return Trial(f"{len(at)} images of {images}", [paths[i].read_bytes() for i in at])
+        return Trial(f"{counted(len(at), 'image')} of {images}", [paths[i].read_bytes() for i in at])
     data, drawn = contents.card.get("data"), draw_images(seed=1)
     asked = str(data.get("asked", "")) if isinstance(data, dict) else ""
     try:
@@ -116,7 +116,7 @@ def _trial(images: str, contents: Contents, given: Path | None) -> Trial:
     except FirnError as error:
         say(f"the export is checked on drawn images: {error}")
         return Trial(f"{len(drawn)} drawn images", [*drawn], drawn=True)
-    return Trial(f"{len(read)} images of {dataset.name}", [*read])
+    return Trial(f"{counted(len(read), 'image')} of {dataset.name}", [*read])
 
 
 def _facts(contents: Contents, geometry: Geometry) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from features.datasets.image_list import Listed, find_images
 from features.datasets.load import name_of_path
-from features.errors import BadImage, FirnError, unknown
+from features.errors import BadImage, FirnError, counted, unknown
 from features.images import pixels
 from features.options import ExtractOptions, FeatureOptions, Taking, option
 from features.progress import printable, say, shown
@@ -275,7 +275,7 @@ def _write_overlays(predictor: Predictor, found: Prediction, names: dict[str, st
             write_whole(folder / f"{i:05d}-{'-'.join(words)[:200]}.png", [png])
             progress(i + 1, len(found.names))
     return printable(
-        f"{len(found.names):,} images beside their class activation maps in {folder}: blue {ends[0]}, "
+        f"{counted(len(found.names), 'image')} beside their class activation maps in {folder}: blue {ends[0]}, "
         f"orange {ends[2]}, strongest at ±{scale:.3g} {ends[1]}"
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from features.datasets import Dataset
 from features.datasets.listing import FileSource
 from features.datasets.load import load_to_judge
-from features.errors import BadDataset, BadImage, FirnError, command
+from features.errors import BadDataset, BadImage, FirnError, command, counted, listed
 from features.options import ExtractOptions, FeatureOptions, Taking, make_command, names_in, option
 from features.progress import say, shown
 from features.storage import artifacts_root, csv_lines, make_folder, write_whole
@@ -91,7 +91,8 @@ def _labelled(model: ModelSelector) -> Dataset:
     if names := dataset.findings:
         one = f"; one of them by TARGET=, such as {command('validate', MODEL=model.model, TARGET=names[0])}"
         raise BadDataset(
-            f"{data.dataset} has {len(names)} findings per image ({', '.join(names)}), and this takes one at a time"
+            f"{data.dataset} has {counted(len(names), 'finding')} per image ({listed(names)}), "
+            f"and this takes one at a time"
             f"{one if isinstance(dataset.source, FileSource) else ''}"
         )
     for record in dataset.left_out:

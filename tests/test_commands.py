@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 from conftest import draw
 from runs_for_tests import draw_runs, make_run
 
-from features.errors import quoted
+from features.errors import LISTED, counted, listed, quoted
 from features.progress import shown
 from models.runs.compare import compare_runs
 from models.runs.record import load_runs
@@ -421,3 +422,31 @@ def test_progress_that_may_end_early_says_at_most(
         progress(1, 40)
         progress(11, 40)
     assert capsys.readouterr().err == "finetune: 11 of 40 batches, 0.6/s, 53 s left at most\n"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_what_may_not_be_written_says_which_place_to_change(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FIRN_ARTIFACTS moves what is below it, and nothing else: not images or weights that may not be read."""
+
+    def fail() -> int:
+        raise OSError(code, os.strerror(code), source, None, target)
+
+    monkeypatch.setattr("pipeline.arguments.run", fail)
+    monkeypatch.setenv("FIRN_ARTIFACTS", str(tmp_path / "results"))
+    source, below, beside = (str(tmp_path / name) for name in ("it", "results/x", "results2"))
+    for target, advice in ((below, "set FIRN_ARTIFACTS to a folder"), (beside, "have that changed, or name another")):
+        assert main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {target}: "), said  # of two paths the one that is written
+        assert advice in said
+
+
+def test_numbers_of_things_and_long_lists() -> None:
+    """One image is no images, and of hundreds of classes a message names the first."""
+    assert [counted(n, "image") for n in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    names = [f"c{i}" for i in range(LISTED + 5)]
+    assert listed(names[:LISTED]) == ", ".join(names[:LISTED])
+    assert listed(names) == ", ".join(names[:LISTED]) + " and 5 more"

@@ -671,7 +671,7 @@ def test_absolute_path_inside_the_folder_and_backslashes_are_accepted(tmp_path: 
         ("path,label,split\nx/1.dcm,a,tset\n", "line 2: unknown split 'tset'; expected train, val or test"),
         ("path,label,split\nx/1.dcm,a,\n", "line 2: unknown split ''"),
         ('path,label\n"x/1.dcm"b,a\n', "line 2: .*expected"),
-        ("path,label\nx/1.dcm,a\n", r"names 1 classes \(a\)"),
+        ("path,label\nx/1.dcm,a\n", r"names 1 class \(a\)"),
         ("path,label\n", r"names 0 classes"),
         ("path,label\nx/1.dcm,größe\n".encode("latin-1"), "no UTF-8 text"),
     ],

@@ -140,6 +140,15 @@ def test_rare_findings_are_left_out_by_name(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "table.csv"), positive="a")
 
 
+def test_one_sign_in_a_name_of_many_classes_is_said_in_a_short_line(tmp_path: Path) -> None:
+    """Of 100 classes one is called p|q, which makes a table of findings, each of them rare."""
+    lines = ["path,label", "0.png,p|q", *(f"{n}.png,class {n % 99:03d}" for n in range(1, 298))]
+    with pytest.raises(
+        BadDataset, match=r"class 029 \(3\) and 71 more\); add images, or, .* write their names without \| and ;$"
+    ):
+        load_dataset(str(table(tmp_path, lines)))
+
+
 def test_columns_of_who_and_how_are_no_findings_and_odd_values_are_told_of(tmp_path: Path) -> None:
     lines = ["path,patient_id,Sex,fold,Mass,Edema,Nodule,Male"]
     lines += [f"{n}.png,p{n},{n % 2},{n // 2 % 2},{n // 4 % 2},{n // 8 % 2},{n % 3},{n % 2}" for n in range(64)]

@@ -21,7 +21,7 @@ from features.cache.lease import leases_in
 from features.cache.shard import Shard, write_shard
 from features.datasets.dataset import Dataset
 from features.datasets.findings import findings_of
-from features.errors import BadImage, CacheError
+from features.errors import BadImage, CacheError, counted
 from features.storage import artifacts_root, make_folder, remove_leftovers, slug, sync_folder
 
 
@@ -152,7 +152,7 @@ class Entry:
         if not same:
             return State("stale", "names, labels, splits or groups changed; the features are all there")
         unreadable = len(dataset) - len(manifest.ids)
-        return State("ready", f"{len(manifest.ids):,} images" + f", {unreadable:,} unreadable" * bool(unreadable))
+        return State("ready", counted(len(manifest.ids), "image") + f", {unreadable:,} unreadable" * bool(unreadable))
 
     def _lost(self, manifest: Manifest) -> list[str]:
         """Return the shards that the master needs and the folder lacks."""

@@ -34,7 +34,7 @@ from features.datasets.table import (
     rivals,
     several_findings,
 )
-from features.errors import BadDataset
+from features.errors import BadDataset, counted
 
 _PATIENT = re.compile(  # CheXpert's patient00001/, MIMIC-CXR's p10000032/ (below p10/), sub-01/, subject_7_left.png
     r"(?i)(?:^|/)((?:patient|pat|subject|subj|participant|person|case)[ _-]?\d+(?=[/_-])|sub-\d+(?=[/_-])|p\d{3,}(?=/))"
@@ -117,7 +117,8 @@ def _require_classes(path: Path, classes: tuple[str, ...], fewest: int, gone: tu
     """Raise BadDataset, with what was left out, where the table names fewer classes than are needed."""
     if len(classes) < fewest:
         told, wanted = "".join(f"; {record}" for record in gone), "two" if fewest > 1 else "one"
-        raise BadDataset(f"{path} names {len(classes)} classes ({', '.join(classes)}); expected {wanted} or more{told}")
+        named = f"{counted(len(classes), 'class', 'classes')} ({', '.join(classes)})"
+        raise BadDataset(f"{path} names {named}; expected {wanted} or more{told}")
 
 
 def _read_rows(table: Table, labels: list[str], folder: Path, findings: bool) -> _Rows:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features.datasets.dataset import Dataset, LeftOut
-from features.errors import BadDataset, FirnError, command, unknown
+from features.errors import BadDataset, FirnError, command, counted, listed, unknown
 
 ABSENT, PRESENT, MISSING = "0", "1", "?"
 UNCERTAIN = {"ignore": MISSING, "positive": PRESENT, "negative": ABSENT}  # what -1 counts as
@@ -70,7 +70,7 @@ def without_rare(dataset: Dataset) -> Dataset:
     if not kept.any():
         raise BadDataset(
             f"{dataset.source.where}: no finding is present in {FEWEST} {unit}s and absent in {FEWEST} "
-            f"({', '.join(rare)}); add images"
+            f"({listed(rare)}); add images, or, where these are classes, write their names without | and ;"
         )
     if not rare:
         return dataset
@@ -117,8 +117,8 @@ def one_finding(about: Mapping[str, Any], labels: str) -> tuple[tuple[str, str],
     names = findings_of(about)
     if labels == "classes":
         raise FirnError(
-            f"{about['dataset']} has {len(names)} findings per image ({', '.join(names)}), and this takes one of them "
-            f"at a time; run: {command('extract train-heads', LABELS=f'{ONE}{names[0]}')}"
+            f"{about['dataset']} has {counted(len(names), 'finding')} per image ({listed(names)}), "
+            f"and this takes one of them at a time; run: {command('extract train-heads', LABELS=f'{ONE}{names[0]}')}"
         )
     known = [f"{ONE}{name}" for name in names]
     if labels not in known:

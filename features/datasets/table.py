@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from features.datasets.dataset import class_order, is_healthy, is_missing
 from features.datasets.findings import ABSENT, MISSING, PRESENT
 from features.datasets.splits import SPLIT_NAMES
-from features.errors import BadDataset, command, unknown
+from features.errors import BadDataset, command, listed, unknown
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -323,7 +323,7 @@ def _of_findings(table: Table, at: int, target: str) -> list[str]:
             example = command("doctor", DATASET=table.path, TARGET=known.most_common(2)[-1][0])
             raise BadDataset(
                 f"{table.path}, line {line}: several findings of one image ({cell}), which are no classes; leave TASK= "
-                f"away, or choose one by TARGET=, such as {example}; there are {', '.join(sorted(known))}"
+                f"away, or choose one by TARGET=, such as {example}; there are {listed(sorted(known))}"
             )
     return ["".join(parts[cell]) for cell in cells]
 
@@ -410,7 +410,7 @@ def _of_indicators(table: Table) -> list[str]:
     found = [[n for n, k in zip(names, at, strict=True) if _INDICATOR.get(row[k].lower())] for _, row in table.rows]
     if len(names) < 2 or any(len(own) != 1 for own in found):
         example = command("doctor", DATASET=table.path, TARGET=names[-1]) if names else ""
-        choose = f"; choose a finding, such as {example}; there are {', '.join(names)}" if names else ""
+        choose = f"; choose a finding, such as {example}; there are {listed(names)}" if names else ""
         raise BadDataset(
             f"{table.path}, line 1: no column 'label' in {','.join(table.header)!r}; expected {LAYOUT}{choose}"
         )

@@ -16,7 +16,7 @@ from features.cache.verify import find_entries
 from features.datasets import Dataset
 from features.datasets.findings import findings_of, label_matrix, label_names
 from features.datasets.packed import Packed
-from features.errors import FirnError
+from features.errors import FirnError, listed
 from features.progress import say
 from features.storage import artifacts_root
 from features.views import label_view
@@ -110,7 +110,7 @@ def differences(run: Run, dataset: Dataset) -> Iterator[str]:
         yield f"{new:,} images are new"
     plain = record.labels == "classes" and not seen.several and not dataset.findings
     if plain and record.classes != tuple(dataset.classes):
-        yield f"its classes are {', '.join(record.classes)} in this order, now {', '.join(dataset.classes)} (POSITIVE=)"
+        yield f"its classes are {listed(record.classes)} in this order, now {listed(dataset.classes)} (POSITIVE=)"
     if seen.several != (bool(dataset.findings) and record.labels == "classes"):
         yield "images have several findings now" if dataset.findings else "images have one label now"
     elif seen.several and (words := _changed_findings(run, dataset, at, now)):

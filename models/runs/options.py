@@ -9,7 +9,7 @@ from features.backbones.registry import BACKBONES, architecture, domains, file_n
 from features.backbones.weights import find
 from features.cache.pack import is_pack
 from features.datasets.findings import ONE, label_names
-from features.errors import BadBundle, CacheError, FirnError, quoted, unknown
+from features.errors import BadBundle, CacheError, FirnError, counted, quoted, unknown
 from features.options import DatasetOptions, leaves, make_command, names_in, option
 from features.progress import say
 from features.views import choose_pool
@@ -83,7 +83,8 @@ def require_one_finding(run: Run) -> None:
     if run.record.several:
         again = make_command("extract train-heads", run.record.data, labels=f"{ONE}{run.record.classes[0]}")
         raise FirnError(
-            f"{run.name} is of {len(run.record.classes)} findings per image, and this takes one at a time; run: {again}"
+            f"{run.name} is of {counted(len(run.record.classes), 'finding')} per image, "
+            f"and this takes one at a time; run: {again}"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from features.errors import FirnError
+from features.errors import FirnError, listed
 from models.metrics import CALIBRATIONS, Interval, Metric, calibration_line, operating_points, ordered_metrics, score
 from models.metrics.sample import two_classes
 from models.runs.record import Run
@@ -113,7 +113,7 @@ def grades(classes: Sequence[str]) -> dict[str, Metric]:
     values = [float(name) if _NUMBER.fullmatch(name) else math.nan for name in classes]
     if any(map(math.isnan, values)):
         raise FirnError(
-            f"expected classes that are numbers, such as 0 to 4, for ORDERED=1, got {', '.join(classes)}; "
+            f"expected classes that are numbers, such as 0 to 4, for ORDERED=1, got {listed(classes)}; "
             "write the grades as numbers in the table of labels, or leave ORDERED=1 away"
         )
     return ordered_metrics([sorted(values).index(value) for value in values])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from features.datasets import Dataset
 from features.datasets.dataset import same_class
-from features.errors import BadDataset, FirnError, command, unknown
+from features.errors import BadDataset, FirnError, command, listed, unknown
 
 LEFT_OUT = -1  # the label of images whose class the model does not know and the user does not want
 
@@ -82,8 +82,8 @@ def _what_to_type(
 ) -> str:
     """Return the message for classes without a partner, with a command that says which is which."""
     words = (
-        f"{dataset.source.where} has the {'classes' if len(lacking) > 1 else 'class'} {', '.join(lacking)}, and the "
-        f"bundle knows {', '.join(classes)}"
+        f"{dataset.source.where} has the {'classes' if len(lacking) > 1 else 'class'} {listed(lacking)}, and the "
+        f"bundle knows {listed(classes)}"
     )
     for view, merged in dataset.label_views.items():
         if set(merged.values()) <= set(classes):
