@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from features.errors import FirnError
 from models.logistic_path import Sweep, balanced, one_thread, out_of_fold, predicted, strengths, sweep
-from models.logistic_path.arrays import Numpy, _libraries, in_turn
+from models.logistic_path.arrays import Numpy, Torch, _libraries, in_turn
+from models.logistic_path.duality_gap import newton_step
 from models.logistic_path.loss import losses
 
 REAL = Path("../shared/data/colon/train")
@@ -360,3 +362,22 @@ def test_bits_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(found[0].coef, found[1].coef)
     plain = sweep(X, y, strengths=[1e-3, 1.0], folds=masks(1200, 3), tol=1e-9)
     np.testing.assert_allclose(found[0].objective, plain.objective, rtol=1e-6)
+
+
+@pytest.mark.parametrize("arrays", [Numpy(), Torch(torch, "cpu")], ids=["numpy", "torch"])
+def test_classes_told_apart_for_certain_leave_a_step_for_the_others(arrays: Any) -> None:
+    """Of five classes three have probabilities of 0 and 1 alone: the curvature is singular to the last digit."""
+    bend = np.full((2, 5, 5), 0.1)
+    bend[:, :2, :2] += np.array([[0.25, -0.25], [-0.25, 0.25]])
+    slope = np.array([0.01, -0.01, 0, 0, 0])[:, None] + np.zeros((2, 1, 1))
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.solve(bend, slope)
+
+    def step(bend: Any) -> Any:
+        design: Any = SimpleNamespace(arrays=arrays, dtype="float64")
+        return arrays.get(newton_step(design, arrays.put(bend, "float64"), arrays.put(slope, "float64")))
+
+    found = step(bend)
+    np.testing.assert_allclose(found[:, 0] - found[:, 1], 0.02 / 0.5, rtol=1e-6)
+    np.testing.assert_allclose(bend @ found, slope, atol=1e-9)
+    np.testing.assert_allclose(step(bend + np.eye(5)), np.linalg.solve(bend + np.eye(5), slope), atol=1e-15)

@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.logistic_path.arrays import Array
+from models.logistic_path.design import Design
 from models.logistic_path.lbfgs import Problems, squared
 from models.logistic_path.loss import losses
 
 _STEPS = 3  # of Newton's method, which converges quadratically, on an intercept that is nearly right
+_RIDGE = 1e-9  # of the largest entry of a curvature that is singular
 
 
 class Certified(NamedTuple):
@@ -44,11 +46,24 @@ def _balance(problems: Problems, theta: Array) -> tuple[Array, Array]:
     for _ in range(_STEPS):
         _, q = losses(xp, margins)
         slope = (labels.residuals(q) * problems.weight[:, None]).sum(-1)
-        step = xp.linalg.solve(curvature(problems, q), slope[..., None])
-        step = -xp.clip(step, -1, 1)
+        step = -xp.clip(newton_step(problems.design, curvature(problems, q), slope[..., None]), -1, 1)
         theta[..., -1] += step[..., 0]
         margins = margins + labels.steps(step)
     return theta, margins
+
+
+def newton_step(design: Design, bend: Array, slope: Array) -> Array:
+    """Return the solution (B, K, 1) of bend (B, K, K) times step = slope (B, K, 1).
+
+    Classes that are told apart from all others for certain are no part of the others' curvature: to the last digit
+    several such make it singular, and then a ridge too small to matter to the rest says that their step is none.
+    """
+    xp, eye = design.arrays.xp, np.eye(bend.shape[-1])
+    try:
+        return xp.linalg.solve(bend, slope)
+    except (np.linalg.LinAlgError, RuntimeError):  # of numpy, of torch
+        ridge = _RIDGE * xp.amax(bend, (-2, -1))[:, None, None] * design.arrays.put(eye, design.dtype)
+        return xp.linalg.solve(bend + ridge, slope)
 
 
 def curvature(problems: Problems, q: Array) -> Array:

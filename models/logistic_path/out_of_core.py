@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models.logistic_path.arrays import ROWS, Array, in_turn
 from models.logistic_path.design import Design, Moments, exact_design, fast_design
-from models.logistic_path.duality_gap import Certified, curvature
+from models.logistic_path.duality_gap import Certified, curvature, newton_step
 from models.logistic_path.lbfgs import PAIRS, Problems, dot, inverse_times, squared
 from models.logistic_path.loss import Labels, labels_of, losses
 from models.logistic_path.preconditioner import Preconditioner, Rounded, preconditioner_at
@@ -216,7 +216,7 @@ def _gap(problems: _Stream, at: _At) -> Array:
 
 def _lift(problems: _Stream, at: _At) -> Array:
     """Return Newton's step (B, K) of the intercepts."""
-    return problems.design.arrays.xp.linalg.solve(at.bend, at.gradient[..., -1:])[..., 0]
+    return newton_step(problems.design, at.bend, at.gradient[..., -1:])[..., 0]
 
 
 def _proved(
