@@ -13,7 +13,6 @@ from models.logistic_path.lbfgs import Problems, squared
 from models.logistic_path.loss import losses
 
 _STEPS = 3  # of Newton's method, which converges quadratically, on an intercept that is nearly right
-_RIDGE = 1e-9  # of the largest entry of a curvature that is singular
 
 
 class Certified(NamedTuple):
@@ -53,17 +52,16 @@ def _balance(problems: Problems, theta: Array) -> tuple[Array, Array]:
 
 
 def newton_step(design: Design, bend: Array, slope: Array) -> Array:
-    """Return the solution (B, K, 1) of bend (B, K, K) times step = slope (B, K, 1).
+    """Return the solution (B, K, 1) of bend (B, K, K) times step = slope (B, K, 1), the least where there are many.
 
     Classes that are told apart from all others for certain are no part of the others' curvature: to the last digit
-    several such make it singular, and then a ridge too small to matter to the rest says that their step is none.
+    several such make it singular, and then none of their intercepts is moved against the others.
     """
-    xp, eye = design.arrays.xp, np.eye(bend.shape[-1])
+    linalg = design.arrays.xp.linalg
     try:
-        return xp.linalg.solve(bend, slope)
+        return linalg.solve(bend, slope)
     except (np.linalg.LinAlgError, RuntimeError):  # of numpy, of torch
-        ridge = _RIDGE * xp.amax(bend, (-2, -1))[:, None, None] * design.arrays.put(eye, design.dtype)
-        return xp.linalg.solve(bend + ridge, slope)
+        return linalg.pinv(bend, hermitian=True) @ slope
 
 
 def curvature(problems: Problems, q: Array) -> Array:
