@@ -26,6 +26,7 @@ from models.runs.record import Run, load_runs
 from models.runs.results import UNDECIDED, ComparisonResult
 from models.runs.scores import as_dict
 from models.validation.predictions import Predictions
+from pipeline.render.html_page import render_page
 from pipeline.render.terminal import print_table
 
 DRAWS = 120  # of the bootstrap: enough to see that it is asked for
@@ -90,7 +91,10 @@ def test_a_fold_of_easy_images_is_no_merit() -> None:
     found = {row["head"]: row for row in results["runs"]}
     assert found["alone"]["validation"]["roc_auc"]["value"] == 1 > found["leader"]["validation"]["roc_auc"]["value"]
     assert [*found] == ["leader", "alone", "weak"], "as good as the leader there, and less sure of it"
-    assert "Networks of some folds only (NETWORKS=one, 2, ...) are validated on these" in printed(results)
+    said = "Networks of some folds only (NETWORKS=one, 2, ...) are validated on these"
+    assert said in printed(results)
+    assert said in render_page(compare_runs(runs, n_bootstrap=DRAWS), runs)
+    assert said not in render_page(compare_runs(runs[1:], n_bootstrap=DRAWS), runs[1:])
     assert choose(runs).record.head == "leader"
     assert choose([alone]) is alone
     confident = make_run(

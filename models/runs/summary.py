@@ -12,6 +12,10 @@ from features.views import POOLS
 from models.runs.record import RunRecord, data_of, finetune_command, pixels_of, scheme_of
 from models.runs.results import ComparisonResult, RunResult, Score
 
+PARTIAL = (
+    "Networks of some folds only (NETWORKS=one, 2, ...) are validated on these, and stand where their difference from "
+    "the best run of all folds on those images puts them."
+)
 CHOSEN = {  # by whether there are test images
     True: "its validation score is a little flattering for that, while the test images had no part in any choice",
     False: "its own score is a little flattering for that; corrected for the choice means scored, over and over, on "
@@ -93,13 +97,9 @@ def _of_added(rows: Sequence[RunResult]) -> str:
 def _of_thawed(rows: Sequence[RunResult], unit: str) -> str:
     if not any(row.record.finetuning for row in rows):
         return ""
-    some = (
-        " Networks of some folds only are validated on these; in the choice they stand where their difference from the "
-        "best run of all folds on those images puts them."
-    )
     return (
         f" Fine-tuned networks stopped early by a tenth of the {plural(unit)} that they were trained on, likewise."
-        + some * any(row.record.partial for row in rows)
+        + f" {PARTIAL}" * any(row.record.partial for row in rows)
     )
 
 

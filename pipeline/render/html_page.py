@@ -21,7 +21,7 @@ from models.runs.headline import cautions, missed, technical
 from models.runs.record import Run, RunRecord
 from models.runs.results import ComparisonResult, RunResult
 from models.runs.scores import shown
-from models.runs.summary import plural
+from models.runs.summary import PARTIAL, plural
 from models.validation.predictions import label_cells
 from pipeline.render import page_figures as figures
 from pipeline.render.audit_page import findings_folder, load_findings, summary
@@ -137,7 +137,7 @@ def render(template: str, **context: Any) -> str:
 
     pages = environment()
     pages.filters |= {"plural": plural, "lower_first": lambda text: text[:1].lower() + text[1:]}
-    pages.globals |= {"word": _word, "meaning": GLOSSARY.__getitem__}
+    pages.globals |= {"word": _word, "meaning": GLOSSARY.__getitem__, "of_some_folds": PARTIAL}
     pages.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     scripts = {"plotly": _one_newline(get_plotlyjs()), "script": (FOLDER / "page.js").read_text(encoding="utf-8")}
     return pages.get_template(template).render(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from features.progress import printable
 from models.runs.headline import cautions, missed, technical
 from models.runs.results import UNDECIDED, ComparisonResult, RunResult, Verdict
-from models.runs.summary import with_interval, without_interval
+from models.runs.summary import PARTIAL, with_interval, without_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 WORDS = {UNDECIDED: "open", "lower": "lower", "higher": "higher", "cannot be tested": "untestable"}
 NOTE = "Ranked by validation (out-of-fold) ROC AUC, which makes the choice; intervals are 95 %."
-PARTIAL = (
-    "Networks of some folds only (NETWORKS=one, 2, ...) are validated on these, and stand where their difference from "
-    "the best run of all folds on those images puts them."
-)
 TIES = "open: no detectable difference from the chosen run on the {} images (corrected p ≥ 0.05); not equality."
 CLAIMS = "equivalent: the interval of the difference lies within ±{0:g}; not worse: it lies above −{0:g}."
 FIRST = {True: ("sensitivity", "specificity"), False: ("balanced_accuracy",)}  # by patient, by "two classes"
