@@ -57,11 +57,11 @@ def newton_step(design: Design, bend: Array, slope: Array) -> Array:
     Classes that are told apart from all others for certain are no part of the others' curvature: to the last digit
     several such make it singular, and then none of their intercepts is moved against the others.
     """
-    linalg = design.arrays.xp.linalg
+    xp = design.arrays.xp
     try:
-        return linalg.solve(bend, slope)
+        return xp.linalg.solve(bend, slope)
     except (np.linalg.LinAlgError, RuntimeError):  # of numpy, of torch
-        return linalg.pinv(bend, hermitian=True) @ slope
+        return xp.linalg.pinv(xp.nan_to_num(bend), hermitian=True) @ slope  # NaN in one problem ends no other
 
 
 def curvature(problems: Problems, q: Array) -> Array:
